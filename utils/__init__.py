@@ -1,0 +1,15 @@
+"""The library under the course: profiles, sources, training, spectra, evaluation, reporting, course.
+
+Imports go one way, ``course -> reporting -> evaluation, spectra -> training -> sources -> profiles``;
+a notebook imports from here and nothing else of ours.
+"""
+
+import os
+
+# Must be set before transformers, TRL or tokenizers are imported anywhere: the tokenizer's own threads
+# dead-lock in forked workers, and TRL prints a notice for each experimental module.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"

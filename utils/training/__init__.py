@@ -1,0 +1,1 @@
+"""A run's specification, the methods, transformers' Trainer and TRL, and the run store."""

@@ -1,0 +1,34 @@
+"""One home for device, number type, threads and seeds."""
+
+import os
+
+import torch
+
+
+def device_name() -> str:
+    """``"cuda"`` if torch sees a GPU, else ``"cpu"``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compute_dtype(dtype: str) -> torch.dtype:
+    """The number type a run computes in; bfloat16 falls back to float32 where there is no GPU.
+
+    On a CPU without bfloat16 units the smaller type is slower and rounds the spectra, so it gains nothing there.
+    """
+    return torch.bfloat16 if dtype == "bfloat16" and device_name() == "cuda" else torch.float32
+
+
+def limit_threads() -> None:
+    """Use as many threads as this process may run on; containers often report more cores than they grant."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+
+
+def hardware() -> dict:
+    """Device, its name and memory, threads: the part of a provenance block that explains times."""
+    if device_name() == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        accelerator = {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+    else:
+        accelerator = None
+    return {"device": device_name(), "accelerator": accelerator, "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability()}

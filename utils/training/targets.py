@@ -1,0 +1,59 @@
+"""Which matrices the papers tune, and what each is called, by architecture.
+
+The first paper tunes and counts six linear kinds per encoder layer: query, key, value, the attention's output, and
+the two of the feed-forward block. Classifier, pooler, embeddings and LayerNorm are never among them.
+"""
+
+import re
+
+from torch import nn
+
+from utils.errors import UsageError
+
+# model_type -> (pattern of a matrix's module name, head modules that every method trains)
+_BERT = r"encoder\.layer\.(?P<layer>\d+)\.(?:attention\.self\.|)(?P<type>query|key|value|attention\.output\.dense|intermediate\.dense|output\.dense)"
+_LLAMA = r"layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<type>q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_GPT2 = r"h\.(?P<layer>\d+)\.(?P<type>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)"
+PATTERNS = {"bert": _BERT, "roberta": _BERT, "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
+HEADS = {"bert": ["pooler", "classifier"], "roberta": ["classifier"]}
+
+
+def pattern_for(model_type: str) -> str:
+    """The regular expression of the tuned matrices of an architecture; UsageError if it has no rule."""
+    if model_type not in PATTERNS:
+        raise UsageError(f"No rule says which matrices of a '{model_type}' model are tuned; "
+                         f"there are rules for {', '.join(PATTERNS)} (utils/training/targets.py).")
+    return PATTERNS[model_type]
+
+
+def split_name(name: str) -> tuple[int, str]:
+    """Layer index and matrix type of a module name.
+
+    >>> split_name("encoder.layer.3.attention.self.query")
+    (3, 'query')
+    >>> split_name("layers.0.mlp.down_proj")
+    (0, 'down_proj')
+    """
+    for pattern in (_BERT, _LLAMA, _GPT2):
+        if found := re.fullmatch(rf"(?:.*\.)?{pattern}", name):
+            return int(found["layer"]), found["type"]
+    raise UsageError(f"'{name}' is not the name of a matrix that any rule in utils/training/targets.py knows.")
+
+
+def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The tuned linear modules of a plain (unwrapped) model, by short name such as ``encoder.layer.0.output.dense``.
+
+    The short name starts at the first word of the architecture's pattern, so that a masked-LM model and a classifier
+    built on the same body give the same names.
+    """
+    pattern = re.compile(rf"(?:.*\.)?(?P<short>{pattern_for(model.config.model_type)})")
+    found = {}
+    for name, module in model.named_modules():
+        if (match := pattern.fullmatch(name)) and hasattr(module, "weight"):
+            found[match["short"]] = module
+    return found
+
+
+def lora_pattern(model_type: str) -> str:
+    """The same rule in the form that PEFT's ``target_modules`` takes: one expression for the whole module name."""
+    return rf"(?:.*\.)?{re.sub(r'[?]P<[a-z]+>', '?:', pattern_for(model_type))}"

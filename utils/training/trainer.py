@@ -1,0 +1,71 @@
+"""What every run asks of transformers' Trainer: the same arguments, resume points that are whole, and progress."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from utils.training.device import device_name
+
+COMPLETE = "COMPLETE"  # written into a resume point after everything else
+
+
+def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate: float, warmup_fraction: float,
+                     schedule: str, seed: int, save_every: int, bfloat16: bool = False) -> dict:
+    """Keyword arguments that TrainingArguments and TRL's SFTConfig share.
+
+    Weight decay 0, default betas and no gradient clipping follow the first paper's recipe (its section 3 and code);
+    everything that would evaluate, log or report inside the timed region is off.
+    """
+    return dict(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=learning_rate,
+        lr_scheduler_type=schedule, warmup_steps=round(warmup_fraction * steps), weight_decay=0.0, max_grad_norm=0.0,
+        optim="adamw_torch_fused", seed=seed, data_seed=seed, bf16=bfloat16, use_cpu=device_name() == "cpu",
+        save_strategy="steps", save_steps=save_every, save_total_limit=2, logging_strategy="steps", logging_steps=10,
+        disable_tqdm=True, report_to="none", dataloader_pin_memory=device_name() == "cuda", remove_unused_columns=True,
+    )
+
+
+class MarkComplete(TrainerCallback):
+    """Mark a resume point as whole, so that one cut short by a kill is never resumed from."""
+
+    def on_save(self, args, state, control, **kwargs):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def resume_point(folder: Path) -> str | None:
+    """The newest whole checkpoint under `folder`, or None; those cut short are removed."""
+    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [point for point in points if (point / COMPLETE).exists()]
+    for point in set(points) - set(whole):
+        shutil.rmtree(point)
+    return str(whole[-1]) if whole else None
+
+
+class Progress(TrainerCallback):
+    """A bar with time left in a terminal, a plain line every `interval_s` seconds elsewhere."""
+
+    def __init__(self, label: str, interval_s: float = 20.0):
+        self.label, self.interval_s, self.bar = label, interval_s, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.last, self.first_step = time.monotonic(), time.monotonic(), state.global_step
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", leave=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+        elif now - self.last >= self.interval_s:
+            self.last = now
+            per_step = (now - self.started) / max(1, state.global_step - self.first_step)
+            left = per_step * (state.max_steps - state.global_step)
+            print(f"{self.label}: step {state.global_step}/{state.max_steps}, about {left:.0f} s left", flush=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
