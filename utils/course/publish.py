@@ -1,0 +1,82 @@
+"""Committing an executed course: notebooks with outputs, measured costs, and the README's generated blocks."""
+
+from pathlib import Path
+
+import nbformat
+
+from utils.course.runner import Outcome, measured_costs, record_costs
+from utils.errors import CourseError
+from utils.files import replacing, write_text
+from utils.paths import NOTEBOOKS, ROOT, cache_dir
+from utils.profiles import PROFILE_NAMES, Profile, load_profile
+
+BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
+
+
+def publish_course(profile: Profile, outcomes: list[Outcome]) -> None:
+    """Record the costs, copy the executed notebooks over the sources, and rewrite the README's blocks."""
+    record_costs(profile, outcomes)
+    for outcome in outcomes:
+        _publish_notebook(cache_dir() / "course" / profile.profile / f"{outcome.notebook}.ipynb",
+                          NOTEBOOKS / f"{outcome.notebook}.ipynb")
+    update_readme()
+
+
+def _publish_notebook(executed: Path, target: Path) -> None:
+    """Take the outputs, leave what Papermill added: its injected cell, its metadata, the paths of this machine."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.metadata.pop("papermill", None)
+    count = 0
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = count
+    with replacing(target) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def update_readme(readme: Path = ROOT / "README.md") -> None:
+    """Rewrite the README's table of measured time and memory from the committed records."""
+    text = readme.read_text(encoding="utf-8")
+    for name, content in (("profiles", profile_table()), ("notebooks", notebook_table())):
+        begin, end = BEGIN.format(name=name), END.format(name=name)
+        if begin not in text or end not in text:
+            raise CourseError(f"{readme} lacks the lines '{begin}' and '{end}' that hold its generated table.")
+        text = text[:text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end):]
+    write_text(readme, text)
+
+
+def profile_table() -> str:
+    """Profiles with measured time and peak memory; a profile never run here says so."""
+    lines = ["| profile | what for | first run | run again | peak memory of a process |", "|---|---|---|---|---|"]
+    for name in PROFILE_NAMES:
+        costs = measured_costs(name)
+        cold, warm = (_total(costs, kind) for kind in ("cold", "warm"))
+        peaks = [entry["peak_gib"] for notebook in costs.values() for entry in notebook.values()]
+        peak = f"{max(peaks):.1f} GiB" if peaks else "not measured yet"
+        lines.append(f"| `{name}` | {load_profile(name).summary} | {cold} | {warm} | {peak} |")
+    return "\n".join(lines)
+
+
+def _total(costs: dict, kind: str) -> str:
+    seconds = [entry[kind]["seconds"] for entry in costs.values() if kind in entry]
+    return f"{sum(seconds) / 60:.1f} min" if seconds else "not measured yet"
+
+
+def notebook_table() -> str:
+    """Notebooks with their titles and what each took at `laptop`."""
+    costs = measured_costs("laptop")
+    lines = ["| notebook | shows | first run | run again |", "|---|---|---|---|"]
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        heading = nbformat.read(path, as_version=4).cells[0].source.splitlines()
+        title, purpose = heading[0].lstrip("# "), next(line for line in heading[1:] if line.strip())
+        cost = costs.get(path.stem, {})
+        times = [f"{cost[kind]['seconds']:.0f} s" if kind in cost else "" for kind in ("cold", "warm")]
+        lines.append(f"| [{title}](notebooks/{path.name}) | {purpose} | {times[0]} | {times[1]} |")
+    return "\n".join(lines)

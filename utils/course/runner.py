@@ -1,0 +1,238 @@
+"""The course runner: Papermill over the notebooks in order, with time left, resuming, and a table at the end.
+
+An executed notebook goes to ``cache/course/<profile>/``. While it runs, and if it fails, it is there as
+``<name>.partial.ipynb``; a course that was cut short goes on with the first notebook that did not finish.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from utils.course.doctor import require
+from utils.errors import CourseError, UsageError
+from utils.files import write_json
+from utils.paths import NOTEBOOKS, ROOT, cache_dir, reference_dir, writable
+from utils.profiles import Profile
+from utils.provenance import provenance
+from utils.training.store import RESULT
+
+UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one notebook did: seconds, peak memory of its largest process, and how many runs it had to train."""
+
+    notebook: str
+    seconds: float
+    peak_gib: float
+    trained_runs: int
+
+
+def notebook_paths(only: list[str] | None = None) -> list[Path]:
+    """The notebooks in order, or those whose two-digit numbers are in `only`."""
+    found = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    for number in only or []:
+        if number not in found:
+            raise UsageError(f"There is no notebook '{number}'; the numbers are {', '.join(found)}.")
+    return [found[number] for number in (only or found)]
+
+
+def check_parameters(path: Path, parameters: dict) -> None:
+    """UsageError for a parameter that the notebook does not declare; Papermill itself would ignore it."""
+    declared = papermill.inspect_notebook(str(path))
+    unknown = [name for name in parameters if name not in declared]
+    if unknown:
+        raise UsageError(f"{path.name} does not declare the parameter '{unknown[0]}'; it declares "
+                         f"{', '.join(declared) or 'none'}.")
+
+
+def check_completed(path: Path) -> None:
+    """CourseError unless every code cell of an executed notebook completed, the last one included.
+
+    Papermill takes ``sys.exit(0)`` in a cell for success and leaves the cells after it unexecuted.
+    """
+    for number, cell in enumerate(nbformat.read(path, as_version=4).cells, start=1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        status = cell.metadata.get("papermill", {}).get("status")
+        if status != "completed" or cell.execution_count is None:
+            raise CourseError(f"{path.name}: cell {number} did not complete ({status or 'never started'}).")
+
+
+def execute(path: Path, target: Path, parameters: dict, timeout: int | None, watch: "Watch") -> Outcome:
+    """Run one notebook into `target`; the partial notebook stays beside it if anything goes wrong.
+
+    Raises
+    ------
+    CourseError
+        With the notebook, the error's own sentence and the partial notebook's path.
+    """
+    check_parameters(path, parameters)
+    partial = target.with_name(f"{target.stem}.partial.ipynb")
+    before, started = _finished_runs(), time.monotonic()
+    watch.start(path.stem)
+    try:
+        papermill.execute_notebook(str(path), str(partial), parameters=parameters, cwd=str(ROOT), progress_bar=False,
+                                   execution_timeout=timeout, kernel_name="python3", log_output=False)
+        check_completed(partial)
+    except PapermillExecutionError as error:
+        reason = f"{error.evalue}" if error.ename in ("CourseError", "UsageError") else f"{error.ename}: {error.evalue}"
+        raise CourseError(f"{path.name} failed in cell {error.cell_index + 1}: {reason.strip()[:600]} "
+                          f"(as far as it got: {partial})") from error
+    except (TimeoutError, RuntimeError) as error:  # nbclient's timeout and dead kernels
+        raise CourseError(f"{path.name} failed: {str(error).strip().splitlines()[0]} "
+                          f"(as far as it got: {partial})") from error
+    finally:
+        peak = watch.stop()
+    partial.replace(target)
+    return Outcome(path.stem, round(time.monotonic() - started, 1), round(peak, 2), _finished_runs() - before)
+
+
+def _finished_runs() -> int:
+    return sum(1 for _ in (cache_dir() / "runs").glob(f"*/{RESULT}"))
+
+
+class Watch(threading.Thread):
+    """Samples the peak memory of the kernel's processes and moves the bar while a notebook runs."""
+
+    def __init__(self, expected: dict[str, float]):
+        super().__init__(daemon=True)
+        self.expected, self.done_s, self.name_now, self.peak = expected, 0.0, None, 0.0
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=round(sum(expected.values())), unit="s", dynamic_ncols=True,
+                            bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left")
+
+    def start(self, notebook: str) -> None:
+        self.name_now, self.peak, self.started = notebook, 0.0, time.monotonic()
+        if not self.is_alive():
+            super().start()
+
+    def stop(self) -> float:
+        self._sample()
+        self.done_s += self.expected.get(self.name_now, UNKNOWN_SECONDS)
+        self.name_now = None
+        if self.bar is not None:
+            self._move(self.done_s)
+        return self.peak
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def run(self) -> None:
+        while True:
+            time.sleep(0.5)
+            if (name := self.name_now) is not None:
+                self._sample()
+                if self.bar is not None:
+                    self.bar.set_description_str(name)
+                    expected = self.expected.get(name, UNKNOWN_SECONDS)
+                    self._move(self.done_s + min(time.monotonic() - self.started, 0.98 * expected))
+
+    def _move(self, position: float) -> None:
+        self.bar.n = min(round(position), self.bar.total)
+        self.bar.refresh()
+
+    def _sample(self) -> None:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                self.peak = max(self.peak, _peak_gib(process))
+            except (psutil.Error, OSError):
+                continue  # it ended between the listing and the question
+
+
+def _peak_gib(process: psutil.Process) -> float:
+    """Linux keeps a process's peak (VmHWM); elsewhere the present size is sampled."""
+    status = Path(f"/proc/{process.pid}/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**20
+    return process.memory_info().rss / 2**30
+
+
+def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = None, seeds: list[int] | None = None,
+               timeout: int | None = None, parameters: dict | None = None) -> list[Outcome]:
+    """Run the notebooks in order; stop at the first that fails, go on from there at the next start.
+
+    Parameters
+    ----------
+    profile_name : str
+        What the notebooks are given as ``PROFILE``: the profile's name or its file.
+    """
+    paths = notebook_paths(only)
+    given = {"PROFILE": profile_name} | ({"SEEDS": seeds} if seeds else {}) | (parameters or {})
+    for path in paths:
+        check_parameters(path, given)
+    require(profile)
+    folder = writable(cache_dir() / "course" / profile.profile)
+    state, outcomes = _open_state(folder, paths, given), []
+    watch = Watch(expected_seconds(profile.profile, paths))
+    try:
+        for number, path in enumerate(paths, start=1):
+            print_line = watch.bar is None
+            if path.stem in state["done"]:
+                outcome = Outcome(**state["done"][path.stem])
+                watch.done_s += watch.expected[path.stem]
+                if print_line:
+                    print(f"[{number}/{len(paths)}] {path.stem}: already done in this pass", flush=True)
+            else:
+                outcome = execute(path, folder / path.name, given, timeout, watch)
+                state["done"][path.stem] = outcome.__dict__
+                write_json(folder / "state.json", state)
+                if print_line:
+                    print(f"[{number}/{len(paths)}] {path.stem}: {outcome.seconds:.0f} s, peak {outcome.peak_gib} GiB, "
+                          f"{outcome.trained_runs} runs trained", flush=True)
+            outcomes.append(outcome)
+    finally:
+        watch.close()
+    (folder / "state.json").unlink(missing_ok=True)  # the pass is complete; the next start is a new one
+    return outcomes
+
+
+def _open_state(folder: Path, paths: list[Path], given: dict) -> dict:
+    """What an interrupted pass of the same notebooks and parameters had finished."""
+    text = json.dumps(given, sort_keys=True) + "".join(path.read_text(encoding="utf-8") for path in paths)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["fingerprint"] == fingerprint:
+            return state
+    except (OSError, ValueError, KeyError):
+        pass
+    return {"fingerprint": fingerprint, "done": {}}
+
+
+def expected_seconds(profile_name: str, paths: list[Path]) -> dict[str, float]:
+    """Seconds that each notebook took when it was last measured, cold or warm as the store is now."""
+    record = measured_costs(profile_name)
+    kind = "warm" if _finished_runs() else "cold"
+    return {path.stem: record.get(path.stem, {}).get(kind, {}).get("seconds", UNKNOWN_SECONDS) for path in paths}
+
+
+def measured_costs(profile_name: str) -> dict:
+    """Notebook -> {"cold": …, "warm": …} as committed in ``data/reference/<profile>/course.json``."""
+    path = reference_dir() / profile_name / "course.json"
+    return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
+
+
+def record_costs(profile: Profile, outcomes: list[Outcome]) -> None:
+    """Merge what was just measured into the committed record; cold if the pass trained any run, else warm."""
+    kind = "cold" if any(outcome.trained_runs for outcome in outcomes) else "warm"
+    record = measured_costs(profile.profile)
+    for outcome in outcomes:
+        record.setdefault(outcome.notebook, {})[kind] = {
+            "seconds": outcome.seconds, "peak_gib": outcome.peak_gib, "trained_runs": outcome.trained_runs}
+    write_json(reference_dir() / profile.profile / "course.json", {"notebooks": record, "provenance": provenance()})

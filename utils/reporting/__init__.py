@@ -1,0 +1,1 @@
+"""Measurements as tidy tables, figures from tables, publishing, claims and their verdicts."""

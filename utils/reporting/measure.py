@@ -1,0 +1,222 @@
+"""Every measurement of the course as one function: profile and seeds in, tidy DataFrame out.
+
+Notebooks and ``python -m utils reference`` call the same functions, so the reader's numbers and the reference band
+are the same measurement. Each result is kept beside its run; asking again reads it.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import pandas as pd
+
+from utils.errors import UsageError
+from utils.evaluation.pseudo import corpus_loss, pseudo_loss
+from utils.profiles import Profile
+from utils.profiles.schema import PseudoLoss
+from utils.sources.corpora import pretraining_passages
+from utils.sources.models import BaseModel
+from utils.spectra import count_intruders, thin_svd, update_table, vector_table
+from utils.spectra.controls import random_updates
+from utils.spectra.svd import Factors
+from utils.training.data import tokenizer_of
+from utils.training.device import quiet_libraries
+from utils.training.spec import run_specs
+from utils.training.store import Run, RunStore
+from utils.training.targets import split_name
+from utils.training.weights import base_matrices
+
+Seeds = tuple[int, ...] | None
+RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run")
+
+
+def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None) -> list[Run]:
+    """The finished runs of an experiment, trained now where they are missing; diverged ones are reported and left out."""
+    quiet_libraries()
+    store = RunStore()
+    runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
+    for run in runs:
+        if run.diverged:
+            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "
+                  "diverged, left out of every table.")
+    return [run for run in runs if not run.diverged]
+
+
+def find_run(profile: Profile, *, method: str, r: int = 0, experiment: str = "ranks", seeds: Seeds = None) -> Run:
+    """The first run of a method and rank in an experiment, such as ``find_run(profile, method="full")``."""
+    for run in experiment_runs(profile, experiment, seeds):
+        if run.spec.method.kind == method and (run.spec.method.r or 0) == r:
+            return run
+    raise UsageError(f"Experiment '{experiment}' of profile {profile.profile} has no finished run of method "
+                     f"'{method}' with r={r}.")
+
+
+@lru_cache(maxsize=2)
+def base_factors(base: BaseModel) -> dict[str, Factors]:
+    """Thin SVD of every W0 of a base model, computed once per process."""
+    return {name: thin_svd(weight, name=f"base matrix {name}") for name, weight in base_matrices(base.folder).items()}
+
+
+def run_vectors(run: Run, step: int | None = None) -> pd.DataFrame:
+    """:func:`utils.spectra.vector_table` of a run at a step, with ``layer`` and ``type`` of each matrix; kept."""
+    step = step or run.steps[-1]
+
+    def compute(run: Run) -> pd.DataFrame:
+        table = vector_table(run.base_matrices(), run.tuned_matrices(step), base_factors=base_factors(run.base))
+        return table.assign(step=step)
+
+    table = run.measured(f"vectors-{step:06d}", {"version": 1, "step": step}, compute)
+    named = {name: split_name(name) for name in table["matrix"].unique()}
+    return table.assign(layer=table["matrix"].map(lambda name: named[name][0]),
+                        type=table["matrix"].map(lambda name: named[name][1]))
+
+
+def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Vector tables of the final weights of every run."""
+    return _collect(profile, seeds, run_vectors, experiments)
+
+
+def accuracy_over_steps(profile: Profile, seeds: Seeds = None,
+                        experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Test accuracy with its binomial standard error at each checkpoint of each run."""
+    return _collect(profile, seeds, lambda run: run.metrics(), experiments)
+
+
+def intruder_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
+    spectra = profile.spectra
+    counts = count_intruders(all_vectors(profile, seeds), spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
+    return counts.merge(_final_accuracy(profile, seeds), on="run")
+
+
+def intruder_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Intruders at the profile's epsilon against the fraction of each matrix's vectors that is examined."""
+    spectra = profile.spectra
+    return count_intruders(all_vectors(profile, seeds), [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
+
+
+def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Intruders by layer and matrix type at the profile's epsilon and k."""
+    spectra = profile.spectra
+    return count_intruders(all_vectors(profile, seeds, ("ranks",)), [spectra.epsilon], [spectra.k],
+                           by=(*RUN_COLUMNS, "layer", "type"))
+
+
+def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Count and largest singular value of the intruders at every checkpoint, for full and the showcase rank.
+
+    ``strongest_ratio`` is the largest singular value of any intruder over W0's largest, ``first_index`` the smallest
+    index that an intruder reached, ``least_cosine`` the smallest maximal cosine among the k leading vectors.
+    """
+    spectra, rows = profile.spectra, []
+    for run in experiment_runs(profile, "ranks", seeds):
+        if run.spec.method.r not in (None, spectra.showcase_rank):
+            continue
+        factors = base_factors(run.base)
+        for metric in run.metrics().to_dict("records"):
+            leading = run_vectors(run, metric["step"]).query("index <= @spectra.k")
+            found = leading[leading["max_cosine"] < spectra.epsilon]
+            ratio = found["singular_value"] / found["matrix"].map(lambda name: factors[name].s[0].item())
+            rows.append(_identity(profile, "ranks", run) | {
+                "step": metric["step"], "accuracy": metric["accuracy"], "n_intruders": len(found),
+                "strongest_ratio": ratio.max(), "first_index": found["index"].min(),
+                "least_cosine": leading["max_cosine"].min()})
+    return pd.DataFrame(rows)
+
+
+def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Counts after random updates of the same Frobenius norm, matrix by matrix: full rank, and the run's own rank."""
+    spectra, rows = profile.spectra, []
+    for run in experiment_runs(profile, "ranks", seeds):
+        ranks = {"random, full rank": None} | ({"random, rank r": run.spec.method.r} if run.spec.method.r else {})
+        for control, rank in ranks.items():
+            def compute(run: Run, rank=rank) -> pd.DataFrame:
+                base = run.base_matrices()
+                moved = random_updates(base, run.tuned_matrices(), rank=rank, seed=run.spec.seed)
+                vectors = vector_table(base, moved, base_factors=base_factors(run.base))
+                return count_intruders(vectors, spectra.epsilons, [spectra.k])
+
+            settings = {"version": 1, "k": spectra.k, "epsilons": spectra.epsilons}
+            table = run.measured(f"control-rank-{rank or 'full'}", settings, compute)
+            rows.append(_with_identity(profile, "ranks", table).assign(control=control))
+    return pd.concat(rows, ignore_index=True)
+
+
+def update_sizes(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Relative norm and effective rank of each matrix's update, for every run."""
+    def measure(run: Run) -> pd.DataFrame:
+        return run.measured("updates", {"version": 1}, lambda run: update_table(
+            run.base_matrices(), run.tuned_matrices(), run.factors()))
+
+    return _collect(profile, seeds, measure, experiments)
+
+
+def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Pseudo-loss of every run and of its base, with the final accuracy, the update's norm and the intruder count."""
+    rows = []
+    for experiment in experiments or profile.shown_experiments:
+        for run in experiment_runs(profile, experiment, seeds):
+            row = _identity(profile, experiment, run)
+            row["pseudo_loss"] = corpus_loss(run.measured(
+                "pseudo_loss", {"version": 1} | profile.pseudo_loss.model_dump(),
+                lambda run: _pseudo_loss(run.base, run.masked_lm(), profile.pseudo_loss)))
+            row["base_pseudo_loss"] = base_pseudo_loss(run.base, profile.pseudo_loss)
+            vectors = run_vectors(run)
+            leading = vectors[vectors["index"] <= profile.spectra.k]["max_cosine"]
+            row["n_intruders"] = int((leading < profile.spectra.epsilon).sum())
+            rows.append(row)
+    table = pd.DataFrame(rows).merge(_final_accuracy(profile, seeds, experiments), on="run")
+    norms = update_sizes(profile, seeds, experiments).groupby("run")["relative_norm"].mean().reset_index()
+    return table.assign(forgetting=table["pseudo_loss"] - table["base_pseudo_loss"]).merge(norms, on="run")
+
+
+def learning_rate_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """:func:`forgetting` over the learning-rate sweep, which is made for the reference alone and with one seed."""
+    if "learning_rates" not in profile.experiments:
+        return pd.DataFrame()
+    return forgetting(profile, (seeds or profile.reference_seeds)[:1], ("learning_rates",))
+
+
+@lru_cache(maxsize=4)
+def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
+    """Pseudo-loss of the untouched base, nats per token."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32).eval()
+    return corpus_loss(_pseudo_loss(base, model, settings))
+
+
+def _pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
+    from utils.training.device import device_name, limit_threads
+
+    limit_threads()
+    texts = pretraining_passages(settings.corpus, settings.passages)
+    return pseudo_loss(model.to(device_name()), tokenizer_of(base.folder), texts, tokens=settings.tokens)
+
+
+def _identity(profile: Profile, experiment: str, run: Run) -> dict:
+    return {"profile": profile.profile, "experiment": experiment} | run.spec.columns
+
+
+def _with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"profile": profile.profile, "experiment": experiment}, index=table.index).join(table)
+
+
+def _collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
+             experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    return pd.concat([_with_identity(profile, experiment, measure(run)) for experiment in experiments or
+                      profile.shown_experiments for run in experiment_runs(profile, experiment, seeds)], ignore_index=True)
+
+
+def _final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    table = accuracy_over_steps(profile, seeds, experiments)
+    last = table.loc[table.groupby("run")["step"].idxmax()]
+    return last[["run", "accuracy", "accuracy_se"]].reset_index(drop=True)
+
+
+MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {
+    "accuracy_over_steps": accuracy_over_steps, "intruder_counts": intruder_counts,
+    "intruder_counts_by_k": intruder_counts_by_k, "intruder_places": intruder_places,
+    "intruder_growth": intruder_growth, "random_controls": random_controls, "forgetting": forgetting,
+    "learning_rate_sweep": learning_rate_sweep,
+}

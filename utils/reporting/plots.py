@@ -1,0 +1,270 @@
+"""From tidy frame to figure. The same function draws the reader's own data, the reference band and published values.
+
+No function here reads a file or a model: give it tables. Own results are lines with markers, the reference is a band
+from its smallest to its largest seed, published values are hollow grey symbols.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.reporting.style import method_styles, use_style
+
+PANEL = (5.2, 4.0)  # inches of one panel
+
+
+def _panels(count: int, *, height: float = PANEL[1], width: float = PANEL[0], sharey: bool = False):
+    use_style()
+    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, sharey=sharey)
+    return figure, axes[0]
+
+
+def _lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
+           styles: dict[str, dict]) -> None:
+    """One line per method of `own` (mean over its seeds) over the reference's smallest-to-largest band."""
+    for method, style in styles.items():
+        if reference is not None:
+            band = reference[reference["method"] == method].groupby(x)[y].agg(["min", "max"])
+            axis.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
+        line = own[own["method"] == method].groupby(x)[y].mean()
+        axis.plot(line.index, line.values, label=method, markersize=4, **style)
+
+
+def accuracy_curves(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy against steps, one panel per task, one line per method; bands are the reference's seeds."""
+    tasks = list(own["task"].unique())
+    figure, axes = _panels(len(tasks))
+    styles = method_styles(list(own["method"].unique()))
+    for axis, task in zip(axes, tasks, strict=True):
+        part = own[own["task"] == task]
+        band = None if reference is None else reference[reference["task"] == task]
+        _lines(axis, part, band, x="step", y="accuracy", styles={m: styles[m] for m in part["method"].unique()})
+        axis.set(xlabel="optimiser step", ylabel="test accuracy", title=f"task: {task}")
+    axes[-1].legend(loc="lower right")
+    return figure
+
+
+def accuracy_beside_paper(own: pd.DataFrame, paper: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Accuracy of LoRA minus accuracy of full fine-tuning, by rank: paper (alpha = 8 and 2r), reference and own.
+
+    All frames carry ``task``, ``r`` and ``difference``; the paper's also ``table``.
+    """
+    figure, axes = _panels(2, sharey=True)
+    ranks = sorted({*own["r"], *paper["r"]})
+    place = {r: index for index, r in enumerate(ranks)}
+    for axis, (table, title) in zip(axes, ((1, "paper's Table 1: alpha = 8"), (2, "paper's Table 2: alpha = 2r")),
+                                    strict=True):
+        for index, (task, part) in enumerate(paper[paper["table"] == table].groupby("task", sort=False)):
+            axis.plot(part["r"].map(place), part["difference"], marker="osD^vP"[index % 6], color="grey",
+                      alpha=0.7, linewidth=0.8, markerfacecolor="none", label=f"paper, {task}")
+        axis.axhline(0, color="black", linewidth=1)
+        axis.set(xticks=range(len(ranks)), xticklabels=ranks, xlabel="LoRA rank", title=title)
+    for offset, (task, part) in zip((-0.12, 0.12, 0, 0, 0, 0), own.groupby("task", sort=False), strict=False):
+        colour = plt.get_cmap("tab10" if offset else "Set1")(0 if offset < 0 else 1)
+        if reference is not None:
+            band = reference[reference["task"] == task].groupby("r")["difference"].agg(["min", "max", "mean"])
+            axes[1].vlines(band.index.map(place) + offset, band["min"], band["max"], color=colour, linewidth=5,
+                           alpha=0.35)
+        mean = part.groupby("r")["difference"].mean()
+        axes[1].plot(mean.index.map(place) + offset, mean, "*", color=colour, markersize=11, label=f"yours, {task}")
+    axes[0].set_ylabel("accuracy minus full fine-tuning's")
+    axes[1].legend(ncol=2, fontsize="x-small")
+    return figure
+
+
+def learning_rate_curves(sweep: pd.DataFrame, values: dict[str, str]) -> Figure:
+    """Final values against learning rate, one panel per column of `values` (column -> axis label)."""
+    figure, axes = _panels(len(values))
+    styles = method_styles(list(sweep["method"].unique()))
+    for axis, (column, label) in zip(axes, values.items(), strict=True):
+        _lines(axis, sweep, None, x="learning_rate", y=column, styles=styles)
+        axis.set(xscale="log", xlabel="learning rate", ylabel=label)
+    axes[0].legend()
+    return figure
+
+
+def similarity_maps(maps: dict[str, np.ndarray], *, matrix: str) -> Figure:
+    """Absolute cosines as heat-maps: rows tuned vectors, columns pretrained ones, both by index."""
+    figure, axes = _panels(len(maps), width=4.6, height=4.4)
+    for axis, (title, values) in zip(axes, maps.items(), strict=True):
+        size = values.shape
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="upper", aspect="equal",
+                            interpolation="nearest", extent=(0.5, size[1] + 0.5, size[0] + 0.5, 0.5))
+        axis.set(title=title, xlabel="pretrained vector", ylabel="tuned vector")
+        axis.grid(False)
+    figure.colorbar(image, ax=list(axes), label="|cosine|", shrink=0.8)
+    figure.suptitle(matrix, fontsize="medium")
+    return figure
+
+
+def outline_rows(figure: Figure, panel: int, rows: list[int]) -> None:
+    """Outline the given rows (indices from 1) of a heat-map, as the paper outlines intruders in magenta."""
+    axis = figure.axes[panel]
+    width = axis.images[0].get_array().shape[1]
+    for row in rows:
+        axis.add_patch(plt.Rectangle((0.5, row - 0.5), width, 1, fill=False, edgecolor="magenta", linewidth=2))
+
+
+def cosines_by_index(vectors: pd.DataFrame, *, epsilon: float, level: float) -> Figure:
+    """Largest cosine with any pretrained vector against the tuned vector's index, one series per method."""
+    figure, (axis,) = _panels(1, width=7)
+    for method, style in method_styles(list(vectors["method"].unique())).items():
+        part = vectors[vectors["method"] == method]
+        axis.plot(part["index"], part["max_cosine"], style["marker"], color=style["color"], markersize=4, label=method,
+                  alpha=0.8)
+    axis.axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon}")
+    axis.axhline(level, color="grey", linestyle=":", linewidth=1, label="a random direction")
+    axis.set(xlabel="index of the tuned singular vector", ylabel="largest |cosine|", ylim=(0, 1.03))
+    axis.legend()
+    return figure
+
+
+def one_vector(profiles: dict[str, np.ndarray]) -> Figure:
+    """|cosine| of single tuned vectors with every pretrained vector (paper's Fig 2c)."""
+    figure, axes = _panels(len(profiles), sharey=True, height=3.2)
+    for axis, (title, values) in zip(axes, profiles.items(), strict=True):
+        axis.vlines(range(1, len(values) + 1), 0, values, color="C0", linewidth=1)
+        axis.set(title=title, xlabel="index of the pretrained vector", ylim=(0, 1.03))
+    axes[0].set_ylabel("|cosine|")
+    return figure
+
+
+def toy_curves(sweep: pd.DataFrame, *, level: float) -> Figure:
+    """The planted direction: maximal cosine, overlap and index against its strength."""
+    figure, (left, right) = _panels(2, height=3.6)
+    for column, style, label in (("max_cosine", "o-", "largest |cosine| with a pretrained vector"),
+                                 ("overlap", "s--", "|cosine| with the planted direction")):
+        left.plot(sweep["ratio"], sweep[column], style, label=label, markersize=4)
+    left.axhline(level, color="grey", linestyle=":", label="a random direction")
+    left.axvline(1, color="black", linewidth=1)
+    left.set(xlabel="planted strength / largest singular value", ylabel="|cosine|", ylim=(0, 1.03))
+    left.legend(fontsize="x-small")
+    right.plot(sweep["ratio"], sweep["index"], "D-", color="C2", markersize=4)
+    right.axvline(1, color="black", linewidth=1)
+    right.set(xlabel="planted strength / largest singular value", ylabel="its index among the tuned vectors",
+              yscale="log")
+    return figure
+
+
+def counts_against_epsilon(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, level: float) -> Figure:
+    """Intruders summed over the model against epsilon, one panel per task (paper's Fig 4)."""
+    tasks = list(own["task"].unique())
+    figure, axes = _panels(len(tasks))
+    styles = method_styles(list(own["method"].unique()))
+    for axis, task in zip(axes, tasks, strict=True):
+        part = own[own["task"] == task]
+        band = None if reference is None else reference[reference["task"] == task]
+        _lines(axis, part, band, x="epsilon", y="n_intruders", styles={m: styles[m] for m in part["method"].unique()})
+        axis.axvspan(0, level, color="grey", alpha=0.2)
+        axis.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", title=f"task: {task}", xlim=(0, 1))
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=-0.2)
+    axes[0].legend()
+    return figure
+
+
+def growth(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Through training: number of intruders, singular value of the strongest, least cosine, accuracy (Fig 5)."""
+    figure, axes = _panels(4, width=3.9)
+    styles = method_styles(list(own["method"].unique()))
+    for axis, (column, label) in zip(axes, {
+            "n_intruders": "intruder dimensions", "strongest_ratio": "strongest intruder / W0's largest",
+            "least_cosine": "least maximal cosine, leading k", "accuracy": "test accuracy"}.items(), strict=True):
+        _lines(axis, own, reference, x="step", y=column, styles=styles)
+        axis.set(xlabel="optimiser step", ylabel=label)
+    axes[0].legend()
+    return figure
+
+
+def counts_against_k(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Intruders against the share of tuned vectors that is examined, one panel per task (paper's Fig 15)."""
+    tasks = list(own["task"].unique())
+    figure, axes = _panels(len(tasks))
+    styles = method_styles(list(own["method"].unique()))
+    for axis, task in zip(axes, tasks, strict=True):
+        part = own[own["task"] == task]
+        band = None if reference is None else reference[reference["task"] == task]
+        _lines(axis, part, band, x="k", y="n_intruders", styles={m: styles[m] for m in part["method"].unique()})
+        axis.set(xlabel="share of the tuned vectors examined", ylabel="intruder dimensions", title=f"task: {task}")
+        axis.set_yscale("symlog", linthresh=1)
+    axes[0].legend()
+    return figure
+
+
+def control_curves(runs: pd.DataFrame, controls: pd.DataFrame) -> Figure:
+    """Counts of each run beside random updates of the same norm, one panel per control."""
+    names = list(controls["control"].unique())
+    figure, axes = _panels(1 + len(names), sharey=True)
+    styles = method_styles(list(runs["method"].unique()))
+    frames = {"trained": runs} | {name: controls[controls["control"] == name] for name in names}
+    for axis, (title, frame) in zip(axes, frames.items(), strict=True):
+        present = {m: styles[m] for m in frame["method"].unique()}
+        _lines(axis, frame, None, x="epsilon", y="n_intruders", styles=present)
+        axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
+        axis.set_yscale("symlog", linthresh=1)
+    axes[0].set_ylabel("intruder dimensions, whole model")
+    axes[0].legend()
+    return figure
+
+
+def places(table: pd.DataFrame, methods: list[str]) -> Figure:
+    """Intruders by layer and matrix type, one heat-map per method."""
+    figure, axes = _panels(len(methods), width=4.2, height=3.6)
+    top = max(1, table[table["method"].isin(methods)]["n_intruders"].max())
+    for axis, method in zip(axes, methods, strict=True):
+        grid = table[table["method"] == method].pivot_table(index="layer", columns="type", values="n_intruders",
+                                                            aggfunc="mean", sort=False)
+        image = axis.imshow(grid.values, vmin=0, vmax=top, cmap="magma_r", aspect="auto")
+        for (row, column), value in np.ndenumerate(grid.values):
+            axis.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8,
+                      color="white" if value > top / 2 else "black")
+        axis.set(title=method, xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), ylabel="layer")
+        axis.set_xticklabels(grid.columns, rotation=40, ha="right", fontsize=7)
+        axis.grid(False)
+    figure.colorbar(image, ax=list(axes), label="intruders")
+    return figure
+
+
+def forgetting_against_rank(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Pseudo-loss against LoRA rank, full fine-tuning and the base as lines, one panel per task (Fig 6b, v1's U)."""
+    tasks = list(own["task"].unique())
+    figure, axes = _panels(len(tasks))
+    for axis, task in zip(axes, tasks, strict=True):
+        part = own[own["task"] == task]
+        band = None if reference is None else reference[reference["task"] == task]
+        lora = part[part["r"] > 0].groupby("r")["pseudo_loss"].mean()
+        places = {r: index for index, r in enumerate(lora.index)}
+        if band is not None:
+            seeds = band[band["r"].isin(lora.index)].groupby("r")["pseudo_loss"].agg(["min", "max"])
+            axis.fill_between(seeds.index.map(places), seeds["min"], seeds["max"], alpha=0.2, color="C0",
+                              label="LoRA, reference seeds")
+            full = band[band["r"] == 0]["pseudo_loss"]
+            axis.axhspan(full.min(), full.max(), alpha=0.2, color="black", label="full, reference seeds")
+        axis.plot(lora.index.map(places), lora.values, "o-", color="C0", label="LoRA, yours")
+        axis.axhline(part[part["r"] == 0]["pseudo_loss"].mean(), color="black", label="full, yours")
+        axis.axhline(part["base_pseudo_loss"].iloc[0], color="C2", linestyle=":", label="base")
+        axis.set(xticks=range(len(places)), xticklabels=list(places), xlabel="LoRA rank (last: full width)",
+                 ylabel="pseudo-loss, nats per token", title=f"task: {task}")
+    axes[0].legend(fontsize="x-small")
+    return figure
+
+
+def scatter_by_method(table: pd.DataFrame, xs: dict[str, str], *, y: str, label: str,
+                      reference: pd.DataFrame | None = None) -> Figure:
+    """One point per run against each of `xs` (column -> axis label); faint points are the reference's seeds."""
+    figure, axes = _panels(len(xs), sharey=True)
+    styles = method_styles(list(table["method"].unique()))
+    for axis, (column, name) in zip(axes, xs.items(), strict=True):
+        for method, style in styles.items():
+            look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
+            if reference is not None:
+                seeds = reference[reference["method"] == method]
+                axis.plot(seeds[column], seeds[y], alpha=0.35, markersize=6, **look)
+            part = table[table["method"] == method]
+            axis.plot(part[column], part[y], label=method, markersize=9, markeredgecolor="black", **look)
+        axis.set(xlabel=name)
+    axes[0].set_ylabel(label)
+    axes[0].legend(fontsize="x-small")
+    return figure

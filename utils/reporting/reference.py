@@ -1,0 +1,93 @@
+"""Reference results: the same measurements with more seeds than a reader waits for, committed with provenance."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from utils.errors import UsageError
+from utils.files import write_json, write_text
+from utils.paths import PAPER, reference_dir, writable
+from utils.profiles import Profile
+from utils.provenance import provenance
+from utils.reporting.measure import MEASUREMENTS, Seeds
+
+PROVENANCE = "provenance.json"
+
+
+def build_reference(profile: Profile, seeds: Seeds = None) -> list[str]:
+    """Measure everything with the profile's reference seeds and write ``data/reference/<profile>``.
+
+    Raises
+    ------
+    UsageError
+        If the profile's results are no evidence (smoke).
+    """
+    if not profile.evidence:
+        raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
+    seeds = seeds or profile.reference_seeds
+    folder = writable(reference_dir() / profile.profile)
+    for name, measure in MEASUREMENTS.items():
+        table = measure(profile, seeds)
+        if table.empty:
+            continue  # a profile without a learning-rate sweep
+        write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
+        print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
+    write_json(folder / PROVENANCE, {"seeds": list(seeds), "measurements": list(MEASUREMENTS),
+                                     "provenance": provenance()})
+    return list(MEASUREMENTS)
+
+
+def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
+    """The committed table of a measurement, or None where this profile has none yet.
+
+    The smoke profile is shown against the laptop's reference, so that its figures have the same parts.
+    """
+    if name not in MEASUREMENTS:
+        raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
+    profile_name = profile if isinstance(profile, str) else profile.profile
+    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / f"{name}.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def reference_note(profile: Profile | str) -> str:
+    """One line on where the reference results come from."""
+    profile_name = profile if isinstance(profile, str) else profile.profile
+    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / PROVENANCE
+    if not path.exists():
+        return f"No reference results are committed for {profile_name}: only your own are drawn."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    made = content["provenance"]
+    return (f"Reference: seeds {content['seeds']}, {made['hardware']['device']} "
+            f"({made['hardware']['threads']} threads), {made['date'][:10]}, torch {made['packages']['torch']}.")
+
+
+def paper_accuracies() -> pd.DataFrame:
+    """Tables 1 and 2 of arXiv 2410.21228v3: ``table``, ``lora_alpha_rule``, ``method``, ``r``, ``task``, ``accuracy``."""
+    return pd.read_csv(PAPER / "accuracy_tables.csv")
+
+
+def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and t-interval of a sample (one value per seed); a single value has no interval (NaN).
+
+    >>> mean_interval([1.0, 2.0, 3.0])[0]
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def summarise(table: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
+    """Mean, 95 % t-interval, smallest and largest value, and number of seeds of a column, group by group."""
+    rows = []
+    for keys, group in table.groupby(by, sort=False):
+        mean, low, high = mean_interval(group[value])
+        rows.append(dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True))
+                    | {value: mean, "low": low, "high": high, "min": group[value].min(), "max": group[value].max(),
+                       "seeds": len(group)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,27 @@
+"""One look for every figure: colour-blind-safe palette, markers and line styles that double the colour."""
+
+import matplotlib
+import seaborn as sns
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+
+def use_style() -> None:
+    """Set seaborn's theme and the project's sizes; the fixed SVG salt makes equal figures equal files."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    matplotlib.rcParams.update({"figure.dpi": 100, "savefig.dpi": 150, "figure.constrained_layout.use": True,
+                                "axes.titlesize": "medium", "svg.hashsalt": "lora-course", "legend.fontsize": "small"})
+
+
+def method_styles(methods: list[str]) -> dict[str, dict]:
+    """Colour, marker and dash of each method label; full fine-tuning is always black and solid."""
+    colours, styles, index = sns.color_palette("colorblind"), {}, 0
+    for method in methods:
+        if method == "full":
+            styles[method] = {"color": "black", "marker": "o", "linestyle": "-"}
+            continue
+        styles[method] = {"color": colours[index % len(colours)], "marker": MARKERS[(index + 1) % len(MARKERS)],
+                          "linestyle": DASHES[(index + 1) % len(DASHES)]}
+        index += 1
+    return styles

@@ -1,0 +1,73 @@
+"""Models and data sets from the Hugging Face Hub: safetensors only, no remote code, revisions recorded.
+
+Online and offline take the same calls. Offline (``HF_HUB_OFFLINE=1``) models come from the hub cache and data sets
+from the Arrow cache, which are unrelated folders; ``python -m utils fetch`` fills both.
+"""
+
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, \
+    RepositoryNotFoundError, RevisionNotFoundError
+
+from utils.errors import CourseError
+
+# Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, OSError)
+
+
+def model_snapshot(name: str, revision: str | None = None) -> Path:
+    """The folder of a Hub model's snapshot, downloaded if need be; its name is the commit.
+
+    Raises
+    ------
+    CourseError
+        If the model is gated, unknown, out of reach, or has no safetensors.
+    """
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+    except GatedRepoError as error:
+        raise CourseError(f"The Hub model {name} asks you to accept its licence first; name an ungated copy in the "
+                          "profile, or log in with `hf auth login`.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise CourseError(f"The Hub has no model {name}{f' at {revision}' if revision else ''}.") from error
+    except _UNREACHABLE as error:
+        raise CourseError(f"The Hub model {name} is neither in the cache nor within reach; connect once and run "
+                          "`python -m utils fetch --profile gpu`, or use the laptop profile.") from error
+    if not any(folder.glob("*.safetensors")):
+        raise CourseError(f"The Hub model {name} has no safetensors weights; pickled weights are not loaded.")
+    return folder
+
+
+def dataset_split(name: str, config: str | None, split: str, *, rows: int | None = None,
+                  revision: str | None = None) -> Dataset:
+    """One split of a Hub data set that needs no loading script.
+
+    Parameters
+    ----------
+    name : str
+        The full name with its organisation, such as ``"nyu-mll/glue"``; short names do not resolve offline.
+    config : str or None
+    split : str
+    rows : int, optional
+        Take the first rows only; the sets that are too large to download whole are streamed then.
+    """
+    try:
+        if rows is None:
+            return load_dataset(name, config, split=split, revision=revision)
+        stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        return Dataset.from_list(list(stream.take(rows)), features=stream.features)
+    except _UNREACHABLE as error:
+        raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) is neither in the cache nor "
+                          "within reach; connect once and run `python -m utils fetch --profile gpu`.") from error
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) could not be read: {reason}."
+                          ) from error
+
+
+def dataset_revision(dataset: Dataset) -> str:
+    """The fingerprint of the rows that were read, recorded with each run."""
+    return dataset._fingerprint

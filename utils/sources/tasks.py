@@ -1,0 +1,139 @@
+"""Tasks by name: what is classified or continued, from which source, under which label order.
+
+Every task comes as two tables (train, test) with the same columns, so that nothing downstream knows the source:
+``text``, ``text_pair`` (None where there is no second text) and ``label`` for classification, ``prompt`` and
+``completion`` for causal models. An evaluation never reads a split whose labels are hidden (GLUE test: -1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from utils.errors import CourseError, UsageError
+from utils.profiles.schema import TaskSizes
+from utils.sources import hub
+from utils.sources.text import TOPICS, movie_sentences, news_articles, split_fraction
+
+MIN_SCORE = 0.5  # movie sentences scored nearer to neutral than this are left out, as SST-2 leaves them out
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's identity: its kind, label names in the order of their indices, and how to load it."""
+
+    name: str
+    kind: str  # "classification" or "causal"
+    labels: tuple[str, ...]
+    load: Callable[[str], pd.DataFrame]  # "train" or "test" -> table
+    about: str
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows a run trains and is tested on."""
+
+    task: Task
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+
+def task(name: str) -> Task:
+    """The task called `name`; UsageError with the known names if there is none."""
+    if name not in TASKS:
+        raise UsageError(f"Unknown task '{name}'; the known ones are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def load_task(name: str, sizes: TaskSizes) -> TaskData:
+    """Load a task cut to size. The first rows in a fixed shuffled order are taken, so a smaller size is a subset.
+
+    Raises
+    ------
+    CourseError
+        If a label lies outside the task's label names (hidden test labels do).
+    """
+    chosen = task(name)
+    train, test = (_cut(chosen.load(split), rows)
+                   for split, rows in (("train", sizes.train_rows), ("test", sizes.test_rows)))
+    if chosen.kind == "classification":
+        for split, frame in (("train", train), ("test", test)):
+            if not frame["label"].between(0, len(chosen.labels) - 1).all():
+                raise CourseError(f"Task {name} has labels outside 0 … {len(chosen.labels) - 1} in its {split} rows; "
+                                  "the split's labels are hidden or the label map is wrong.")
+    return TaskData(chosen, train, test)
+
+
+def _cut(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
+    order = frame.iloc[:, 0].map(split_fraction).sort_values(kind="stable").index
+    return frame.loc[order].head(rows or len(frame)).reset_index(drop=True)
+
+
+def _movies(split: str) -> pd.DataFrame:
+    frame = movie_sentences().query("abs(score) > @MIN_SCORE")
+    inside = frame["text"].map(split_fraction) < 0.8
+    frame = frame[inside if split == "train" else ~inside]
+    return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": (frame["score"] > 0).astype(int)})
+
+
+def _topics(split: str) -> pd.DataFrame:
+    frame = news_articles().query("split == @split")
+    return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": frame["topic"].map(TOPICS.index)})
+
+
+def _glue(config: str, first: str, second: str | None, test: str) -> Callable[[str], pd.DataFrame]:
+    def load(split: str) -> pd.DataFrame:
+        rows = hub.dataset_split("nyu-mll/glue", config, test if split == "test" else "train").to_pandas()
+        return pd.DataFrame({"text": rows[first], "text_pair": rows[second] if second else None,
+                             "label": rows["label"]})
+
+    return load
+
+
+def _siqa(split: str) -> pd.DataFrame:
+    # The original repository still holds a loading script; this one has the same rows as parquet.
+    rows = hub.dataset_split("lighteval/siqa", None, "validation" if split == "test" else "train").to_pandas()
+    text = ("Please choose the correct answer to the question. " + rows["context"] + " " + rows["question"]
+            + " Answer1: " + rows["answerA"] + " Answer2: " + rows["answerB"] + " Answer3: " + rows["answerC"])
+    return pd.DataFrame({"text": text, "text_pair": None, "label": rows["label"].astype(int) - 1})
+
+
+def _winogrande(split: str) -> pd.DataFrame:
+    rows = hub.dataset_split("allenai/winogrande", "winogrande_xl",
+                             "validation" if split == "test" else "train").to_pandas()
+    text = ("Please choose the correct answer to fill in the blank. " + rows["sentence"]
+            + " Option1: " + rows["option1"] + " Option2: " + rows["option2"])
+    return pd.DataFrame({"text": text, "text_pair": None, "label": rows["answer"].astype(int) - 1})
+
+
+def _fever(split: str) -> pd.DataFrame:
+    # fever/fever is a loading script; this copy is JSON lines with the same labels. Claims repeat, one row per
+    # evidence sentence, so they are made unique before anything is cut or split.
+    rows = hub.dataset_split("copenlu/fever_gold_evidence", None, split).to_pandas().drop_duplicates("claim")
+    labels = rows["label"].map({name: index for index, name in enumerate(FEVER_LABELS)})
+    return pd.DataFrame({"text": rows["claim"], "text_pair": None, "label": labels.fillna(-1).astype(int)})
+
+
+def _metamath(split: str) -> pd.DataFrame:
+    rows = hub.dataset_split("meta-math/MetaMathQA-40K", None, "train").to_pandas()
+    inside = rows["query"].map(split_fraction) < 0.98
+    rows = rows[inside if split == "train" else ~inside]
+    return pd.DataFrame({"prompt": "Question: " + rows["query"] + "\nAnswer:", "completion": " " + rows["response"]})
+
+
+FEVER_LABELS = ("REFUTES", "NOT ENOUGH INFO", "SUPPORTS")
+
+TASKS = {one.name: one for one in (
+    Task("movies", "classification", ("negative", "positive"), _movies, "movie-review sentences, the source of SST-2"),
+    Task("topics", "classification", TOPICS, _topics, "BBC news articles by topic"),
+    Task("mnli", "classification", ("entailment", "neutral", "contradiction"),
+         _glue("mnli", "premise", "hypothesis", "validation_matched"), "does the premise entail the hypothesis?"),
+    Task("qqp", "classification", ("not_duplicate", "duplicate"),
+         _glue("qqp", "question1", "question2", "validation"), "do two questions ask the same?"),
+    Task("sst2", "classification", ("negative", "positive"), _glue("sst2", "sentence", None, "validation"),
+         "movie-review phrases"),
+    Task("siqa", "classification", ("A", "B", "C"), _siqa, "social commonsense, three answers in the instruction"),
+    Task("winogrande", "classification", ("option1", "option2"), _winogrande, "which noun fills the blank?"),
+    Task("fever", "classification", FEVER_LABELS, _fever, "is the claim supported? claim text alone"),
+    Task("metamath", "causal", (), _metamath, "worked answers to school mathematics"),
+)}

@@ -1,0 +1,57 @@
+"""The size and the effective rank of an update."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+
+def effective_rank(singular_values: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values: n for n equal ones, 1 for a rank-one matrix.
+
+    Parameters
+    ----------
+    singular_values : torch.Tensor of shape (q,)
+        Not negative; zeros add nothing. All zero gives 0.
+
+    References
+    ----------
+    Roy & Vetterli, "The effective rank", EUSIPCO 2007; arXiv 2410.21228v3, appendix H.
+
+    Examples
+    --------
+    >>> round(effective_rank(torch.tensor([2.0, 2.0, 0.0])), 6)
+    2.0
+    """
+    total = singular_values.double().sum()
+    if total == 0:
+        return 0.0
+    p = singular_values.double() / total
+    p = p[p > 0]
+    return torch.exp(-(p * p.log()).sum()).item()
+
+
+def update_singular_values(update: torch.Tensor | tuple[torch.Tensor, torch.Tensor, float]) -> torch.Tensor:
+    """Singular values of an update, given densely or as (B, A, scale).
+
+    From factors only an r x r core is decomposed: BA = Q_B (R_B R_A^T) Q_A^T.
+    """
+    if isinstance(update, torch.Tensor):
+        return torch.linalg.svdvals(update)
+    b, a, scale = update
+    core = torch.linalg.qr(b.double()).R @ torch.linalg.qr(a.double().T).R.T
+    return abs(scale) * torch.linalg.svdvals(core)
+
+
+def update_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
+                 factors: Mapping[str, tuple] | None = None) -> pd.DataFrame:
+    """Per matrix: Frobenius and spectral norm of the update, both relative to W0's, and its effective rank."""
+    rows = []
+    for name, weight in tuned.items():
+        values = update_singular_values(factors[name] if factors else weight - base[name])
+        norm = base[name].norm().item()
+        rows.append({"matrix": name, "update_norm": values.square().sum().sqrt().item(), "base_norm": norm,
+                     "relative_norm": values.square().sum().sqrt().item() / norm,
+                     "relative_spectral_norm": values.max().item() / torch.linalg.matrix_norm(base[name], 2).item(),
+                     "effective_rank": effective_rank(values)})
+    return pd.DataFrame(rows)

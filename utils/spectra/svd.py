@@ -1,0 +1,98 @@
+"""Thin SVDs and the similarity of two bases.
+
+Notation of the first paper: W0 is the pretrained matrix, Wt the tuned one (merged), both (out, in) as PyTorch keeps
+them; W = U diag(S) V^T with singular values descending. Left vectors live on the output side.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from utils.errors import CourseError
+
+
+class Factors(NamedTuple):
+    """A thin SVD: ``u`` (out, q), ``s`` (q,) descending, ``vt`` (q, in), q = min(out, in)."""
+
+    u: torch.Tensor
+    s: torch.Tensor
+    vt: torch.Tensor
+
+
+def thin_svd(matrix: torch.Tensor, *, name: str = "matrix") -> Factors:
+    """Exact thin SVD by LAPACK, in the matrix's own float32 or float64.
+
+    Never a randomised one: at its defaults ``torch.svd_lowrank`` mixes neighbouring vectors, which lowers their
+    cosines and so invents intruders.
+
+    Raises
+    ------
+    CourseError
+        If the tensor is not a matrix of float32 or float64, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> thin_svd(torch.diag(torch.tensor([1.0, 3.0]))).s
+    tensor([3., 1.])
+    """
+    if matrix.ndim != 2 or matrix.dtype not in (torch.float32, torch.float64):
+        raise CourseError(f"{name}: an SVD needs a float32 or float64 matrix, but got {matrix.dtype} of shape "
+                          f"{tuple(matrix.shape)}; load checkpoints with dtype=torch.float32.")
+    if not matrix.isfinite().all():
+        raise CourseError(f"{name} holds NaN or infinite values, so it has no singular vectors; the checkpoint is "
+                          "damaged or its training diverged.")
+    return Factors(*torch.linalg.svd(matrix, full_matrices=False))
+
+
+def similarity(tuned: Factors, base: Factors, *, vectors: str = "left", top: int | None = None) -> torch.Tensor:
+    """Absolute cosines between tuned and pretrained singular vectors.
+
+    Parameters
+    ----------
+    tuned, base : Factors
+        Of two matrices of one shape.
+    vectors : {"left", "right"}
+    top : int, optional
+        Only the first `top` tuned vectors (rows).
+
+    Returns
+    -------
+    torch.Tensor of shape (top or q, q)
+        Entry (j, i) is |<tuned vector j, pretrained vector i>|, in 0 … 1. Absolute, because an SVD's signs are
+        arbitrary.
+
+    References
+    ----------
+    arXiv 2410.21228v3, Figs 1, 3 and 9; the authors' ``find_intruder_dimensions.py``.
+    """
+    if tuned.u.shape != base.u.shape or tuned.vt.shape != base.vt.shape:
+        raise CourseError(f"The base matrix is {tuple([base.u.shape[0], base.vt.shape[1]])} but the tuned one "
+                          f"{tuple([tuned.u.shape[0], tuned.vt.shape[1]])}; are they from the same architecture?")
+    rows, columns = (tuned.u.T, base.u) if vectors == "left" else (tuned.vt, base.vt.T)
+    return (rows[:top] @ columns).abs()
+
+
+def max_cosines(tuned: Factors, base: Factors, *, vectors: str = "left", top: int | None = None) -> torch.Tensor:
+    """For each tuned vector, its largest absolute cosine with any pretrained vector; shape (top or q,)."""
+    return similarity(tuned, base, vectors=vectors, top=top).amax(1).clamp(max=1.0)
+
+
+def random_level(dimension: int, count: int) -> float:
+    """The maximal cosine that a random direction is expected to reach: about sqrt(2 ln(2 count) / dimension).
+
+    Left of this level a curve of intruder counts means nothing: no direction at all would score lower.
+
+    Parameters
+    ----------
+    dimension : int
+        Length of the vectors (the matrix's output width for left vectors).
+    count : int
+        Number of pretrained vectors, q.
+
+    Examples
+    --------
+    >>> round(random_level(768, 768), 2)
+    0.14
+    """
+    return min(1.0, math.sqrt(2 * math.log(2 * count) / dimension))

@@ -1,0 +1,44 @@
+"""Rows to tokens, once per task, tokenizer and length; batches of like length, so that little padding is computed."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from utils.profiles.schema import TaskSizes
+from utils.sources.tasks import load_task
+
+EVALUATION_BATCH = 64
+
+
+@lru_cache(maxsize=8)
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model's folder, with a padding token where the model names none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@lru_cache(maxsize=8)
+def classification_data(task: str, sizes: TaskSizes, folder: Path) -> tuple[Dataset, Dataset]:
+    """Tokenised train and test rows with ``input_ids``, ``attention_mask``, ``labels`` and ``length``."""
+    data, tokenizer = load_task(task, sizes), tokenizer_of(folder)
+
+    def encode(frame) -> Dataset:
+        pairs = None if frame["text_pair"].isna().all() else frame["text_pair"].tolist()
+        tokens = tokenizer(frame["text"].tolist(), pairs, truncation=True, max_length=sizes.max_length,
+                           return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names)
+        return Dataset.from_dict({**tokens, "labels": frame["label"].tolist(),
+                                  "length": [len(ids) for ids in tokens["input_ids"]]})
+
+    return encode(data.train), encode(data.test)
+
+
+def evaluation_batches(rows: Dataset, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Padded batches of rows sorted by length; the order does not matter to a mean."""
+    collate, ordered = DataCollatorWithPadding(tokenizer_of(folder)), rows.sort("length").remove_columns("length")
+    return [collate([ordered[i] for i in range(start, min(start + EVALUATION_BATCH, len(ordered)))])
+            for start in range(0, len(ordered), EVALUATION_BATCH)]

@@ -1,0 +1,206 @@
+"""The run store: a specification in, a finished run out; trained once, resumed, verified, shared.
+
+``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.csv`` and
+``result.json``, which is written last. A run without a valid ``result.json`` is unfinished and goes on from its last
+whole resume point; one whose files do not match their checksums is set aside under ``damaged/`` and done again.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from utils.errors import CourseError
+from utils.files import canonical_json, replacing, sha256_of, write_json
+from utils.paths import cache_dir, writable
+from utils.provenance import provenance
+from utils.sources.models import BaseModel, resolve
+from utils.sources.tasks import task
+from utils.training.spec import RunSpec
+from utils.training.train import checkpoint_path, train
+from utils.training.weights import Tensors, base_matrices, load_into, merged
+
+RESULT = "result.json"
+
+
+@dataclass
+class Run:
+    """A finished run: its specification, its result, and its weights on demand."""
+
+    spec: RunSpec
+    folder: Path
+    base: BaseModel
+    result: dict = field(repr=False)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the weights became infinite or NaN; such a run has no final weights."""
+        return self.result["run"]["status"] == "diverged"
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return [row["step"] for row in self.result["measured"]["metrics"]]
+
+    def metrics(self) -> pd.DataFrame:
+        """What was measured at each checkpoint: one row per step, with the run's own columns first."""
+        rows = pd.DataFrame(self.result["measured"]["metrics"]).drop(columns=["file", "sha256"], errors="ignore")
+        return pd.DataFrame([self.spec.columns] * len(rows)).join(rows)
+
+    def trained(self, step: int | None = None) -> Tensors:
+        """The trained tensors at a step (the last by default), named as in :mod:`utils.training.weights`."""
+        if self.diverged and step is None:
+            raise CourseError(f"Run {self.spec.key} ({self.spec.method.label}, learning rate "
+                              f"{self.spec.learning_rate:g}) diverged; lower its learning rate in the profile.")
+        return load_file(checkpoint_path(self.folder, step or self.steps[-1]))
+
+    def base_matrices(self) -> Tensors:
+        """W0 of every tuned matrix, float32."""
+        return base_matrices(self.base.folder)
+
+    def tuned_matrices(self, step: int | None = None) -> Tensors:
+        """The merged weight of every tuned matrix at a step, float32."""
+        scale = 0.0 if self.spec.method.kind == "full" else self.spec.method.scale
+        return merged(self.base_matrices(), self.trained(step), scale)
+
+    def factors(self, step: int | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None:
+        """(B, A, scale) of every matrix for LoRA, None for full fine-tuning."""
+        if self.spec.method.kind == "full":
+            return None
+        trained = self.trained(step)
+        return {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], self.spec.method.scale)
+                for name in self.base_matrices()}
+
+    def classifier(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
+        """The tuned classifier at a step, or with other matrices put in its place."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.base.folder, num_labels=len(task(self.spec.task).labels), dtype=torch.float32)
+        return load_into(model, matrices or self.tuned_matrices(step), self.trained(step)).eval()
+
+    def masked_lm(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
+        """The base's own masked-LM head over the tuned body: what pseudo-loss is measured on."""
+        model = AutoModelForMaskedLM.from_pretrained(self.base.folder, dtype=torch.float32)
+        return load_into(model, matrices or self.tuned_matrices(step)).eval()
+
+    def measured(self, name: str, settings: dict, compute: Callable[["Run"], pd.DataFrame]) -> pd.DataFrame:
+        """A measurement of this run, computed once and kept beside it.
+
+        Parameters
+        ----------
+        name : str
+            What is measured, such as ``"spectrum"``; part of the file's name.
+        settings : dict
+            Everything besides the run that the numbers depend on, a version of the method included.
+        compute : callable
+            Takes the run and returns a DataFrame without the run's own columns.
+        """
+        tag = canonical_json(settings)
+        path = self.folder / "measurements" / f"{name}.csv"
+        if path.exists():
+            first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+            if first == f"# {tag}":
+                frame = pd.read_csv(StringIO(rest))
+                return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
+        frame = compute(self).reset_index(drop=True)
+        with replacing(path) as temporary:
+            temporary.write_text(f"# {tag}\n" + frame.to_csv(index=False), encoding="utf-8")
+        return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
+
+
+_CHECKSUMS: dict[tuple[Path, int, int], str] = {}
+
+
+def _checksum(path: Path) -> str:
+    """sha256 of a file, computed again only when its size or modification time changed."""
+    state = path.stat()
+    key = (path, state.st_size, state.st_mtime_ns)
+    if key not in _CHECKSUMS:
+        _CHECKSUMS[key] = sha256_of(path)
+    return _CHECKSUMS[key]
+
+
+class RunStore:
+    """Finds or trains runs under one folder; ``cache/runs`` by default."""
+
+    def __init__(self, folder: Path | None = None):
+        self._folder = folder
+
+    @cached_property
+    def folder(self) -> Path:
+        return writable(self._folder or cache_dir() / "runs")
+
+    def get(self, spec: RunSpec) -> Run:
+        """The finished run of a specification, trained now if it is not stored.
+
+        Two processes that ask for the same run train it once: the second waits for the first.
+        """
+        base = self._base(spec)
+        folder = self.folder / spec.key
+        lock = FileLock(self.folder / f"{spec.key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another process is training {spec.key}; waiting for it.", flush=True)
+            lock.acquire()
+        with lock:
+            if result := self._finished(folder):
+                return Run(spec, folder, base, result)
+            result = self._train(spec, base, folder)
+        return Run(spec, folder, base, result)
+
+    def stored(self, spec: RunSpec) -> bool:
+        """Whether the run is finished, without verifying its files."""
+        return (self.folder / spec.key / RESULT).exists()
+
+    def results(self) -> list[tuple[Path, dict]]:
+        """Folder and ``result.json`` of every finished run."""
+        return [(path.parent, json.loads(path.read_text(encoding="utf-8")))
+                for path in sorted(self.folder.glob(f"*/{RESULT}"))]
+
+    def _base(self, spec: RunSpec) -> BaseModel:
+        base = resolve(spec.base)
+        if base.revision != spec.base_revision:
+            raise CourseError(f"Run {spec.key} was specified for {base.name} at {spec.base_revision}, but the weights "
+                              f"at hand are {base.revision}; build the specification anew.")
+        return base
+
+    def _train(self, spec: RunSpec, base: BaseModel, folder: Path) -> dict:
+        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        try:
+            result = train(spec, base, folder) | {"provenance": provenance() | {"base_revision": base.revision}}
+        except OSError as error:
+            raise CourseError(f"Run {spec.key} could not be written to {folder}: {error.strerror or error}.") from error
+        shutil.rmtree(folder / "resume", ignore_errors=True)
+        write_json(folder / RESULT, result)
+        return result
+
+    def _finished(self, folder: Path) -> dict | None:
+        """The valid result of a folder; a damaged run is set aside and None returned."""
+        path = folder / RESULT
+        if not path.exists():
+            return None
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            damage = next((row["file"] for row in result["measured"]["metrics"]
+                           if _checksum(folder / "checkpoints" / row["file"]) != row["sha256"]), None)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            damage = f"{type(error).__name__} in {RESULT} or its checkpoints"
+        if damage is None:
+            return result
+        aside = self.folder / "damaged" / f"{folder.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+        print(f"Run {folder.name} is damaged ({damage}); it was set aside as {aside} and is done again.", flush=True)
+        return None
