@@ -25,11 +25,12 @@ def replacing(path: Path) -> Iterator[Path]:
     The rename is atomic on one file system, so a reader sees the old file or the new one, never half of it;
     on any error, an interrupt included, the temporary file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
@@ -38,7 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise CourseError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> str:

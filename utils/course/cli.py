@@ -72,14 +72,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> list[str]:
-    return [part.strip().zfill(2) for part in text.split(",") if part.strip()]
+    numbers = [part.strip().zfill(2) for part in text.split(",") if part.strip()]
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"'{text}' names no notebook; give numbers such as 03,04")
+    return numbers
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers such as 0,1,2") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of different whole numbers such as 0,1,2")
+    return [int(part) for part in parts]
 
 
 def _positive(text: str) -> int:
@@ -94,6 +97,8 @@ def _parameter(text: str) -> tuple[str, object]:
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE")
+    if name in ("PROFILE", "SEEDS"):
+        raise argparse.ArgumentTypeError(f"{name} is given as --{name.lower()}, so that all of the course knows it")
     return name, yaml.safe_load(value)
 
 

@@ -210,7 +210,7 @@ def _open_state(folder: Path, paths: list[Path], given: dict) -> dict:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["fingerprint"] == fingerprint:
             return state
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     return {"fingerprint": fingerprint, "done": {}}
 

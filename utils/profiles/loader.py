@@ -40,13 +40,15 @@ def load_profile(name: str | Path) -> Profile:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise UsageError(f"There is no profile file {path}.") from None
+    except OSError as error:
+        raise UsageError(f"The profile file {path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold keys and values ({', '.join(Profile.model_fields)}).")
     try:
         # JSON mode is strict about types ("16" is no number) while a list may still become a tuple.
-        return Profile.model_validate_json(json.dumps(content), strict=True)
+        return Profile.model_validate_json(json.dumps(content, default=str), strict=True)  # YAML knows dates
     except ValidationError as error:
         raise UsageError(_sentence(path, error)) from error
 
@@ -63,19 +65,29 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _sentence(path: Path, error: ValidationError) -> str:
-    first = error.errors()[0]
-    # Names of union members ("dict[...]", "float") are pydantic's, not the file's.
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("dict[", "literal[", "constrained"))
-                   and part not in ("float", "int", "str"))
+    every = error.errors()
+    # Where a key may be one thing or another, the alternative that got furthest is the one that was meant.
+    beside = [one for one in every if one["loc"][:len(every[0]["loc"]) - 1] == every[0]["loc"][:-1]]
+    first = max(beside, key=lambda one: len(one["loc"]))
+    key = _key(first)
     if first["type"] == "extra_forbidden":
         allowed = _fields_at(Profile, first["loc"][:-1])
         return f"{path}: unknown key '{key}'; allowed here are {', '.join(allowed)}."
     if first["type"] == "missing":
         return f"{path}: key '{key}' is missing."
-    reason = first["msg"].removeprefix("Value error, ")
+    reasons = [one["msg"].removeprefix("Value error, ") for one in beside
+               if _key(one) == key and len(one["loc"]) == len(first["loc"])]
+    reason = " or ".join([reasons[0], *(other.removeprefix("Input should be ") for other in reasons[1:])])
     where = f"key '{key}': " if key else ""
     given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
     return f"{path}: {where}{reason[0].lower()}{reason[1:]}{given}."
+
+
+def _key(error: dict) -> str:
+    """The file's own key; the names of union members ("dict[...]", "float") in between are pydantic's."""
+    return ".".join(str(part) for part in error["loc"]
+                    if not str(part).startswith(("dict[", "literal[", "constrained", "[key]"))
+                    and part not in ("float", "int", "str"))
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:

@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Hardware(_Checked):
@@ -129,8 +130,8 @@ class Profile(_Checked):
     sources: tuple[str, ...] = ()  # packaged sources to fetch ahead of time
     encoder: ModelReference
     decoders: tuple[Decoder, ...] = ()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    reference_seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    reference_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     tasks: Annotated[dict[str, TaskSizes], Field(min_length=1)]
     training: Training
     experiments: dict[str, Experiment]
@@ -139,6 +140,9 @@ class Profile(_Checked):
 
     @model_validator(mode="after")
     def _consistent(self):
+        for name in ("seeds", "reference_seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"'{name}' names a seed twice; each must be there once")
         for name in ("ranks", "second"):
             if name not in self.experiments:
                 raise ValueError(f"'experiments' must name '{name}', which the notebooks read")

@@ -268,3 +268,22 @@ def scatter_by_method(table: pd.DataFrame, xs: dict[str, str], *, y: str, label:
     axes[0].set_ylabel(label)
     axes[0].legend(fontsize="x-small")
     return figure
+
+
+def base_curve(curve: pd.DataFrame) -> Figure:
+    """Held-out masked-LM loss of the laptop base while it was made."""
+    figure, (axis,) = _panels(1, height=3.2)
+    axis.plot(curve["step"], curve["heldout_loss_nats_per_token"], "o-", markersize=4)
+    axis.set(xlabel="optimiser step", ylabel="held-out loss, nats per masked token")
+    return figure
+
+
+def scaling_curves(table: pd.DataFrame) -> Figure:
+    """Norm of the first update against rank, one line per scaling rule."""
+    figure, (axis,) = _panels(1, height=3.6)
+    for index, (rule, part) in enumerate(table.groupby("scaling", sort=False)):
+        axis.plot(part["r"], part["update_norm"], marker="os^D"[index], linestyle=("-", "--", "-.", ":")[index],
+                  label=rule)
+    axis.set(xscale="log", yscale="log", xlabel="rank r", ylabel="norm of the first update")
+    axis.legend()
+    return figure

@@ -87,10 +87,10 @@ def _is_complete(folder: Path, entry: Archive) -> bool:
     """Whether the manifest belongs to this archive and each file it names has its recorded size."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes_match = all((folder / file).stat().st_size == size for file, size in manifest["sizes"].items())
-    except (OSError, ValueError, KeyError):
+        return manifest["archive_sha256"] == entry.sha256 and all(
+            (folder / file).stat().st_size == size for file, size in manifest["sizes"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return manifest["archive_sha256"] == entry.sha256 and sizes_match
 
 
 def verify(name: str) -> None:
@@ -182,7 +182,9 @@ def _members(package: Path, entry: Archive) -> Iterator[tuple[str, bytes]]:
         if entry.inner is None:
             yield from _tar_members(tar)
             return
-        inner = next(content for name, content in _tar_members(tar) if name.endswith(entry.inner))
+        inner = next((content for name, content in _tar_members(tar) if name.endswith(entry.inner)), None)
+        if inner is None:
+            raise CourseError(f"{entry.file} does not hold {entry.inner}, which archives.yaml names.")
     with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
         yield from _tar_members(tar)
 
@@ -198,5 +200,5 @@ def _check_members(entry: Archive, checksums: dict[str, str]) -> None:
         if not any(member.startswith(kept) for member in checksums):
             raise CourseError(f"{entry.file} does not hold {kept}, which archives.yaml names.")
     for member, expected in entry.checksums.items():
-        if checksums[member] != expected:
+        if checksums.get(member) != expected:
             raise CourseError(f"{member} of {entry.file} has another sha256 than archives.yaml records.")
