@@ -84,9 +84,10 @@ def test_counts_follow_the_definition(shape, rank, strength):
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(out=st.integers(1, 14), width=st.integers(1, 14), rank=st.integers(1, 6), strength=st.floats(0.01, 5),
-       seed=st.integers(0, 10_000), power=st.floats(0, 2))
+       seed=st.integers(0, 10_000), power=st.floats(0.2, 2))
 def test_counts_follow_the_definition_for_any_small_matrix(out, width, rank, strength, seed, power):
     """The same comparison on matrices that hypothesis chooses."""
+    # power > 0 keeps the singular values apart: equal ones have no vectors of their own, and so no one count.
     base = decaying(out, width, seed=seed, power=power)
     assert_equals_oracle(base, tuned_by(base, rank=rank, strength=strength, seed=seed + 2))
 
@@ -261,11 +262,9 @@ def test_an_impossible_number_of_planted_directions_is_refused(count):
 
 
 def test_toy_sweep_crosses_from_no_intruder_to_the_leading_one():
-    """Below the largest singular value the leading vector is no intruder; well above, u v^T leads and is one."""
+    """Below the largest singular value the planted direction does not lead; well above, it leads as an intruder."""
     base = decaying(96, 80, power=0.3)
     sweep = toy_sweep(base, [0.01, 0.2, 1.5, 3.0, 10.0]).set_index("ratio")
-    leading = [max_cosines(thin_svd(base + 0.2 * torch.zeros_like(base)), thin_svd(base))[0].item()]
-    assert leading[0] > 0.99
     assert (sweep.loc[[1.5, 3.0, 10.0], "index"] == 1).all()
     assert (sweep.loc[[1.5, 3.0, 10.0], "max_cosine"] < 0.5).all()
     assert (sweep.loc[[3.0, 10.0], "overlap"] > 0.97).all()
@@ -311,7 +310,8 @@ def test_each_matrix_of_a_model_gets_its_own_random_update():
     for name, shift in (("a", 0.1), ("b", 0.3)):
         assert (first[name] - base[name]).norm().item() == pytest.approx(shift * 10)
         assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
-    assert torch.dot((first["a"] - base["a"]).flatten(), (first["b"] - base["b"]).flatten()).abs() < 0.5 * 0.1 * 0.3 * 100
+    drawn = [(first[name] - base[name]).flatten() for name in ("a", "b")]
+    assert torch.nn.functional.cosine_similarity(*drawn, dim=0).abs() < 0.5
 
 
 @pytest.mark.parametrize("dimension, count", [(768, 768), (1024, 256), (512, 512), (2048, 384)])

@@ -28,6 +28,11 @@ def reference_dir() -> Path:
     return Path(os.environ.get("LORA_COURSE_REFERENCE") or DATA / "reference")
 
 
+def relative(path: Path) -> Path:
+    """`path` as seen from the repository's root where it lies inside, unchanged elsewhere; for what people read."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def writable(folder: Path) -> Path:
     """Create `folder` and prove that it can be written.
 

@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, CourseError):
             print(f"error: {error}", file=sys.stderr)
             return error.exit_status
-        print(f"error: unexpected {type(error).__name__}: {error}. Run again with --traceback for the rest.",
+        reason = " ".join(str(error).split())
+        print(f"error: unexpected {type(error).__name__}: {reason}. Run again with --traceback for the rest.",
               file=sys.stderr)
         return 1
 
@@ -124,10 +125,10 @@ def _fetch(options) -> None:
 
 
 def _course(options) -> None:
+    profile = _profile(options)  # before the slow imports, so that a typing error is told at once
     from utils.course.publish import publish_course
     from utils.course.runner import run_course
 
-    profile = _profile(options)
     outcomes = run_course(profile, profile_name=options.profile, only=options.only, seeds=options.seeds,
                           timeout=options.timeout, parameters=dict(options.parameter))
     if options.publish:

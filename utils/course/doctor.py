@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from utils.errors import CourseError
-from utils.paths import ROOT, cache_dir, writable
+from utils.paths import ROOT, cache_dir, relative, writable
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -58,7 +58,7 @@ def missing(profile: Profile, have: dict) -> list[str]:
     if have["memory_gib"] < need.min_memory_gib:
         lacks.append(f"{need.min_memory_gib:g} GiB of memory (here {have['memory_gib']:g})")
     if have["disk_gib"] < need.min_disk_gib:
-        lacks.append(f"{need.min_disk_gib:g} GiB of free disk at {cache_dir()} (here {have['disk_gib']:g})")
+        lacks.append(f"{need.min_disk_gib:g} GiB of free disk at {relative(cache_dir())} (here {have['disk_gib']:g})")
     if have["gpu_memory_gib"] < need.min_gpu_memory_gib:
         lacks.append(f"a GPU with {need.min_gpu_memory_gib:g} GiB (here {have['gpu'] or 'none'})")
     return lacks

@@ -9,7 +9,9 @@ from utils.errors import CourseError
 from utils.files import replacing, write_text
 from utils.paths import NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
+from utils.reporting.publish import published_alt
 
+README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank")
 BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
 
 
@@ -44,12 +46,18 @@ def _publish_notebook(executed: Path, target: Path) -> None:
 def update_readme(readme: Path = ROOT / "README.md") -> None:
     """Rewrite the README's table of measured time and memory from the committed records."""
     text = readme.read_text(encoding="utf-8")
-    for name, content in (("profiles", profile_table()), ("notebooks", notebook_table())):
+    for name, content in (("figures", figure_list()), ("profiles", profile_table()), ("notebooks", notebook_table())):
         begin, end = BEGIN.format(name=name), END.format(name=name)
         if begin not in text or end not in text:
             raise CourseError(f"{readme} lacks the lines '{begin}' and '{end}' that hold its generated table.")
         text = text[:text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end):]
     write_text(readme, text)
+
+
+def figure_list() -> str:
+    """The README's figures with the alt texts that they were published with."""
+    return "\n\n".join(f"![{published_alt(name, 'laptop')}](figures/laptop/{name}.png)" for name in README_FIGURES
+                       if (ROOT / "figures" / "laptop" / f"{name}.png").exists())
 
 
 def profile_table() -> str:

@@ -6,6 +6,7 @@ An executed notebook goes to ``cache/course/<profile>/``. While it runs, and if 
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ import papermill
 import psutil
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
+from traitlets.config import Config
 
 from utils.course.doctor import require
 from utils.errors import CourseError, UsageError
@@ -26,6 +28,8 @@ from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.training.store import RESULT
 
+# Kernels listen on files of this user, not on open local ports, where the system has them.
+KERNELS = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
 
 
@@ -84,11 +88,11 @@ def execute(path: Path, target: Path, parameters: dict, timeout: int | None, wat
     watch.start(path.stem)
     try:
         papermill.execute_notebook(str(path), str(partial), parameters=parameters, cwd=str(ROOT), progress_bar=False,
-                                   execution_timeout=timeout, kernel_name="python3", log_output=False)
+                                   execution_timeout=timeout, kernel_name="python3", log_output=False, config=KERNELS)
         check_completed(partial)
     except PapermillExecutionError as error:
         reason = f"{error.evalue}" if error.ename in ("CourseError", "UsageError") else f"{error.ename}: {error.evalue}"
-        raise CourseError(f"{path.name} failed in cell {error.cell_index + 1}: {reason.strip()[:600]} "
+        raise CourseError(f"{path.name} failed in cell [{error.exec_count}]: {' '.join(reason.split())[:600]} "
                           f"(as far as it got: {partial})") from error
     except (TimeoutError, RuntimeError) as error:  # nbclient's timeout and dead kernels
         raise CourseError(f"{path.name} failed: {str(error).strip().splitlines()[0]} "

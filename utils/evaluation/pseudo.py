@@ -33,7 +33,8 @@ def pseudo_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seq
         With a mask token.
     texts : sequence of str
     tokens : int
-        Each text is cut to this many tokens, the special ones included; those are never masked or counted.
+        Each text is cut to this many tokens, the special ones included; those, unknown words among them, are never
+        masked or counted.
     batch_size : int
         Masked copies per forward pass. It changes speed and memory, never the number.
 

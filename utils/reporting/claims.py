@@ -106,7 +106,7 @@ def own_verdicts(tables: dict[str, pd.DataFrame], profile: Profile, notebook: st
         rows.append({"claim": claim.id, "holds in your seeds": f"{judged['holds']} of {judged['seeds']}",
                      "your effect": judged["effect"]})
     ledger = verdicts(profile, notebook)[["claim", "figure", "sentence", "verdict", "seeds", "effect", "low", "high"]]
-    return ledger.merge(pd.DataFrame(rows), on="claim", how="left")
+    return ledger.merge(pd.DataFrame(rows, columns=["claim", "holds in your seeds", "your effect"]), on="claim", how="left")
 
 
 def write_ledger(profile: Profile) -> str:
@@ -127,9 +127,15 @@ def write_ledger(profile: Profile) -> str:
 
 
 def _by_seed(table: pd.DataFrame, effect: Callable[[pd.DataFrame], float]) -> pd.Series:
-    """Apply `effect` to the rows of each seed of the first experiment's task."""
+    """Apply `effect` to the rows of each seed of the first experiment; NaN where a run that it needs diverged."""
+    def effect_or_nan(part: pd.DataFrame) -> float:
+        try:
+            return effect(part)
+        except (IndexError, KeyError):
+            return float("nan")
+
     ranks = table[table["experiment"] == "ranks"]
-    return pd.Series({seed: effect(part) for seed, part in ranks.groupby("seed")}, dtype=float)
+    return pd.Series({seed: effect_or_nan(part) for seed, part in ranks.groupby("seed")}, dtype=float)
 
 
 def _full(part: pd.DataFrame) -> pd.Series:
@@ -137,8 +143,9 @@ def _full(part: pd.DataFrame) -> pd.Series:
 
 
 def accuracy_within(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Tolerance minus the largest distance of any LoRA run from full fine-tuning."""
-    return _by_seed(table, lambda part: rule["tolerance"] - (
+    """Tolerance minus the largest distance of any LoRA run from full fine-tuning, at the last step."""
+    last = table.loc[table.groupby(["experiment", "run"])["step"].idxmax()]
+    return _by_seed(last, lambda part: rule["tolerance"] - (
         part[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
 
 
@@ -162,11 +169,11 @@ def more_intruders_at_equal_accuracy(table: pd.DataFrame, rule: dict) -> pd.Seri
 
 def fewer_at_full_width(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Count at the low rank minus count at the highest rank."""
-    at = table[table["epsilon"] == rule["epsilon"]]
+    at, width = table[table["epsilon"] == rule["epsilon"]], table["r"].max()
 
     def effect(part: pd.DataFrame) -> float:
-        low = part[part["r"] == rule["low_rank"]]["n_intruders"].iloc[0]
-        return low - part.loc[part["r"].idxmax(), "n_intruders"]
+        counts = part.set_index("r")["n_intruders"]
+        return counts.loc[rule["low_rank"]] - counts.loc[width]
 
     return _by_seed(at, effect)
 
@@ -200,9 +207,11 @@ def full_forgets_more(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
     """The smaller of: r = 1 minus the low rank, and the highest rank minus the low rank, in pseudo-loss."""
+    width = table["r"].max()
+
     def effect(part: pd.DataFrame) -> float:
-        lora = part[part["r"] > 0].set_index("r")["pseudo_loss"]
-        return min(lora.loc[1], lora.loc[lora.index.max()]) - lora.loc[rule["low_rank"]]
+        lora = part.set_index("r")["pseudo_loss"]
+        return min(lora.loc[1], lora.loc[width]) - lora.loc[rule["low_rank"]]
 
     return _by_seed(table, effect)
 

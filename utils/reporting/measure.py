@@ -115,7 +115,8 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         for metric in run.metrics().to_dict("records"):
             leading = run_vectors(run, metric["step"]).query("index <= @spectra.k")
             found = leading[leading["max_cosine"] < spectra.epsilon]
-            ratio = found["singular_value"] / found["matrix"].map(lambda name: factors[name].s[0].item())
+            largest = [factors[name].s[0].item() for name in found["matrix"]]
+            ratio = found["singular_value"] / pd.Series(largest, index=found.index, dtype=float)
             rows.append(_identity(profile, "ranks", run) | {
                 "step": metric["step"], "accuracy": metric["accuracy"], "n_intruders": len(found),
                 "strongest_ratio": ratio.max(), "first_index": found["index"].min(),

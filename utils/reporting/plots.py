@@ -7,8 +7,10 @@ from its smallest to its largest seed, published values are hollow grey symbols.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.reporting.style import method_styles, use_style
 
@@ -42,7 +44,7 @@ def accuracy_curves(own: pd.DataFrame, reference: pd.DataFrame | None = None) ->
         band = None if reference is None else reference[reference["task"] == task]
         _lines(axis, part, band, x="step", y="accuracy", styles={m: styles[m] for m in part["method"].unique()})
         axis.set(xlabel="optimiser step", ylabel="test accuracy", title=f"task: {task}")
-    axes[-1].legend(loc="lower right")
+    axes[0].legend(loc="lower right")
     return figure
 
 
@@ -52,7 +54,7 @@ def accuracy_beside_paper(own: pd.DataFrame, paper: pd.DataFrame, reference: pd.
     All frames carry ``task``, ``r`` and ``difference``; the paper's also ``table``.
     """
     figure, axes = _panels(2, sharey=True)
-    ranks = sorted({*own["r"], *paper["r"]})
+    ranks = sorted({*own["r"], *paper["r"], *([] if reference is None else reference["r"])})
     place = {r: index for index, r in enumerate(ranks)}
     for axis, (table, title) in zip(axes, ((1, "paper's Table 1: alpha = 8"), (2, "paper's Table 2: alpha = 2r")),
                                     strict=True):
@@ -61,16 +63,18 @@ def accuracy_beside_paper(own: pd.DataFrame, paper: pd.DataFrame, reference: pd.
                       alpha=0.7, linewidth=0.8, markerfacecolor="none", label=f"paper, {task}")
         axis.axhline(0, color="black", linewidth=1)
         axis.set(xticks=range(len(ranks)), xticklabels=ranks, xlabel="LoRA rank", title=title)
-    for offset, (task, part) in zip((-0.12, 0.12, 0, 0, 0, 0), own.groupby("task", sort=False), strict=False):
-        colour = plt.get_cmap("tab10" if offset else "Set1")(0 if offset < 0 else 1)
+    tasks, colours = list(own["task"].unique()), sns.color_palette("colorblind")
+    for index, task in enumerate(tasks):
+        shift = 0.24 * (index - (len(tasks) - 1) / 2)
         if reference is not None:
-            band = reference[reference["task"] == task].groupby("r")["difference"].agg(["min", "max", "mean"])
-            axes[1].vlines(band.index.map(place) + offset, band["min"], band["max"], color=colour, linewidth=5,
-                           alpha=0.35)
-        mean = part.groupby("r")["difference"].mean()
-        axes[1].plot(mean.index.map(place) + offset, mean, "*", color=colour, markersize=11, label=f"yours, {task}")
-    axes[0].set_ylabel("accuracy minus full fine-tuning's")
-    axes[1].legend(ncol=2, fontsize="x-small")
+            band = reference[reference["task"] == task].groupby("r")["difference"].agg(["min", "max"])
+            axes[1].vlines(band.index.map(place) + shift, band["min"], band["max"], color=colours[index], linewidth=6,
+                           alpha=0.35, label=f"reference seeds, {task}")
+        mean = own[own["task"] == task].groupby("r")["difference"].mean()
+        axes[1].plot(mean.index.map(place) + shift, mean, "*PXD"[index % 4], color=colours[index], markersize=11,
+                     label=f"yours, {task}")
+    axes[0].set_ylabel("accuracy minus full's")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     return figure
 
 
@@ -104,7 +108,8 @@ def outline_rows(figure: Figure, panel: int, rows: list[int]) -> None:
     axis = figure.axes[panel]
     width = axis.images[0].get_array().shape[1]
     for row in rows:
-        axis.add_patch(plt.Rectangle((0.5, row - 0.5), width, 1, fill=False, edgecolor="magenta", linewidth=2))
+        axis.add_patch(plt.Rectangle((0.5, row - 0.5), width, 1, fill=False, edgecolor="magenta", linewidth=2, clip_on=False,
+                                     zorder=3))
 
 
 def cosines_by_index(vectors: pd.DataFrame, *, epsilon: float, level: float) -> Figure:
@@ -143,7 +148,7 @@ def toy_curves(sweep: pd.DataFrame, *, level: float) -> Figure:
     left.legend(fontsize="x-small")
     right.plot(sweep["ratio"], sweep["index"], "D-", color="C2", markersize=4)
     right.axvline(1, color="black", linewidth=1)
-    right.set(xlabel="planted strength / largest singular value", ylabel="its index among the tuned vectors",
+    right.set(xlabel="planted strength / largest singular value", ylabel="index of its tuned vector",
               yscale="log")
     return figure
 
@@ -212,10 +217,10 @@ def control_curves(runs: pd.DataFrame, controls: pd.DataFrame) -> Figure:
 def places(table: pd.DataFrame, methods: list[str]) -> Figure:
     """Intruders by layer and matrix type, one heat-map per method."""
     figure, axes = _panels(len(methods), width=4.2, height=3.6)
-    top = max(1, table[table["method"].isin(methods)]["n_intruders"].max())
+    top, types = max(1, table[table["method"].isin(methods)]["n_intruders"].max()), list(table["type"].unique())
     for axis, method in zip(axes, methods, strict=True):
         grid = table[table["method"] == method].pivot_table(index="layer", columns="type", values="n_intruders",
-                                                            aggfunc="mean", sort=False)
+                                                            aggfunc="mean").reindex(columns=types)
         image = axis.imshow(grid.values, vmin=0, vmax=top, cmap="magma_r", aspect="auto")
         for (row, column), value in np.ndenumerate(grid.values):
             axis.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8,
@@ -223,7 +228,7 @@ def places(table: pd.DataFrame, methods: list[str]) -> Figure:
         axis.set(title=method, xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), ylabel="layer")
         axis.set_xticklabels(grid.columns, rotation=40, ha="right", fontsize=7)
         axis.grid(False)
-    figure.colorbar(image, ax=list(axes), label="intruders")
+    figure.colorbar(image, ax=list(axes), label="intruders", ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -274,7 +279,7 @@ def base_curve(curve: pd.DataFrame) -> Figure:
     """Held-out masked-LM loss of the laptop base while it was made."""
     figure, (axis,) = _panels(1, height=3.2)
     axis.plot(curve["step"], curve["heldout_loss_nats_per_token"], "o-", markersize=4)
-    axis.set(xlabel="optimiser step", ylabel="held-out loss, nats per masked token")
+    axis.set(xlabel="optimiser step", ylabel="held-out loss, nats/token")
     return figure
 
 
@@ -284,6 +289,6 @@ def scaling_curves(table: pd.DataFrame) -> Figure:
     for index, (rule, part) in enumerate(table.groupby("scaling", sort=False)):
         axis.plot(part["r"], part["update_norm"], marker="os^D"[index], linestyle=("-", "--", "-.", ":")[index],
                   label=rule)
-    axis.set(xscale="log", yscale="log", xlabel="rank r", ylabel="norm of the first update")
+    axis.set(xscale="log", yscale="log", xlabel="rank r", ylabel="norm of first update")
     axis.legend()
     return figure

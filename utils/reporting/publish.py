@@ -63,12 +63,6 @@ def publish(figure: Figure, table: pd.DataFrame, identifier: str, *, alt: str, p
     display(table.head(rows_shown).style.hide(axis="index").format(precision=4))
 
 
-def published_table(identifier: str, profile: Profile) -> pd.DataFrame | None:
-    """The table of a published figure, or None if it has not been published for this profile."""
-    path = figures_dir() / profile.profile / f"{identifier}.csv"
-    return pd.read_csv(path) if path.exists() else None
-
-
 def published_alt(identifier: str, profile_name: str) -> str:
     """The alt text that a figure was published with."""
     path = figures_dir() / profile_name / f"{identifier}.json"

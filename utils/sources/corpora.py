@@ -17,9 +17,10 @@ def pretraining_passages(corpus: str, count: int) -> list[str]:
     """`count` texts of a corpus: ``news`` (held-out articles of the laptop base) or ``roberta-pretraining``."""
     if corpus == "news":
         return english_passages("heldout", count, words=300)
-    total = sum(share for *_, share in ROBERTA_MIXTURE)
-    passages = []
+    total, done, passages = sum(share for *_, share in ROBERTA_MIXTURE), 0, []
     for name, config, revision, share in ROBERTA_MIXTURE:
-        rows = max(1, round(count * share / total))
-        passages += hub.dataset_split(name, config, "train", rows=rows, revision=revision)["text"]
-    return passages[:count]
+        done += share
+        rows = round(count * done / total) - len(passages)  # of the sum so far, so that the parts add up to `count`
+        if rows:
+            passages += hub.dataset_split(name, config, "train", rows=rows, revision=revision)["text"]
+    return passages

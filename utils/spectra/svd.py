@@ -79,9 +79,10 @@ def max_cosines(tuned: Factors, base: Factors, *, vectors: str = "left", top: in
 
 
 def random_level(dimension: int, count: int) -> float:
-    """The maximal cosine that a random direction is expected to reach: about sqrt(2 ln(2 count) / dimension).
+    """About the maximal cosine that a random direction reaches: sqrt(2 ln(2 count) / dimension).
 
-    Left of this level a curve of intruder counts means nothing: no direction at all would score lower.
+    The formula lies some 15 % above the mean of the maximum. Left of this level a curve of intruder counts says
+    little: a direction has to be less like the pretrained ones than a random one is to be counted there.
 
     Parameters
     ----------

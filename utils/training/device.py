@@ -1,6 +1,7 @@
 """One home for device, number type, threads and seeds."""
 
 import os
+import warnings
 
 import torch
 
@@ -21,13 +22,21 @@ def compute_dtype(dtype: str) -> torch.dtype:
 def quiet_libraries() -> None:
     """Silence load reports, shard bars and trainer chatter; our own progress lines say what happens."""
     import transformers
+
+    for module in ("transformers", "torch", "trl", "peft", "accelerate", "huggingface_hub", "pyarrow"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def limit_threads() -> None:
-    """Use as many threads as this process may run on; containers often report more cores than they grant."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    """Use as many threads as this process may run on, or fewer where ``OMP_NUM_THREADS`` asks for fewer.
+
+    Containers often report more cores than they grant, and more threads than cores run far slower than one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(min(cores, int(asked)) if asked.isdigit() and int(asked) else cores)
 
 
 def hardware() -> dict:

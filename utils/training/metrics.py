@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from utils.errors import CourseError
+
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,4 +85,6 @@ def causal_loss(model: nn.Module, batches: Iterable[dict]) -> dict:
                                reduction="sum").item()
         tokens += int((target != -100).sum())
     model.train(was_training)
+    if tokens == 0:
+        raise CourseError("No token is left to measure a causal loss on; give longer texts or a larger max_length.")
     return {"loss_nats_per_token": total / tokens, "tokens": tokens}

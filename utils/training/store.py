@@ -131,6 +131,22 @@ def _checksum(path: Path) -> str:
     return _CHECKSUMS[key]
 
 
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged run may end in
+
+
+def _read_result(path: Path) -> dict:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["run"]["status"] not in ("done", "diverged") or not isinstance(result["measured"]["metrics"], list):
+        raise ValueError("no result of a run")
+    return result
+
+
+def _is_write_error(error: Exception) -> bool:
+    """safetensors and torch report a full disk under error types that they use for everything."""
+    return isinstance(error, OSError) or any(
+        words in str(error) for words in ("Error while serializing", "PytorchStreamWriter", "inline_container"))
+
+
 class RunStore:
     """Finds or trains runs under one folder; ``cache/runs`` by default."""
 
@@ -154,10 +170,10 @@ class RunStore:
         except Timeout:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
-        with lock:
-            if result := self._finished(folder):
-                return Run(spec, folder, base, result)
-            result = self._train(spec, base, folder)
+        try:
+            result = self._finished(folder) or self._train(spec, base, folder)
+        finally:
+            lock.release()  # a traceback that a notebook keeps would keep the lock alive with it
         return Run(spec, folder, base, result)
 
     def stored(self, spec: RunSpec) -> bool:
@@ -165,9 +181,14 @@ class RunStore:
         return (self.folder / spec.key / RESULT).exists()
 
     def results(self) -> list[tuple[Path, dict]]:
-        """Folder and ``result.json`` of every finished run."""
-        return [(path.parent, json.loads(path.read_text(encoding="utf-8")))
-                for path in sorted(self.folder.glob(f"*/{RESULT}"))]
+        """Folder and ``result.json`` of every finished run; :meth:`get` deals with the unreadable ones."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/{RESULT}")):
+            try:
+                found.append((path.parent, _read_result(path)))
+            except _DAMAGED:
+                continue
+        return found
 
     def _base(self, spec: RunSpec) -> BaseModel:
         base = resolve(spec.base)
@@ -180,8 +201,11 @@ class RunStore:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
             result = train(spec, base, folder) | {"provenance": provenance() | {"base_revision": base.revision}}
-        except OSError as error:
-            raise CourseError(f"Run {spec.key} could not be written to {folder}: {error.strerror or error}.") from error
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_write_error(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CourseError(f"Run {spec.key} could not be written to {folder}: {reason}.") from error
         shutil.rmtree(folder / "resume", ignore_errors=True)
         write_json(folder / RESULT, result)
         return result
@@ -192,10 +216,10 @@ class RunStore:
         if not path.exists():
             return None
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = _read_result(path)
             damage = next((row["file"] for row in result["measured"]["metrics"]
                            if _checksum(folder / "checkpoints" / row["file"]) != row["sha256"]), None)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except _DAMAGED as error:
             damage = f"{type(error).__name__} in {RESULT} or its checkpoints"
         if damage is None:
             return result

@@ -13,9 +13,8 @@ from utils.errors import UsageError
 # model_type -> (pattern of a matrix's module name, head modules that every method trains)
 _BERT = r"encoder\.layer\.(?P<layer>\d+)\.(?:attention\.self\.|)(?P<type>query|key|value|attention\.output\.dense|intermediate\.dense|output\.dense)"
 _LLAMA = r"layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<type>q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_GPT2 = r"h\.(?P<layer>\d+)\.(?P<type>attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)"
-PATTERNS = {"bert": _BERT, "roberta": _BERT, "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
-HEADS = {"bert": ["pooler", "classifier"], "roberta": ["classifier"]}
+PATTERNS = {"bert": _BERT, "roberta": _BERT, "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
+HEADS = {"bert": ("pooler", "classifier"), "roberta": ("classifier",)}
 
 
 def pattern_for(model_type: str) -> str:
@@ -34,7 +33,7 @@ def split_name(name: str) -> tuple[int, str]:
     >>> split_name("layers.0.mlp.down_proj")
     (0, 'down_proj')
     """
-    for pattern in (_BERT, _LLAMA, _GPT2):
+    for pattern in (_BERT, _LLAMA):
         if found := re.fullmatch(rf"(?:.*\.)?{pattern}", name):
             return int(found["layer"]), found["type"]
     raise UsageError(f"'{name}' is not the name of a matrix that any rule in utils/training/targets.py knows.")

@@ -5,11 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 from utils.training.device import device_name
 
 COMPLETE = "COMPLETE"  # written into a resume point after everything else
+EPOCH_STATE = "epoch_rng_state.pt"
 
 
 def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate: float, warmup_fraction: float,
@@ -29,10 +31,31 @@ def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate
 
 
 class MarkComplete(TrainerCallback):
-    """Mark a resume point as whole, so that one cut short by a kill is never resumed from."""
+    """Mark a resume point as whole, so that one cut short by a kill is never resumed from.
+
+    It also keeps the random state that the epoch's order of rows was drawn from. Trainer itself restores only the
+    state at the step, so that a run resumed after its first epoch would see some rows twice and others never.
+    """
+
+    epoch_state = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.kept = _point(args, state) / EPOCH_STATE if state.global_step else None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.kept is not None and self.kept.exists():
+            torch.set_rng_state(torch.load(self.kept, weights_only=True))
+        self.kept, self.epoch_state = None, torch.get_rng_state()
 
     def on_save(self, args, state, control, **kwargs):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        # A save at the very end of an epoch goes on with the next one's order, which is not drawn yet.
+        between_epochs = state.epoch == int(state.epoch)
+        torch.save(torch.get_rng_state() if between_epochs else self.epoch_state, _point(args, state) / EPOCH_STATE)
+        (_point(args, state) / COMPLETE).touch()
+
+
+def _point(args, state) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def resume_point(folder: Path) -> str | None:

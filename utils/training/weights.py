@@ -35,11 +35,11 @@ def prepare(model: nn.Module, method: Method, *, causal: bool) -> nn.Module:
     authors' code since its fix of March 2025. LoRA trains its factors and the head.
     """
     model_type = model.config.model_type
-    heads = [] if causal else HEADS.get(model_type, ["score"])
+    heads = () if causal else HEADS.get(model_type, ("score",))
     if method.kind == "lora":
         config = LoraConfig(
             r=method.r, lora_alpha=method.lora_alpha, use_rslora=method.rank_stabilised, lora_dropout=0.0, bias="none",
-            target_modules=lora_pattern(model_type), modules_to_save=heads or None,
+            target_modules=lora_pattern(model_type), modules_to_save=list(heads) or None,
             task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
         return get_peft_model(model, config)
     trained = {id(module.weight) for module in tuned_modules(model).values()}
@@ -72,7 +72,7 @@ def merged(base: Tensors, trained: Tensors, scale: float) -> Tensors:
     """The tuned matrices: ``weight.*`` as stored, or W0 + scale * B A, in float32."""
     full = {name.removeprefix("weight."): tensor for name, tensor in trained.items() if name.startswith("weight.")}
     if full:
-        return full
+        return {name: full[name] for name in base if name in full}  # safetensors sorts by name; W0 is in model order
     return {name: weight + scale * (trained[f"lora_B.{name}"] @ trained[f"lora_A.{name}"])
             for name, weight in base.items() if f"lora_A.{name}" in trained}
 

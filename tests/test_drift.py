@@ -1,0 +1,332 @@
+"""One test for each symbol of another library that the project leans on, so that an upgrade says what broke.
+
+Each docstring tells what happens, or happened, when the symbol is not what it was.
+"""
+
+import copy
+import inspect
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook
+from torch import nn
+
+from utils.training.targets import lora_pattern
+from utils.training.trainer import common_arguments
+
+
+@pytest.fixture
+def arguments(tmp_path) -> dict:
+    return common_arguments(tmp_path, steps=100, batch_size=4, learning_rate=1e-3, warmup_fraction=0.06,
+                            schedule="linear", seed=3, save_every=25)
+
+
+@pytest.fixture
+def classifier(tiny_base):
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=2, dtype=torch.float32)
+
+
+def test_training_arguments_take_ours(arguments):
+    """`warmup_ratio` became `warmup_steps`; a removed keyword stops every run at its first line."""
+    from transformers import TrainingArguments
+
+    made = TrainingArguments(**arguments)
+    assert made.warmup_steps == 6 and isinstance(made.warmup_steps, int) and made.get_warmup_steps(100) == 6
+    assert (made.max_steps, made.seed, made.data_seed, made.weight_decay) == (100, 3, 3, 0.0)
+    assert (made.optim, str(made.report_to)) == ("adamw_torch_fused", "[]")
+
+
+def test_no_gradient_clipping_is_zero(arguments):
+    """At None or 1.0 the papers' recipe would be clipped, and every learning rate would mean something else."""
+    from transformers import Trainer, TrainingArguments
+
+    assert TrainingArguments(**arguments).max_grad_norm == 0.0
+    assert "max_grad_norm > 0" in inspect.getsource(Trainer)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_every_schedule_that_a_profile_may_name_exists(arguments, schedule):
+    """A profile that passes its check must not fail in the trainer."""
+    from transformers import TrainingArguments, get_scheduler
+
+    made = TrainingArguments(**arguments | {"lr_scheduler_type": schedule})
+    optimiser = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = get_scheduler(made.lr_scheduler_type, optimiser, num_warmup_steps=2, num_training_steps=10)
+    assert scheduler.get_last_lr() == [0.0]
+
+
+def test_group_by_length_is_a_sampling_strategy(arguments):
+    """`group_by_length=True` became `train_sampling_strategy`; left out in silence, padding is half of the work."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    made = TrainingArguments(**arguments, train_sampling_strategy="group_by_length", length_column_name="length")
+    rows = Dataset.from_dict({"input_ids": [[1]] * 8, "labels": [0] * 8, "length": [1, 9, 2, 8, 3, 7, 4, 6]})
+    sampler = Trainer(model=nn.Linear(1, 1), args=made, train_dataset=rows)._get_train_sampler(rows)
+    assert isinstance(sampler, LengthGroupedSampler) and list(sampler.lengths) == rows["length"][:]
+
+
+def test_a_length_grouped_order_is_drawn_from_torchs_own_generator():
+    """MarkComplete restores that generator when a run resumes; another source would give other rows."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    sampler = LengthGroupedSampler(2, lengths=list(range(1, 41)))
+    state = torch.get_rng_state()
+    first, second = list(sampler), list(sampler)
+    torch.set_rng_state(state)
+    assert list(sampler) == first != second
+
+
+def test_trainer_callbacks_have_the_events_that_ours_override():
+    """An event that is no longer called leaves a run without checkpoints, and no error."""
+    from transformers import TrainerCallback
+
+    from utils.training.masked_lm import HeldOutCurve
+    from utils.training.train import Checkpoints
+    from utils.training.trainer import MarkComplete, Progress
+
+    for ours in (Checkpoints, HeldOutCurve, MarkComplete, Progress):
+        events = [name for name in vars(ours) if name.startswith("on_")]
+        assert events and all(hasattr(TrainerCallback, name) for name in events), ours
+
+
+def test_sft_config_takes_ours_and_refuses_the_old_name(arguments):
+    """TRL renamed `max_seq_length` to `max_length`; ignored, texts would be cut at TRL's default of 1024."""
+    from trl import SFTConfig
+
+    assert SFTConfig(**arguments, gradient_checkpointing=False, max_length=96).max_length == 96
+    with pytest.raises(TypeError, match="max_seq_length"):
+        SFTConfig(**arguments, max_seq_length=96)
+
+
+def test_sft_trainer_takes_the_tokenizer_as_processing_class():
+    """`tokenizer=` went in 2025."""
+    from trl import SFTTrainer
+
+    assert {"model", "args", "train_dataset", "callbacks", "processing_class"} <= set(
+        inspect.signature(SFTTrainer).parameters)
+
+
+def test_lora_config_scales_as_written(classifier):
+    """`use_rslora` is the difference between alpha / r and alpha / sqrt(r): a factor of 8 at rank 64."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    scales = {}
+    for stabilised in (False, True):
+        config = LoraConfig(r=4, lora_alpha=8, use_rslora=stabilised, lora_dropout=0.0, bias="none",
+                            target_modules=lora_pattern("bert"), task_type=TaskType.SEQ_CLS,
+                            modules_to_save=["pooler", "classifier"])
+        model = get_peft_model(copy.deepcopy(classifier), config)
+        layer = model.base_model.model.bert.encoder.layer[0].output.dense
+        scales[stabilised] = layer.scaling["default"]
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert "base_model.model.classifier.modules_to_save.default.weight" in trained
+        assert "base_model.model.bert.pooler.modules_to_save.default.dense.weight" in trained
+        assert sum("lora_A" in name for name in trained) == 12
+        assert layer.lora_B["default"].weight.abs().sum() == 0, "B = 0 at the start"
+    assert scales == {False: 2.0, True: 4.0}
+
+
+def test_an_adapter_is_injected_taken_out_and_put_back(tiny_base):
+    """The committed masked-LM base lies under these names; renamed, its adapter would load as nothing at all."""
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import BertForMaskedLM
+
+    def injected():
+        model = BertForMaskedLM.from_pretrained(tiny_base, dtype=torch.float32)
+        return inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=lora_pattern("bert")), model)
+
+    model = injected()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    state = get_peft_model_state_dict(model)
+    assert "bert.encoder.layer.0.attention.self.query.lora_A.weight" in state and len(state) == 24
+    other = injected()
+    assert set_peft_model_state_dict(other, state).unexpected_keys == []
+    again = get_peft_model_state_dict(other)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    layer = other.bert.encoder.layer[0].output.dense
+    assert isinstance(layer, BaseTunerLayer)
+    before = layer.base_layer.weight.clone()
+    layer.merge(safe_merge=True)
+    delta = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer.base_layer.weight, before + delta)
+
+
+def test_a_safe_merge_refuses_nan(tiny_base):
+    """A broken adapter must not become a base model that loads."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import BertForMaskedLM
+
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules=lora_pattern("bert")),
+                                    BertForMaskedLM.from_pretrained(tiny_base, dtype=torch.float32))
+    layer = model.bert.encoder.layer[0].output.dense
+    nn.init.constant_(layer.lora_B["default"].weight, float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        layer.merge(safe_merge=True)
+
+
+def test_gguf_weights_can_be_asked_for_dequantised():
+    """Left to itself the loader may keep the blocks packed, and then training changes nothing."""
+    from transformers import GgufConfig, PreTrainedModel
+
+    assert (GgufConfig().dequantize, GgufConfig(dequantize=True).dequantize) == (False, True)
+    assert 'kwargs.pop("gguf_file"' in inspect.getsource(PreTrainedModel.from_pretrained)
+
+
+def test_from_pretrained_takes_dtype_and_refuses_pickles(tiny_base, tmp_path):
+    """`torch_dtype` became `dtype`; without it a bfloat16 checkpoint would be trained in bfloat16 on a CPU."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=3, dtype=torch.float32,
+                                                               use_safetensors=True)
+    assert model.dtype == torch.float32 and model.classifier.out_features == 3
+    assert AutoModel.from_pretrained(tiny_base, dtype=torch.bfloat16).dtype == torch.bfloat16
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(OSError):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, use_safetensors=True)
+
+
+def notebook(path, *sources: str):
+    book = new_notebook(cells=[new_code_cell(sources[0], metadata={"tags": ["parameters"]}),
+                               *map(new_code_cell, sources[1:])])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return str(path)
+
+
+def test_papermill_lists_the_declared_parameters(tmp_path):
+    """Papermill itself ignores a parameter that a notebook does not declare: a typo would run the default."""
+    import papermill
+
+    path = notebook(tmp_path / "n.ipynb", 'PROFILE = "laptop"\nSEEDS = None')
+    assert list(papermill.inspect_notebook(path)) == ["PROFILE", "SEEDS"]
+
+
+def test_papermill_takes_our_keywords_and_marks_each_cell(tmp_path):
+    """The status of each cell tells a finished notebook from one that a cell left in the middle."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    given = dict(cwd=str(tmp_path), progress_bar=False, execution_timeout=60, kernel_name="python3", log_output=False)
+    done = papermill.execute_notebook(notebook(tmp_path / "n.ipynb", "A = 1", "import os; (A, os.getcwd())"),
+                                      str(tmp_path / "out.ipynb"), parameters={"A": 2}, **given)
+    assert [cell.metadata.papermill.status for cell in done.cells] == ["completed"] * 3
+    assert done.cells[1].metadata.tags == ["injected-parameters"]
+    assert done.cells[2].outputs[0]["data"]["text/plain"] == str((2, str(tmp_path)))
+    with pytest.raises(PapermillExecutionError) as caught:
+        papermill.execute_notebook(notebook(tmp_path / "bad.ipynb", "A = 1", "1 / 0"), str(tmp_path / "out.ipynb"),
+                                   parameters={"A": 2}, **given)
+    assert (caught.value.ename, caught.value.evalue, caught.value.exec_count) == (
+        "ZeroDivisionError", "division by zero", 3)
+
+
+def test_snapshot_download_takes_patterns():
+    """Without `allow_patterns` a mirror's pickle copies come along: up to 27 GB for a 7B model."""
+    from huggingface_hub import snapshot_download
+
+    assert {"repo_id", "revision", "allow_patterns"} <= set(inspect.signature(snapshot_download).parameters)
+
+
+def test_the_hubs_errors_are_the_ones_we_tell_apart():
+    """A gated model, an unknown one and no network are three different sentences; one is a subclass of another."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, \
+        OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+    assert issubclass(GatedRepoError, RepositoryNotFoundError), "hub.py asks for the narrower one first"
+    assert issubclass(RevisionNotFoundError, HfHubHTTPError)
+    assert issubclass(LocalEntryNotFoundError, Exception) and issubclass(OfflineModeIsEnabled, Exception)
+
+
+def test_load_dataset_takes_split_revision_and_streaming(tmp_path):
+    """Streaming takes the first rows of sets that are too large to download whole."""
+    from datasets import Dataset, load_dataset
+
+    assert {"path", "name", "split", "revision", "streaming"} <= set(inspect.signature(load_dataset).parameters)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
+    stream = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
+    assert Dataset.from_list(list(stream.take(2)), features=stream.features)["text"][:] == ["a", "b"]
+
+
+def test_safetensors_keep_names_values_and_metadata(tmp_path):
+    """Without the metadata `format: pt` transformers refuses a file."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = {"a": torch.arange(6, dtype=torch.float32).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    save_file(tensors, tmp_path / "t.safetensors", metadata={"format": "pt"})
+    again = load_file(tmp_path / "t.safetensors")
+    assert all(torch.equal(again[name], tensor) and again[name].dtype == tensor.dtype
+               for name, tensor in tensors.items())
+    with safe_open(tmp_path / "t.safetensors", "pt") as stream:
+        assert stream.metadata() == {"format": "pt"}
+    (tmp_path / "t.safetensors").write_bytes((tmp_path / "t.safetensors").read_bytes()[:-1])
+    with pytest.raises(SafetensorError):
+        load_file(tmp_path / "t.safetensors")
+
+
+def test_a_masking_with_a_seed_is_always_the_same(tiny_base):
+    """The held-out curve is measured on one masking; a new one at each measurement would be noise of its own."""
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = [{"input_ids": list(range(5, 45)), "attention_mask": [1] * 40}] * 4
+
+    def labels(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed + 17)
+        return DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=seed)(rows)["labels"]
+
+    first = labels(0)
+    torch.manual_seed(99)
+    again = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=0)(rows)["labels"]
+    assert torch.equal(first, again) and not torch.equal(first, labels(1))
+    assert 0.05 < (first != -100).float().mean() < 0.3
+
+
+def test_the_masked_head_is_where_we_look_for_it(tiny_base):
+    """The head is applied to the masked positions alone, so its module is called by name."""
+    from transformers import AutoModelForMaskedLM
+
+    from utils.training.masked_lm import masked_lm_logits
+
+    model = AutoModelForMaskedLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    ids = torch.arange(5, 25).view(2, 10)
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    where[0, 3] = where[1, 7] = True
+    with torch.no_grad():
+        whole = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[where]
+        torch.testing.assert_close(masked_lm_logits(model, ids, torch.ones_like(ids), where), whole)
+
+
+def test_a_padding_collator_keeps_labels(tiny_base):
+    """Trainer reads `labels`; the collator turns nothing else into them."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    batch = DataCollatorWithPadding(AutoTokenizer.from_pretrained(tiny_base))(
+        [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1], "labels": 1},
+         {"input_ids": [4], "attention_mask": [1], "labels": 0}])
+    assert batch["labels"].tolist() == [1, 0] and batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_a_file_lock_times_out_at_once(tmp_path):
+    """`timeout=0` must raise, not wait: the message that another process trains depends on it."""
+    from filelock import FileLock, Timeout
+
+    with FileLock(tmp_path / "a.lock"), pytest.raises(Timeout):
+        FileLock(tmp_path / "a.lock").acquire(timeout=0)
+
+
+def test_fused_adamw_runs_on_a_cpu():
+    """The laptop's optimiser is the fused one; where it is missing every run fails at its first step."""
+    weight = nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=True)
+    weight.sum().backward()
+    optimiser.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))

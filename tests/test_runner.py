@@ -1,0 +1,376 @@
+"""The course runner on small notebooks under fault, and every notebook of the course at the smoke profile."""
+
+import csv
+import json
+import re
+import time
+import xml.etree.ElementTree
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from matplotlib import image
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from utils.course import doctor, publish, runner
+from utils.course.runner import Outcome, Watch, check_completed, execute, notebook_paths, run_course
+from utils.errors import CourseError, UsageError
+from utils.paths import NOTEBOOKS, ROOT, cache_dir
+from utils.profiles import load_profile
+from utils.reporting.publish import STAMP
+
+SMOKE = load_profile("smoke")
+ROOM = {"memory_gib": 64.0, "disk_gib": 500.0, "gpu": None, "gpu_memory_gib": 0.0}
+FIRST = 'PROFILE = "laptop"\nSEEDS = None'
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A folder of notebooks, a cache and a record of costs of its own; returns a function that adds a notebook."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
+    monkeypatch.setattr(publish, "NOTEBOOKS", folder)
+    monkeypatch.setattr(doctor, "machine", lambda: ROOM)
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LORA_COURSE_REFERENCE", str(tmp_path / "reference"))
+
+    def add(name: str, *cells: str) -> Path:
+        book = new_notebook(cells=[
+            new_markdown_cell(f"# {name} title\n\nWhat it shows."),
+            new_code_cell(FIRST, metadata={"tags": ["parameters"]}), *map(new_code_cell, cells)])
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        path = folder / f"{name}.ipynb"
+        nbformat.write(book, path)
+        return path
+
+    return add
+
+
+def counted(path: Path) -> str:
+    """Source of a cell that leaves a mark each time it is executed."""
+    return f"with open({str(path)!r}, 'a') as stream: stream.write('x')"
+
+
+def count(path: Path) -> int:
+    return len(path.read_text()) if path.exists() else 0
+
+
+def executed(name: str) -> Path:
+    return cache_dir() / "course" / "smoke" / f"{name}.ipynb"
+
+
+def partial(name: str) -> Path:
+    return executed(name).with_name(f"{name}.partial.ipynb")
+
+
+def start(**options) -> list[Outcome]:
+    return run_course(SMOKE, **{"profile_name": "smoke"} | options)
+
+
+def test_a_course_runs_in_order_and_gives_the_profile(course, tmp_path, capsys):
+    course("00_one", counted(tmp_path / "one"), "print(PROFILE, SEEDS)")
+    course("01_two", "print(PROFILE)")
+    outcomes = start(seeds=[3, 4])
+    assert [outcome.notebook for outcome in outcomes] == ["00_one", "01_two"]
+    assert all(outcome.seconds > 0 and outcome.peak_gib > 0.01 for outcome in outcomes)
+    assert nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text == "smoke [3, 4]\n"
+    assert not partial("00_one").exists()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("[1/2] 00_one: ") and lines[1].startswith("[2/2] 01_two: ")
+    assert "peak" in lines[0] and "0 runs trained" in lines[0] and "\r" not in captured.err
+    start(seeds=[3, 4])
+    assert count(tmp_path / "one") == 2, "a completed pass starts afresh"
+
+
+def test_only_some_notebooks(course, tmp_path):
+    course("00_one", counted(tmp_path / "one"))
+    course("01_two", counted(tmp_path / "two"))
+    assert [outcome.notebook for outcome in start(only=["01"])] == ["01_two"]
+    assert (count(tmp_path / "one"), count(tmp_path / "two")) == (0, 1)
+    with pytest.raises(UsageError, match="There is no notebook '07'; the numbers are 00, 01"):
+        start(only=["01", "07"])
+    assert count(tmp_path / "two") == 1
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(course, tmp_path):
+    course("00_one", counted(tmp_path / "one"))
+    course("01_two")
+    with pytest.raises(UsageError, match="00_one.ipynb does not declare the parameter 'EPSILLON'; it declares PROFILE, "
+                                         "SEEDS"):
+        start(parameters={"EPSILLON": 0.4})
+    assert count(tmp_path / "one") == 0 and not (cache_dir() / "course").exists()
+
+
+def test_a_parameter_that_only_one_notebook_declares(course, tmp_path):
+    course("00_one", counted(tmp_path / "one"))
+    path = course("01_two")
+    path.write_text(path.read_text().replace("SEEDS = None", "SEEDS = None\\nRANK = 8"))
+    with pytest.raises(UsageError, match="00_one.ipynb does not declare the parameter 'RANK'"):
+        start(parameters={"RANK": 4})
+    assert count(tmp_path / "one") == 0
+
+
+def test_a_failing_cell_stops_the_course_and_leaves_a_partial_notebook(course, tmp_path):
+    course("00_one", "value = 1 / 0", counted(tmp_path / "after"))
+    course("01_two", counted(tmp_path / "after"))
+    with pytest.raises(CourseError) as caught:
+        start()
+    sentence = str(caught.value)
+    assert "00_one.ipynb failed in cell" in sentence and "ZeroDivisionError: division by zero" in sentence
+    assert str(partial("00_one")) in sentence and "\n" not in sentence
+    assert partial("00_one").exists() and not executed("00_one").exists() and count(tmp_path / "after") == 0
+    failed = next(cell for cell in nbformat.read(partial("00_one"), 4).cells if "1 / 0" in cell.source)
+    assert f"in cell [{failed.execution_count}]:" in sentence, "the number that the partial notebook shows"
+
+
+def test_our_own_errors_come_through_as_their_sentence(course):
+    course("00_one", "from utils.errors import CourseError\nraise CourseError('The disk is full.')")
+    with pytest.raises(CourseError, match=r"failed in cell \[3\]: The disk is full\. \(as far"):
+        start()
+
+
+@pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "raise SystemExit"])
+def test_leaving_in_the_middle_is_a_failure(course, tmp_path, leave):
+    course("00_one", leave, counted(tmp_path / "after"))
+    with pytest.raises(CourseError, match="00_one"):
+        start()
+    assert not executed("00_one").exists() and count(tmp_path / "after") == 0
+
+
+def test_a_cell_that_takes_too_long(course):
+    course("00_one", "import time; time.sleep(60)")
+    started = time.monotonic()
+    with pytest.raises(CourseError, match="00_one.ipynb failed: .*partial.ipynb"):
+        start(timeout=1)
+    assert time.monotonic() - started < 40 and not executed("00_one").exists()
+
+
+def test_a_kernel_that_dies(course):
+    course("00_one", "import os; os._exit(3)")
+    with pytest.raises(CourseError, match="00_one.ipynb failed: .*[Kk]ernel.*partial.ipynb"):
+        start()
+    assert not executed("00_one").exists()
+
+
+def test_a_course_cut_short_goes_on_where_it_stopped(course, tmp_path):
+    """First a failing notebook, then an interruption; what was done is not done again, and no state is left over."""
+    one, fixed = tmp_path / "one", tmp_path / "fixed"
+    course("00_one", counted(one))
+    course("01_two", f"import os\nassert os.path.exists({str(fixed)!r}), 'not yet'")
+    with pytest.raises(CourseError, match="01_two.ipynb failed .*not yet"):
+        start()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+        patch.setattr(runner, "execute", interrupted)
+        start()
+    fixed.touch()
+    outcomes = start()
+    assert count(one) == 1 and [outcome.notebook for outcome in outcomes] == ["00_one", "01_two"]
+    assert outcomes[0].seconds > 0, "the costs of the first start are kept"
+    assert not (executed("00_one").parent / "state.json").exists()
+
+
+@pytest.mark.parametrize("change", ["none", "parameters", "notebook", "half a state", "a list", "another's"])
+def test_an_interrupted_pass_of_something_else_is_not_believed(course, monkeypatch, change):
+    path, ran = course("00_one"), []
+    course("01_two")
+
+    def fake(path, target, *_):
+        ran.append(path.stem)
+        if ran == ["00_one", "01_two"]:
+            raise CourseError("not yet")
+        return Outcome(path.stem, 1.0, 1.0, 0)
+
+    monkeypatch.setattr(runner, "execute", fake)
+    with pytest.raises(CourseError, match="not yet"):
+        start()
+    state = executed("00_one").parent / "state.json"
+    if change == "notebook":
+        path.write_text(path.read_text().replace("title", "other title"))
+    elif change == "half a state":
+        state.write_text(state.read_text()[:50])
+    elif change in ("a list", "another's"):
+        state.write_text("[1]" if change == "a list" else '{"fingerprint": "0", "done": {}}')
+    start(**({"seeds": [1]} if change == "parameters" else {}))
+    assert ran[2:] == (["01_two"] if change == "none" else ["00_one", "01_two"])
+
+
+@pytest.mark.parametrize("lack, said", [
+    ({"memory_gib": 1.0}, "3 GiB of memory (here 1)"), ({"disk_gib": 0.5}, "2 GiB of free disk at ")])
+def test_too_small_a_machine_is_told_before_anything_runs(course, tmp_path, monkeypatch, lack, said):
+    course("00_one", counted(tmp_path / "one"))
+    monkeypatch.setattr(doctor, "machine", lambda: ROOM | lack)
+    with pytest.raises(CourseError) as caught:
+        start()
+    assert str(caught.value).startswith("Profile smoke needs ") and said in str(caught.value)
+    assert "choose a smaller profile" in str(caught.value) and count(tmp_path / "one") == 0
+
+
+def test_a_gpu_profile_asks_for_its_gpu(monkeypatch):
+    monkeypatch.setattr(doctor, "machine", lambda: ROOM)
+    with pytest.raises(CourseError, match=r"a GPU with 7.5 GiB \(here none\)"):
+        doctor.require(load_profile("gpu"))
+    monkeypatch.setenv("LORA_COURSE_SKIP_HARDWARE", "1")
+    doctor.require(load_profile("gpu"))
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    limit.write_text(f"{2 * 2**30}\n")
+    monkeypatch.setattr(doctor, "CGROUP_LIMITS", (limit,))
+    assert doctor.machine()["memory_gib"] == 2.0
+    limit.write_text("max\n")
+    assert doctor.machine()["memory_gib"] != 2.0
+
+
+def test_costs_are_recorded_cold_and_warm(course):
+    course("00_one")
+    course("01_two")
+    runner.record_costs(SMOKE, [Outcome("00_one", 10.0, 1.5, 3), Outcome("01_two", 4.0, 1.0, 0)])
+    runner.record_costs(SMOKE, [Outcome("00_one", 2.0, 0.5, 0)])
+    costs = runner.measured_costs("smoke")
+    assert costs["00_one"] == {"cold": {"seconds": 10.0, "peak_gib": 1.5, "trained_runs": 3},
+                               "warm": {"seconds": 2.0, "peak_gib": 0.5, "trained_runs": 0}}
+    assert set(costs["01_two"]) == {"cold"} and runner.measured_costs("laptop") == {}
+    assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 10.0, "01_two": 4.0}
+    (cache_dir() / "runs" / "key").mkdir(parents=True)
+    (cache_dir() / "runs" / "key" / "result.json").touch()
+    assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
+
+
+def test_runs_that_a_notebook_trained_are_counted(course):
+    runs = str(cache_dir() / "runs" / "key")
+    course("00_one", f"import os\nos.makedirs({runs!r}, exist_ok=True)\nopen({runs + '/result.json'!r}, 'w').close()")
+    assert [start()[0].trained_runs, start()[0].trained_runs] == [1, 0]
+
+
+def test_publishing_leaves_no_trace_of_papermill_or_this_machine(course, monkeypatch):
+    path = course("00_one", "40 + 2")
+    readme = path.parent / "README.md"
+    names = re.findall(r"<!-- (\w+): written by", (ROOT / "README.md").read_text(encoding="utf-8"))
+    markers = [publish.BEGIN.format(name=name) + "\nold\n" + publish.END.format(name=name) for name in names]
+    readme.write_text("# Course\n\n" + "\n\nbetween\n\n".join(markers) + "\n\nafter\n")
+    update = publish.update_readme
+    monkeypatch.setattr(publish, "update_readme", lambda: update(readme))
+    laptop = load_profile("laptop")
+    publish.publish_course(laptop, run_course(laptop, profile_name="laptop"))
+    published = nbformat.read(path, 4)
+    assert [cell.source for cell in published.cells[1:]] == [FIRST, "40 + 2"]
+    assert [cell.execution_count for cell in published.cells[1:]] == [1, 2]
+    assert published.cells[2].outputs[0]["data"]["text/plain"] == "42"
+    assert published.cells[2].outputs[0]["execution_count"] == 2
+    text = path.read_text()
+    assert "papermill" not in text and "injected" not in text and str(cache_dir()) not in text
+    page = readme.read_text()
+    assert {"profiles", "notebooks"} <= set(names) and "\nold\n" not in page
+    assert page.startswith("# Course\n") and "between" in page and page.endswith("after\n")
+    assert "| [00_one title](notebooks/00_one.ipynb) | What it shows. |" in page
+    assert page.count("not measured yet") >= 6 and "GiB |" in page, "smoke, gpu and paper were never run here"
+    update(readme)
+    assert readme.read_text() == page
+
+
+def test_a_readme_without_its_markers_is_not_touched(course, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Course\n")
+    with pytest.raises(CourseError, match="lacks the lines"):
+        publish.update_readme(readme)
+    assert readme.read_text() == "# Course\n"
+
+
+def test_every_cell_must_have_completed(tmp_path):
+    def book(**changes) -> Path:
+        cell = new_code_cell("1", execution_count=1, metadata={"papermill": {"status": "completed"}})
+        cell.update(changes)
+        nbformat.write(new_notebook(cells=[new_markdown_cell("text"), new_code_cell(""), cell]), tmp_path / "n.ipynb")
+        return tmp_path / "n.ipynb"
+
+    check_completed(book())
+    for changes in ({"execution_count": None}, {"metadata": {}}, {"metadata": {"papermill": {"status": "pending"}}}):
+        with pytest.raises(CourseError, match="n.ipynb: cell 3 did not complete"):
+            check_completed(book(**changes))
+
+
+# --- the course itself
+
+def pytest_generate_tests(metafunc):
+    """One test a notebook; without any there is one that fails."""
+    if "course_notebook" in metafunc.fixturenames:
+        paths = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+        metafunc.parametrize("course_notebook", paths or [None], ids=lambda path: path.stem if path else "none found")
+
+
+def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch):
+    """The notebook runs whole, and what it publishes is fresh, valid and not degenerate."""
+    assert course_notebook is not None, f"there are no notebooks in {NOTEBOOKS}"
+    monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "figures"))
+    target, started = tmp_path / course_notebook.name, time.time()
+    execute(course_notebook, target, {"PROFILE": "smoke"}, 240, Watch({}))
+    check_completed(target)
+    cells = [cell for cell in nbformat.read(target, 4).cells if cell.cell_type == "code"]
+    assert [cell.source for cell in cells if any(one.output_type == "error" for one in cell.outputs)] == []
+    folder = tmp_path / "figures" / "smoke"
+    calls = sum(cell.source.count("publish(") for cell in cells)
+    files = sorted(folder.iterdir()) if folder.exists() else []
+    stems = sorted({path.stem for path in files})
+    assert len(stems) >= calls and [path.name for path in files] == sorted(
+        f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv", "json"))
+    for stem in stems:
+        assert stem.startswith(course_notebook.name[:2]), f"{stem} is published by the wrong notebook"
+        assert_figure(folder / stem, started)
+
+
+def assert_figure(stem: Path, started: float) -> None:
+    record = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    assert (record["figure"], record["profile"], record["evidence"]) == (stem.name, "smoke", False)
+    assert len(record["alt"]) > 40 and record["provenance"]["packages"]["torch"]
+    for kind in (".png", ".svg", ".csv", ".json"):
+        assert stem.with_suffix(kind).stat().st_mtime >= started - 1
+    pixels = image.imread(stem.with_suffix(".png"))
+    assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.01, "an empty picture"
+    svg = stem.with_suffix(".svg").read_text(encoding="utf-8")
+    assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg") and STAMP in svg
+    with open(stem.with_suffix(".csv"), newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == record["rows"] > 0 and list(rows[0]) == record["columns"]
+    varying, numeric = 0, 0
+    for column in rows[0]:
+        try:
+            values = np.array([float(row[column]) for row in rows if row[column] != ""])
+        except ValueError:
+            continue
+        assert not np.isinf(values).any(), f"{column} is infinite"
+        numeric += 1
+        varying += len(np.unique(values)) > 1
+    assert numeric and (varying or len(rows) == 1), "every number of the table is the same"
+
+
+def test_a_degenerate_figure_would_be_noticed(tmp_path, monkeypatch):
+    """The check above must be able to fail: a constant table, an empty picture."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from utils.reporting.publish import publish as publish_figure
+
+    monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path))
+    alt = "A line from left to right, for a test of the checks themselves."
+    table, started = pd.DataFrame({"x": [1.0, 2.0], "name": ["a", "b"]}), time.time()
+
+    def figure(identifier: str, table: pd.DataFrame) -> Path:
+        drawn, axes = plt.subplots()
+        axes.plot(table["x"])
+        publish_figure(drawn, table, identifier, alt=alt, profile=SMOKE)
+        return tmp_path / "smoke" / identifier
+
+    assert_figure(figure("good", table), started)
+    with pytest.raises(AssertionError, match="is the same"):
+        assert_figure(figure("constant", table.assign(x=1.0)), started)
+    with pytest.raises(AssertionError):
+        assert_figure(tmp_path / "smoke" / "good", time.time() + 60)
+    image.imsave(tmp_path / "smoke" / "good.png", np.ones((300, 300, 3)))
+    with pytest.raises(AssertionError, match="an empty picture"):
+        assert_figure(tmp_path / "smoke" / "good", started)

