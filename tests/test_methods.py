@@ -139,7 +139,7 @@ def test_split_name_refuses_what_is_not_tuned(name):
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="'mamba' model.*bert, roberta, llama"):
+    with pytest.raises(UsageError, match="'gpt2' model.*bert, roberta, llama"):
         targets.pattern_for("gpt2")
 
 

@@ -85,8 +85,8 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
     for claim in claims():
         if notebook in (None, claim.notebook):
             judged = verdict(claim, reference_table(claim.measurement, name), name)
-            rows.append({"notebook": claim.notebook, "claim": claim.id, "paper": claim.paper, "figure": claim.figure, "sentence": claim.sentence,
-                         "published": claim.published, "control": claim.control} | judged)
+            rows.append({"notebook": claim.notebook, "claim": claim.id, "paper": claim.paper, "figure": claim.figure,
+                         "sentence": claim.sentence, "published": claim.published, "control": claim.control} | judged)
     return pd.DataFrame(rows)
 
 
@@ -106,7 +106,8 @@ def own_verdicts(tables: dict[str, pd.DataFrame], profile: Profile, notebook: st
         rows.append({"claim": claim.id, "holds in your seeds": f"{judged['holds']} of {judged['seeds']}",
                      "your effect": judged["effect"]})
     ledger = verdicts(profile, notebook)[["claim", "figure", "sentence", "verdict", "seeds", "effect", "low", "high"]]
-    return ledger.merge(pd.DataFrame(rows, columns=["claim", "holds in your seeds", "your effect"]), on="claim", how="left")
+    own = pd.DataFrame(rows, columns=["claim", "holds in your seeds", "your effect"])
+    return ledger.merge(own, on="claim", how="left")
 
 
 def write_ledger(profile: Profile) -> str:

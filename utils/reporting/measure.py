@@ -30,7 +30,7 @@ RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alp
 
 
 def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None) -> list[Run]:
-    """The finished runs of an experiment, trained now where they are missing; diverged ones are reported and left out."""
+    """The finished runs of an experiment, trained now where missing; diverged ones are reported and left out."""
     quiet_libraries()
     store = RunStore()
     runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
@@ -205,8 +205,10 @@ def _with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd
 
 def _collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
              experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
-    return pd.concat([_with_identity(profile, experiment, measure(run)) for experiment in experiments or
-                      profile.shown_experiments for run in experiment_runs(profile, experiment, seeds)], ignore_index=True)
+    parts = [_with_identity(profile, experiment, measure(run))
+             for experiment in experiments or profile.shown_experiments
+             for run in experiment_runs(profile, experiment, seeds)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:

@@ -108,8 +108,8 @@ def outline_rows(figure: Figure, panel: int, rows: list[int]) -> None:
     axis = figure.axes[panel]
     width = axis.images[0].get_array().shape[1]
     for row in rows:
-        axis.add_patch(plt.Rectangle((0.5, row - 0.5), width, 1, fill=False, edgecolor="magenta", linewidth=2, clip_on=False,
-                                     zorder=3))
+        axis.add_patch(plt.Rectangle((0.5, row - 0.5), width, 1, fill=False, edgecolor="magenta", linewidth=2,
+                                     clip_on=False, zorder=3))
 
 
 def cosines_by_index(vectors: pd.DataFrame, *, epsilon: float, level: float) -> Figure:

@@ -64,7 +64,10 @@ def reference_note(profile: Profile | str) -> str:
 
 
 def paper_accuracies() -> pd.DataFrame:
-    """Tables 1 and 2 of arXiv 2410.21228v3: ``table``, ``lora_alpha_rule``, ``method``, ``r``, ``task``, ``accuracy``."""
+    """Tables 1 and 2 of arXiv 2410.21228v3.
+
+    Columns ``table``, ``lora_alpha_rule``, ``method``, ``r`` (0 for full), ``task``, ``accuracy``.
+    """
     return pd.read_csv(PAPER / "accuracy_tables.csv")
 
 

@@ -45,13 +45,12 @@ def update_singular_values(update: torch.Tensor | tuple[torch.Tensor, torch.Tens
 
 def update_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
                  factors: Mapping[str, tuple] | None = None) -> pd.DataFrame:
-    """Per matrix: Frobenius and spectral norm of the update, both relative to W0's, and its effective rank."""
+    """Per matrix: Frobenius norm of the update, alone and relative to W0's, and the update's effective rank."""
     rows = []
     for name, weight in tuned.items():
         values = update_singular_values(factors[name] if factors else weight - base[name])
         norm = base[name].norm().item()
         rows.append({"matrix": name, "update_norm": values.square().sum().sqrt().item(), "base_norm": norm,
                      "relative_norm": values.square().sum().sqrt().item() / norm,
-                     "relative_spectral_norm": values.max().item() / torch.linalg.matrix_norm(base[name], 2).item(),
                      "effective_rank": effective_rank(values)})
     return pd.DataFrame(rows)

@@ -171,7 +171,8 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
     _write_base(model, config, target, curve)
     final = float(curve.rows[-1]["heldout_loss_nats_per_token"])
     write_json(target / "provenance.json", {
-        "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2", "recipe": RECIPE | {"steps": steps},
+        "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2",
+        "recipe": RECIPE | {"steps": steps},
         "measured": {"heldout_loss_nats_per_token": final, "heldout_perplexity": round(math.exp(final), 1),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from utils.errors import UsageError
 from utils.files import canonical_json
 from utils.profiles import Experiment, Profile
 from utils.profiles.schema import ModelReference, Positive, Rate, TaskSizes
@@ -91,6 +92,9 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     seeds : tuple of int, optional
         The profile's own seeds by default.
     """
+    if experiment not in profile.experiments:
+        raise UsageError(f"Profile {profile.profile} has no experiment '{experiment}'; it has "
+                         f"{', '.join(profile.experiments)}.")
     chosen = profile.experiments[experiment]
     return [_spec(profile, chosen, method, rate, seed)
             for seed in (profile.seeds if seeds is None else seeds) for method, rate in _methods(chosen)]

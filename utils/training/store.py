@@ -204,7 +204,7 @@ class RunStore:
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_write_error(error):
                 raise
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or f"is the disk full? ({str(error).splitlines()[0]})"
             raise CourseError(f"Run {spec.key} could not be written to {folder}: {reason}.") from error
         shutil.rmtree(folder / "resume", ignore_errors=True)
         write_json(folder / RESULT, result)

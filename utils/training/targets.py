@@ -11,8 +11,10 @@ from torch import nn
 from utils.errors import UsageError
 
 # model_type -> (pattern of a matrix's module name, head modules that every method trains)
-_BERT = r"encoder\.layer\.(?P<layer>\d+)\.(?:attention\.self\.|)(?P<type>query|key|value|attention\.output\.dense|intermediate\.dense|output\.dense)"
-_LLAMA = r"layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<type>q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_BERT = (r"encoder\.layer\.(?P<layer>\d+)\.(?:attention\.self\.|)"
+         r"(?P<type>query|key|value|attention\.output\.dense|intermediate\.dense|output\.dense)")
+_LLAMA = (r"layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\."
+          r"(?P<type>q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)")
 PATTERNS = {"bert": _BERT, "roberta": _BERT, "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
 HEADS = {"bert": ("pooler", "classifier"), "roberta": ("classifier",)}
 

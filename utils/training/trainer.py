@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from utils.training.device import device_name
 
 COMPLETE = "COMPLETE"  # written into a resume point after everything else
-EPOCH_STATE = "epoch_rng_state.pt"
+EPOCH_STATE = "epoch_rng_state.safetensors"
 
 
 def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate: float, warmup_fraction: float,
@@ -44,13 +45,14 @@ class MarkComplete(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if self.kept is not None and self.kept.exists():
-            torch.set_rng_state(torch.load(self.kept, weights_only=True))
+            torch.set_rng_state(load_file(self.kept)["state"])
         self.kept, self.epoch_state = None, torch.get_rng_state()
 
     def on_save(self, args, state, control, **kwargs):
         # A save at the very end of an epoch goes on with the next one's order, which is not drawn yet.
         between_epochs = state.epoch == int(state.epoch)
-        torch.save(torch.get_rng_state() if between_epochs else self.epoch_state, _point(args, state) / EPOCH_STATE)
+        kept = torch.get_rng_state() if between_epochs else self.epoch_state
+        save_file({"state": kept}, _point(args, state) / EPOCH_STATE)
         (_point(args, state) / COMPLETE).touch()
 
 
