@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.errors import CourseError, UsageError
 from utils.spectra import count_intruders, effective_rank, first_intruders, max_cosines, planted_matrix, random_level, \
-    random_update, similarity, thin_svd, toy_sweep, update_table, vector_table
+    random_update, similarity, thin_svd, toy_sweep, trace_direction, update_table, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.rank import update_singular_values
 from utils.spectra.svd import Factors
@@ -440,3 +440,29 @@ def test_counts_are_those_that_peft_reports(epsilon, top_k):
     ours = count_intruders(vector_table(base, tuned), [epsilon], [top_k], by=("matrix",))
     assert dict(zip(ours["matrix"], ours["n_intruders"], strict=True)) == reported
     assert len(reported) == 14 and 0 < sum(reported.values()) and 0 in reported.values()
+
+
+# --- one direction through training ----------------------------------------------------------------------------------
+def test_a_planted_direction_is_traced_through_growing_strength():
+    """Diagonal W0 = 3, 2, 1 and a fourth output planted at 0, 1.5, 5: it goes from nowhere to index 3, then 1."""
+    base = torch.zeros(4, 4)
+    base.diagonal().copy_(torch.tensor([3.0, 2.0, 1.0, 0.5]))
+    steps = {}
+    for step, strength in ((0, 0.5), (10, 1.5), (20, 5.0)):
+        steps[step] = base.clone()
+        steps[step][3, 3] = strength
+    trace = trace_direction(thin_svd(base), steps, torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    assert trace["index"].tolist() == [4, 3, 1] and trace["step"].tolist() == [0, 10, 20]
+    assert trace["singular_value"].tolist() == pytest.approx([0.5, 1.5, 5.0])
+    assert trace["overlap"].tolist() == pytest.approx([1, 1, 1]) == trace["max_cosine"].tolist()
+
+
+def test_a_traced_direction_outside_the_base_has_a_small_largest_cosine():
+    """A tall W0 does not span its output space: a vector planted outside it resembles nothing pretrained."""
+    base = torch.zeros(4, 2)
+    base[0, 0], base[1, 1] = 2.0, 1.0
+    tuned = base.clone()
+    tuned[3, 1] = 5.0
+    row = trace_direction(thin_svd(base), {7: tuned}, torch.tensor([0.0, 0.0, 0.0, 1.0])).iloc[0]
+    assert row["index"] == 1 and row["max_cosine"] == pytest.approx(1 / 26**0.5, rel=1e-4)
+    assert row["overlap"] == pytest.approx(5 / 26**0.5, rel=1e-4)

@@ -12,13 +12,14 @@ from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt
 
 README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank")
+READ_PROFILE = "laptop"  # the profile whose outputs are committed in the notebooks
 BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
 
 
 def publish_course(profile: Profile, outcomes: list[Outcome]) -> None:
-    """Record the costs, copy the executed notebooks over the sources, and rewrite the README's blocks."""
+    """Record the costs, commit the laptop's executed notebooks over the sources, and rewrite the README's blocks."""
     record_costs(profile, outcomes)
-    for outcome in outcomes:
+    for outcome in outcomes if profile.profile == READ_PROFILE else ():
         _publish_notebook(cache_dir() / "course" / profile.profile / f"{outcome.notebook}.ipynb",
                           NOTEBOOKS / f"{outcome.notebook}.ipynb")
     update_readme()
@@ -56,8 +57,8 @@ def update_readme(readme: Path = ROOT / "README.md") -> None:
 
 def figure_list() -> str:
     """The README's figures with the alt texts that they were published with."""
-    return "\n\n".join(f"![{published_alt(name, 'laptop')}](figures/laptop/{name}.png)" for name in README_FIGURES
-                       if (ROOT / "figures" / "laptop" / f"{name}.png").exists())
+    return "\n\n".join(f"![{published_alt(name, READ_PROFILE)}](figures/{READ_PROFILE}/{name}.png)" for name in README_FIGURES
+                       if (ROOT / "figures" / READ_PROFILE / f"{name}.png").exists())
 
 
 def profile_table() -> str:
@@ -79,7 +80,7 @@ def _total(costs: dict, kind: str) -> str:
 
 def notebook_table() -> str:
     """Notebooks with their titles and what each took at `laptop`."""
-    costs = measured_costs("laptop")
+    costs = measured_costs(READ_PROFILE)
     lines = ["| notebook | shows | first run | run again |", "|---|---|---|---|"]
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         heading = nbformat.read(path, as_version=4).cells[0].source.splitlines()

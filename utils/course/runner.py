@@ -84,6 +84,7 @@ def execute(path: Path, target: Path, parameters: dict, timeout: int | None, wat
     """
     check_parameters(path, parameters)
     partial = target.with_name(f"{target.stem}.partial.ipynb")
+    target.unlink(missing_ok=True)  # of an earlier pass; beside a partial one it would be taken for this pass's
     before, started = _finished_runs(), time.monotonic()
     watch.start(path.stem)
     try:

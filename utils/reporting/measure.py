@@ -12,10 +12,10 @@ import pandas as pd
 from utils.errors import UsageError
 from utils.evaluation.pseudo import corpus_loss, pseudo_loss
 from utils.profiles import Profile
-from utils.profiles.schema import PseudoLoss
+from utils.profiles.schema import PseudoLoss, Spectra
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import BaseModel
-from utils.spectra import count_intruders, thin_svd, update_table, vector_table
+from utils.spectra import count_intruders, thin_svd, trace_direction, update_table, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.svd import Factors
 from utils.training.data import tokenizer_of
@@ -122,6 +122,23 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                 "strongest_ratio": ratio.max(), "first_index": found["index"].min(),
                 "least_cosine": leading["max_cosine"].min()})
     return pd.DataFrame(rows)
+
+
+def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
+    """The least pretrained-like of a run's leading vectors, followed back to the base (step 0).
+
+    Returns
+    -------
+    tuple of str and DataFrame
+        The matrix, and :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
+    """
+    leading = run_vectors(run).query("index <= @spectra.k")
+    row = leading.loc[leading["max_cosine"].idxmin()]
+    name, base = row["matrix"], base_factors(run.base)[row["matrix"]]
+    direction = thin_svd(run.tuned_matrices()[name]).u[:, int(row["index"]) - 1]
+    steps = {0: run.base_matrices()[name]} | {step: run.tuned_matrices(step)[name] for step in run.steps}
+    table = trace_direction(base, steps, direction).merge(run.metrics()[["step", "accuracy"]], on="step", how="left")
+    return name, table.assign(method=run.spec.method.label, matrix=name, run=run.spec.key)
 
 
 def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:

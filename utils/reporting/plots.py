@@ -183,6 +183,24 @@ def growth(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     return figure
 
 
+def one_intruder(trace: pd.DataFrame, *, epsilon: float, largest: float) -> Figure:
+    """One intruder through training: its index, its singular value, its cosines, the accuracy (paper's Fig 5)."""
+    figure, axes = _panels(4, width=3.9)
+    lines = {"index": "index among the tuned vectors", "singular_value": "singular value",
+             "max_cosine": "largest |cosine| with W0's", "accuracy": "test accuracy"}
+    for axis, (column, label) in zip(axes, lines.items(), strict=True):
+        axis.plot(trace["step"], trace[column], "s--", color="C0", markersize=5, label="nearest tuned vector")
+        axis.set(xlabel="optimiser step", ylabel=label)
+    axes[0].set_yscale("log")
+    axes[0].invert_yaxis()
+    axes[1].axhline(largest, color="grey", linestyle=":", label="W0's largest")
+    axes[1].legend(fontsize="x-small")
+    axes[2].plot(trace["step"], trace["overlap"], "o-", color="C1", markersize=4, label="|cosine| with its final self")
+    axes[2].axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon}")
+    axes[2].legend(fontsize="x-small")
+    return figure
+
+
 def counts_against_k(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Intruders against the share of tuned vectors that is examined, one panel per task (paper's Fig 15)."""
     tasks = list(own["task"].unique())

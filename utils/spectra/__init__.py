@@ -4,9 +4,10 @@ Everything here is a pure function of float32 (or float64) matrices: no files, n
 """
 
 from utils.spectra.controls import planted_matrix, random_update, toy_sweep
-from utils.spectra.intruders import count_intruders, first_intruders, vector_table
+from utils.spectra.intruders import count_intruders, first_intruders, trace_direction, vector_table
 from utils.spectra.rank import effective_rank, update_table
 from utils.spectra.svd import Factors, max_cosines, random_level, similarity, thin_svd
 
 __all__ = ["Factors", "count_intruders", "effective_rank", "first_intruders", "max_cosines", "planted_matrix",
-           "random_level", "random_update", "similarity", "thin_svd", "toy_sweep", "update_table", "vector_table"]
+           "random_level", "random_update", "similarity", "thin_svd", "toy_sweep", "trace_direction", "update_table",
+           "vector_table"]

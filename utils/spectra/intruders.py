@@ -100,6 +100,39 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
     return table[[*by, "epsilon", "k", "n_intruders"]]
 
 
+def trace_direction(base: Factors, tuned: Mapping[int, torch.Tensor], direction: torch.Tensor) -> pd.DataFrame:
+    """Follow one output-side direction through checkpoints of a matrix.
+
+    Parameters
+    ----------
+    base : Factors
+        Thin SVD of W0.
+    tuned : mapping of int to torch.Tensor
+        The merged matrix by step.
+    direction : torch.Tensor of shape (out,)
+        A unit vector, such as the left singular vector of an intruder at the last step.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per step, of the tuned vector nearest to the direction: ``step``, ``index`` (from 1),
+        ``singular_value``, ``max_cosine`` with any pretrained vector, ``overlap`` with the direction.
+
+    References
+    ----------
+    arXiv 2410.21228v3, Fig 5: an intruder rises in rank, grows, and goes on turning.
+    """
+    rows = []
+    for step, weight in tuned.items():
+        factors = thin_svd(weight, name=f"matrix at step {step}")
+        overlaps = (factors.u.T @ direction).abs()
+        index = int(overlaps.argmax())
+        rows.append({"step": step, "index": index + 1, "singular_value": factors.s[index].item(),
+                     "max_cosine": (factors.u[:, index] @ base.u).abs().max().clamp(max=1.0).item(),
+                     "overlap": overlaps[index].clamp(max=1.0).item()})
+    return pd.DataFrame(rows)
+
+
 def first_intruders(vectors: pd.DataFrame, *, epsilon: float, k: int) -> pd.DataFrame:
     """The rows of a vector table that are intruders, highest-ranked first within each matrix."""
     return vectors[(vectors["index"] <= k) & (vectors["max_cosine"] < epsilon)].sort_values(["matrix", "index"])
