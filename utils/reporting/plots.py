@@ -34,17 +34,25 @@ def _lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *, x: 
         axis.plot(line.index, line.values, label=method, markersize=4, **style)
 
 
-def accuracy_curves(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Test accuracy against steps, one panel per task, one line per method; bands are the reference's seeds."""
+def _task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str):
+    """One panel per task with one line per method; the first panel has the legend of all methods."""
     tasks = list(own["task"].unique())
     figure, axes = _panels(len(tasks))
     styles = method_styles(list(own["method"].unique()))
     for axis, task in zip(axes, tasks, strict=True):
         part = own[own["task"] == task]
         band = None if reference is None else reference[reference["task"] == task]
-        _lines(axis, part, band, x="step", y="accuracy", styles={m: styles[m] for m in part["method"].unique()})
-        axis.set(xlabel="optimiser step", ylabel="test accuracy", title=f"task: {task}")
-    axes[0].legend(loc="lower right")
+        _lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in part["method"].unique()})
+        axis.set_title(f"task: {task}")
+    axes[0].legend()
+    return figure, axes
+
+
+def accuracy_curves(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy against steps, one panel per task, one line per method; bands are the reference's seeds."""
+    figure, axes = _task_panels(own, reference, x="step", y="accuracy")
+    for axis in axes:
+        axis.set(xlabel="optimiser step", ylabel="test accuracy")
     return figure
 
 
@@ -155,18 +163,12 @@ def toy_curves(sweep: pd.DataFrame, *, level: float) -> Figure:
 
 def counts_against_epsilon(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, level: float) -> Figure:
     """Intruders summed over the model against epsilon, one panel per task (paper's Fig 4)."""
-    tasks = list(own["task"].unique())
-    figure, axes = _panels(len(tasks))
-    styles = method_styles(list(own["method"].unique()))
-    for axis, task in zip(axes, tasks, strict=True):
-        part = own[own["task"] == task]
-        band = None if reference is None else reference[reference["task"] == task]
-        _lines(axis, part, band, x="epsilon", y="n_intruders", styles={m: styles[m] for m in part["method"].unique()})
+    figure, axes = _task_panels(own, reference, x="epsilon", y="n_intruders")
+    for axis in axes:
         axis.axvspan(0, level, color="grey", alpha=0.2)
-        axis.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", title=f"task: {task}", xlim=(0, 1))
+        axis.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", xlim=(0, 1))
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(bottom=-0.2)
-    axes[0].legend()
     return figure
 
 
@@ -203,16 +205,10 @@ def one_intruder(trace: pd.DataFrame, *, epsilon: float, largest: float) -> Figu
 
 def counts_against_k(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Intruders against the share of tuned vectors that is examined, one panel per task (paper's Fig 15)."""
-    tasks = list(own["task"].unique())
-    figure, axes = _panels(len(tasks))
-    styles = method_styles(list(own["method"].unique()))
-    for axis, task in zip(axes, tasks, strict=True):
-        part = own[own["task"] == task]
-        band = None if reference is None else reference[reference["task"] == task]
-        _lines(axis, part, band, x="k", y="n_intruders", styles={m: styles[m] for m in part["method"].unique()})
-        axis.set(xlabel="share of the tuned vectors examined", ylabel="intruder dimensions", title=f"task: {task}")
+    figure, axes = _task_panels(own, reference, x="k", y="n_intruders")
+    for axis in axes:
+        axis.set(xlabel="share of the tuned vectors examined", ylabel="intruder dimensions")
         axis.set_yscale("symlog", linthresh=1)
-    axes[0].legend()
     return figure
 
 
