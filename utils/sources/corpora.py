@@ -4,12 +4,13 @@ from utils.sources import hub
 from utils.sources.text import english_passages
 
 # RoBERTa's pre-training mixture and its sizes in GB (Liu et al. 2019); the first paper samples by these shares.
-# bookcorpus keeps a loading script on its main branch, and parquet on this conversion branch.
-ROBERTA_MIXTURE = (
-    ("vblagoje/cc_news", None, None, 76),
-    ("Skylion007/openwebtext", None, None, 38),
-    ("lucadiliello/STORIES", None, None, 31),
-    ("bookcorpus/bookcorpus", None, "refs/pr/6", 16),
+# bookcorpus keeps a loading script on its main branch, and parquet on this conversion branch; its rows are single
+# sentences, of which eight in a row make one passage.
+ROBERTA_MIXTURE = (  # name, revision, share, rows of a passage
+    ("vblagoje/cc_news", None, 76, 1),
+    ("Skylion007/openwebtext", None, 38, 1),
+    ("lucadiliello/STORIES", None, 31, 1),
+    ("bookcorpus/bookcorpus", "refs/pr/6", 16, 8),
 )
 
 
@@ -17,10 +18,11 @@ def pretraining_passages(corpus: str, count: int) -> list[str]:
     """`count` texts of a corpus: ``news`` (held-out articles of the laptop base) or ``roberta-pretraining``."""
     if corpus == "news":
         return english_passages("heldout", count, words=300)
-    total, done, passages = sum(share for *_, share in ROBERTA_MIXTURE), 0, []
-    for name, config, revision, share in ROBERTA_MIXTURE:
+    total, done, passages = sum(share for _, _, share, _ in ROBERTA_MIXTURE), 0, []
+    for name, revision, share, rows_each in ROBERTA_MIXTURE:
         done += share
-        rows = round(count * done / total) - len(passages)  # of the sum so far, so that the parts add up to `count`
-        if rows:
-            passages += hub.dataset_split(name, config, "train", rows=rows, revision=revision)["text"]
+        wanted = round(count * done / total) - len(passages)  # of the sum so far, so that the parts add up to `count`
+        if wanted:
+            texts = hub.dataset_split(name, None, "train", rows=wanted * rows_each, revision=revision)["text"]
+            passages += [" ".join(texts[start:start + rows_each]) for start in range(0, len(texts), rows_each)]
     return passages
