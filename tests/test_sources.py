@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -381,3 +382,19 @@ def test_an_interrupted_build_of_a_base_leaves_no_folder(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
     base = models._built("toy", lambda: ([part], lambda target: (target / "model.safetensors").write_bytes(b"whole")))
     assert (base.folder / "model.safetensors").read_bytes() == b"whole"
+
+
+def test_the_base_recipe_runs_from_nothing_and_writes_what_the_loader_reads(tmp_path):
+    """Two steps of `build-base encoder`: adapter, head, curve and provenance are whole, and training moved them."""
+    from utils.training.masked_lm import build_encoder_base
+
+    folder = build_encoder_base(steps=2, target=tmp_path / "base")
+    assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors",
+                                                        "head.safetensors", "curve.csv", "provenance.json"}
+    committed, made = (load_file(path / "adapter_model.safetensors") for path in (MODELS / "minilm-mlm", folder))
+    assert {name: tensor.shape for name, tensor in made.items()} == {
+        name: tensor.shape for name, tensor in committed.items()}
+    assert all(tensor.abs().max() > 0 for name, tensor in made.items() if "lora_B" in name)
+    assert pd.read_csv(folder / "curve.csv")["step"].tolist() == [0, 2]
+    recorded = json.loads((folder / "provenance.json").read_text())
+    assert recorded["recipe"]["steps"] == 2 and 8 < recorded["measured"]["heldout_loss_nats_per_token"] < 12

@@ -7,6 +7,7 @@ head turns "how much pre-training was forgotten" into a number. Adapter and head
 
 import csv
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -176,6 +177,7 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
         "measured": {"heldout_loss_nats_per_token": final, "heldout_perplexity": round(math.exp(final), 1),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})
+    shutil.rmtree(scratch)
     return target
 
 
