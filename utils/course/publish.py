@@ -57,8 +57,9 @@ def update_readme(readme: Path = ROOT / "README.md") -> None:
 
 def figure_list() -> str:
     """The README's figures with the alt texts that they were published with."""
-    return "\n\n".join(f"![{published_alt(name, READ_PROFILE)}](figures/{READ_PROFILE}/{name}.png)" for name in README_FIGURES
-                       if (ROOT / "figures" / READ_PROFILE / f"{name}.png").exists())
+    folder = Path("figures") / READ_PROFILE
+    return "\n\n".join(f"![{published_alt(name, READ_PROFILE)}]({folder.as_posix()}/{name}.png)"
+                       for name in README_FIGURES if (ROOT / folder / f"{name}.png").exists())
 
 
 def profile_table() -> str:

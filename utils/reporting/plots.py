@@ -35,7 +35,7 @@ def _lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *, x: 
 
 
 def _task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str):
-    """One panel per task with one line per method; the first panel has the legend of all methods."""
+    """One panel per task with one line per method; the legend, of the first task's methods, stands outside."""
     tasks = list(own["task"].unique())
     figure, axes = _panels(len(tasks))
     styles = method_styles(list(own["method"].unique()))
@@ -44,7 +44,7 @@ def _task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y
         band = None if reference is None else reference[reference["task"] == task]
         _lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in part["method"].unique()})
         axis.set_title(f"task: {task}")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure, axes
 
 
@@ -264,7 +264,7 @@ def forgetting_against_rank(own: pd.DataFrame, reference: pd.DataFrame | None = 
         axis.plot(lora.index.map(places), lora.values, "o-", color="C0", label="LoRA, yours")
         axis.axhline(part[part["r"] == 0]["pseudo_loss"].mean(), color="black", label="full, yours")
         axis.axhline(part["base_pseudo_loss"].iloc[0], color="C2", linestyle=":", label="base")
-        axis.set(xticks=range(len(places)), xticklabels=list(places), xlabel="LoRA rank (last: full width)",
+        axis.set(xticks=range(len(places)), xticklabels=list(places), xlabel="LoRA rank",
                  ylabel="pseudo-loss, nats per token", title=f"task: {task}")
     axes[0].legend(fontsize="x-small")
     return figure
