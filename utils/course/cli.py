@@ -4,6 +4,7 @@ Exit status 0 done, 1 failed, 2 misuse, 130 interrupted. One sentence on stderr 
 """
 
 import argparse
+import os
 import shutil
 import sys
 import traceback
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if "--traceback" in arguments:
             traceback.print_exc()
