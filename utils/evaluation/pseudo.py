@@ -68,7 +68,7 @@ def corpus_loss(table: pd.DataFrame) -> float:
     >>> corpus_loss(pd.DataFrame({"negative_pll_nats": [6.0, 2.0], "tokens": [3, 1]}))
     2.0
     """
-    return table["negative_pll_nats"].sum() / table["tokens"].sum()
+    return float(table["negative_pll_nats"].sum() / table["tokens"].sum())
 
 
 def _masked_copies(tokenizer, texts, tokens) -> list[tuple[int, list[int], int]]:
