@@ -131,6 +131,7 @@ def test_the_result_says_what_was_run_measured_and_with_what(finished):
     assert result["run"]["key"] == finished[LORA].spec.key == finished[LORA].folder.name
     assert RunSpec.model_validate(result["run"]["spec"]) == finished[LORA].spec
     assert json.loads((finished[LORA].folder / "spec.json").read_text()) == result["run"]["spec"]
+    assert result["run"]["train_rows"] == 32
     measured = result["measured"]
     assert measured["steps"] == 8 and measured["peak_gib"] > 0 and measured["train_seconds"] > 0
     assert 0 < measured["trainable_parameters"] < measured["total_parameters"]
@@ -140,6 +141,14 @@ def test_the_result_says_what_was_run_measured_and_with_what(finished):
         assert row["sha256"] == sha256_of(finished[LORA].folder / "checkpoints" / row["file"])
     assert {"torch", "transformers", "peft", "trl"} <= set(result["provenance"]["packages"])
     assert result["provenance"]["base_revision"] == finished[LORA].spec.base_revision
+
+
+def test_the_result_names_the_rows_and_not_only_their_name(finished, store, spec):
+    """A data set's branch can move under its name: other rows, another checksum; the same rows, the same."""
+    checksum = finished[LORA].result["run"]["data_sha256"]
+    assert len(checksum) == 64 and checksum == finished[FULL].result["run"]["data_sha256"]
+    fewer = spec(sizes=TaskSizes(train_rows=31, test_rows=16, max_length=32), steps=1, checkpoints=1)
+    assert store.get(fewer).result["run"]["data_sha256"] != checksum
 
 
 def test_nothing_of_the_training_itself_is_left(finished):

@@ -68,8 +68,3 @@ def dataset_split(name: str, config: str | None, split: str, *, rows: int | None
         reason = " ".join(str(error).split())[:200]
         raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) could not be read: {reason}."
                           ) from error
-
-
-def dataset_revision(dataset: Dataset) -> str:
-    """The fingerprint of the rows that were read, recorded with each run."""
-    return dataset._fingerprint

@@ -1,5 +1,6 @@
 """Rows to tokens, once per task, tokenizer and length; batches of like length, so that little padding is computed."""
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from utils.files import canonical_json
 from utils.profiles.schema import TaskSizes
 from utils.sources.tasks import load_task
 
@@ -35,6 +37,14 @@ def classification_data(task: str, sizes: TaskSizes, folder: Path) -> tuple[Data
                                   "length": [len(ids) for ids in tokens["input_ids"]]})
 
     return encode(data.train), encode(data.test)
+
+
+def rows_checksum(rows: Dataset) -> str:
+    """sha256 of the rows that a run trains on: what a data set's name or branch resolved to on that day."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row).encode())
+    return digest.hexdigest()
 
 
 def evaluation_batches(rows: Dataset, folder: Path) -> list[dict[str, torch.Tensor]]:

@@ -175,10 +175,31 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
         "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2",
         "recipe": RECIPE | {"steps": steps},
         "measured": {"heldout_loss_nats_per_token": final, "heldout_perplexity": round(math.exp(final), 1),
+                     "unigram_loss_nats_per_token": round(news_unigram_loss(tokenizer), 4),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})
     shutil.rmtree(scratch)
     return target
+
+
+def unigram_loss(train: list[list[int]], heldout: list[list[int]], vocabulary: int) -> float:
+    """Held-out cross-entropy in nats per token of a model that knows only how often each token occurs.
+
+    Add-one smoothing. A masked-LM that does no better has learnt nothing from context.
+
+    >>> round(unigram_loss([[0, 0, 1]], [[0]], 3), 4) == round(-math.log(3 / 6), 4)
+    True
+    """
+    counts = torch.bincount(torch.tensor([token for ids in train for token in ids]), minlength=vocabulary).double() + 1
+    log_probabilities = (counts / counts.sum()).log()
+    return -log_probabilities[torch.tensor([token for ids in heldout for token in ids])].mean().item()
+
+
+def news_unigram_loss(tokenizer) -> float:
+    """:func:`unigram_loss` of the news articles, train split against held-out split."""
+    splits = [tokenizer(news_articles().query("split == @split")["text"].tolist(), add_special_tokens=False,
+                        truncation=False, verbose=False)["input_ids"] for split in ("train", "heldout")]
+    return unigram_loss(*splits, vocabulary=len(tokenizer))
 
 
 def _fixed_batches(tokenizer) -> list[dict]:

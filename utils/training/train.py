@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from utils.files import replacing, sha256_of
 from utils.sources.models import BaseModel
 from utils.sources.tasks import load_task, task
-from utils.training.data import classification_data, evaluation_batches, tokenizer_of
+from utils.training.data import classification_data, evaluation_batches, rows_checksum, tokenizer_of
 from utils.training.device import compute_dtype, device_name, limit_threads, quiet_libraries
 from utils.training.metrics import accuracy, causal_loss, predict
 from utils.training.spec import RunSpec
@@ -113,7 +113,8 @@ def train(spec: RunSpec, base: BaseModel, folder: Path) -> dict:
         torch.cuda.reset_peak_memory_stats()
     trainer.train(resume_from_checkpoint=resume_point(folder / "resume"))
     status = "diverged" if checkpoints.diverged else "done"
-    return {"run": {"key": spec.key, "spec": spec.model_dump(mode="json"), "status": status, "error": None},
+    return {"run": {"key": spec.key, "spec": spec.model_dump(mode="json"), "status": status, "error": None,
+                    "train_rows": len(rows), "data_sha256": rows_checksum(rows)},
             "measured": {"steps": steps, "train_seconds": round(checkpoints.train_seconds, 2),
                          "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
