@@ -222,14 +222,20 @@ def test_fresh_lora_computes_what_the_base_computes(kind, method):
     assert found.keys() == w0.keys() and all(torch.equal(found[name], w0[name]) for name in w0)
 
 
-@pytest.mark.parametrize("method", LORAS.values(), ids=LORAS)
-@pytest.mark.parametrize("kind", PAPERS)
-def test_merged_weights_are_pefts(kind, method):
-    """W0 + scale * B A equals `merge_and_unload`, for every scaling rule and layout of the weights."""
+def tuned(kind: str, method: Method) -> tuple[dict[str, torch.Tensor], nn.Module]:
+    """W0, and a model prepared for a method whose trained parameters were moved."""
     base = build(kind)
     w0 = weights_of(base)
     model = prepare(base, method, causal=causal(kind))
     disturb(model)
+    return w0, model
+
+
+@pytest.mark.parametrize("method", LORAS.values(), ids=LORAS)
+@pytest.mark.parametrize("kind", PAPERS)
+def test_merged_weights_are_pefts(kind, method):
+    """W0 + scale * B A equals `merge_and_unload`, for every scaling rule and layout of the weights."""
+    w0, model = tuned(kind, method)
     ours = merged(w0, trained_tensors(model), method.scale)
     theirs = weights_of(model.merge_and_unload())
     assert ours.keys() == theirs.keys()
@@ -261,10 +267,7 @@ def test_merging_full_fine_tuning_returns_the_stored_weights():
 @pytest.mark.parametrize("kind", PAPERS)
 def test_a_run_can_be_rebuilt_from_its_tensors(kind, method):
     """Stored tensors put into an untouched base give the tuned model's logits, head included."""
-    base = build(kind)
-    w0 = weights_of(base)
-    model = prepare(base, method, causal=causal(kind))
-    disturb(model)
+    w0, model = tuned(kind, method)
     trained = trained_tensors(model)
     scale = method.scale if method.kind == "lora" else 0.0
     fresh = build(kind)

@@ -15,6 +15,7 @@ from utils.errors import CourseError
 from utils.files import write_text
 from utils.paths import PAPER, reference_dir, writable
 from utils.profiles import Profile
+from utils.reporting.measure import last_steps
 from utils.reporting.reference import mean_interval, reference_note, reference_table
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
@@ -146,8 +147,7 @@ def _full(part: pd.DataFrame) -> pd.Series:
 
 def accuracy_within(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Tolerance minus the largest distance of any LoRA run from full fine-tuning, at the last step."""
-    last = table.loc[table.groupby(["experiment", "run"])["step"].idxmax()]
-    return _by_seed(last, lambda part: rule["tolerance"] - (
+    return _by_seed(last_steps(table), lambda part: rule["tolerance"] - (
         part[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
 
 

@@ -81,6 +81,11 @@ def accuracy_over_steps(profile: Profile, seeds: Seeds = None,
     return _collect(profile, seeds, lambda run: run.metrics(), experiments)
 
 
+def last_steps(table: pd.DataFrame, by: tuple[str, ...] | list[str] = ("experiment", "run")) -> pd.DataFrame:
+    """Of a table with one row per checkpoint, the row of each run's last step."""
+    return table.loc[table.groupby(list(by))["step"].idxmax()]
+
+
 def intruder_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
     spectra = profile.spectra
@@ -229,8 +234,7 @@ def _collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFra
 
 
 def _final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
-    table = accuracy_over_steps(profile, seeds, experiments)
-    last = table.loc[table.groupby("run")["step"].idxmax()]
+    last = last_steps(accuracy_over_steps(profile, seeds, experiments), by=["run"])
     return last[["run", "accuracy", "accuracy_se"]].reset_index(drop=True)
 
 
