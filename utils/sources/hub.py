@@ -9,10 +9,10 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from datasets.utils.logging import set_verbosity_error
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, \
-    RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, \
+    OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-from utils.errors import CourseError
+from utils.errors import CourseError, UsageError
 
 # Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -28,19 +28,39 @@ def model_snapshot(name: str, revision: str | None = None) -> Path:
     CourseError
         If the model is gated, unknown, out of reach, or has no safetensors.
     """
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
-    except GatedRepoError as error:
-        raise CourseError(f"The Hub model {name} asks you to accept its licence first; name an ungated copy in the "
-                          "profile, or log in with `hf auth login`.") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise CourseError(f"The Hub has no model {name}{f' at {revision}' if revision else ''}.") from error
-    except _UNREACHABLE as error:
-        raise CourseError(f"The Hub model {name} is neither in the cache nor within reach; connect once and run "
-                          "`python -m utils fetch --profile gpu`, or use the laptop profile.") from error
+    folder = _snapshot(name, revision, MODEL_FILES, "run `python -m utils fetch --profile gpu`, or use the laptop "
+                       "profile")
     if not any(folder.glob("*.safetensors")):
         raise CourseError(f"The Hub model {name} has no safetensors weights; pickled weights are not loaded.")
     return folder
+
+
+def checkpoint_snapshot(name: str, *, allow_pickle: bool = False) -> Path:
+    """The folder of any Hub model or adapter, for a command that was given its name.
+
+    Raises
+    ------
+    UsageError
+        If it is gated, unknown or out of reach; what is in the folder is the reader's to judge.
+    """
+    try:
+        return _snapshot(name, None, MODEL_FILES + (["*.bin"] if allow_pickle else []), "run the command again, or "
+                         "give a folder that holds the model")
+    except CourseError as error:
+        raise UsageError(str(error)) from error
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str], advice: str) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise CourseError(f"The Hub model {name} asks you to accept its licence first; name an ungated copy, or log in "
+                          "with `hf auth login`.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise CourseError(f"The Hub has no model {name}{f' at {revision}' if revision else ''}.") from error
+    except _UNREACHABLE as error:
+        raise CourseError(f"The Hub model {name} is neither in the cache nor within reach; connect once and {advice}."
+                          ) from error
 
 
 def dataset_split(name: str, config: str | None, split: str, *, rows: int | None = None,

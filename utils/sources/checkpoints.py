@@ -1,0 +1,305 @@
+"""Checkpoints on disk, read one matrix at a time: whole models, sharded or not, and PEFT LoRA adapters.
+
+A 7B pair never has to fit into memory: headers say what is there, and each weight is read by its name.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from utils.errors import UsageError
+from utils.sources import hub
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_STEM = "adapter_config.json", "adapter_model"
+# Matrices that are counted: weights inside numbered blocks that multiply activations. Embeddings, the classifier, the
+# pooler and the language-model head stand outside of the blocks.
+_BLOCK = re.compile(r"(?:^|\.)\d+\.")
+_NOT_LINEAR = re.compile(r"embed|norm|lm_head|classifier|pooler|score|relative_attention_bias|rotary|position")
+_TRANSPOSED_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt-sw3"}  # Conv1D keeps (in, out)
+_TRANSPOSED = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)$")
+_READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Initialisations that rewrite the base weight: the saved factors alone do not say what the tuned weight is.
+_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_BEYOND_LORA = ("use_qalora", "layer_replication", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
+                "alora_invocation_tokens", "target_parameters")
+
+
+class Factors(NamedTuple):
+    """What an adapter does to one matrix: scale * B A, and for DoRA the length of each output row."""
+
+    b: torch.Tensor  # (out, r)
+    a: torch.Tensor  # (r, in)
+    scale: float
+    magnitude: torch.Tensor | None = None  # (out,)
+
+    def merged(self, base: torch.Tensor) -> torch.Tensor:
+        """The tuned weight in float64, exactly what PEFT's merge means by it."""
+        weight = base.double() + self.scale * (self.b.double() @ self.a.double())
+        if self.magnitude is None:
+            return weight
+        return weight * (self.magnitude.double() / torch.linalg.vector_norm(weight, dim=1))[:, None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a matrix lies: its tensor's name, file, shape (out, in) and stored type."""
+
+    tensor: str
+    file: Path
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The counted matrices of a model, by the names they are stored under, without ``.weight``."""
+
+    name: str
+    folder: Path
+    entries: dict[str, Entry] = field(repr=False)
+
+    def read(self, matrix: str) -> torch.Tensor:
+        """A matrix as (out, in), in the type it is stored in."""
+        entry = self.entries[matrix]
+        tensor = _Reader.of(entry.file).tensor(entry.tensor)
+        return tensor.T.contiguous() if entry.transposed else tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT LoRA adapter: factors by the names of the modules that it wraps."""
+
+    name: str
+    folder: Path
+    config: dict = field(repr=False)
+    tensors: dict[str, dict[str, str]] = field(repr=False)  # module -> {"lora_A": tensor name, …}
+
+    @property
+    def base_name(self) -> str:
+        """The base model that its configuration names."""
+        return self.config.get("base_model_name_or_path") or ""
+
+    @cached_property
+    def _reader(self) -> "_Reader":
+        return _Reader.of(_adapter_file(self.folder, pickled=True))
+
+    def read(self, module: str) -> Factors:
+        """The factors of one module."""
+        parts = {part: self._reader.tensor(name) for part, name in self.tensors[module].items()}
+        for part in ("lora_A", "lora_B"):
+            if part not in parts or parts[part].ndim != 2:
+                raise UsageError(f"The adapter {self.name} has no {part} matrix for '{module}'; save it again with "
+                                 "PEFT, or give a merged copy.")
+        return Factors(parts["lora_B"], parts["lora_A"], self._scale(module, len(parts["lora_A"])),
+                       parts.get("lora_magnitude_vector"))
+
+    def _scale(self, module: str, r: int) -> float:
+        """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha where the configuration gives one."""
+        alpha, pattern = self.config.get("lora_alpha", 8), self.config.get("alpha_pattern") or {}
+        if pattern:
+            from peft.utils.other import get_pattern_key
+
+            alpha = pattern.get(get_pattern_key(pattern.keys(), module), alpha)
+        return alpha / r**0.5 if self.config.get("use_rslora") else alpha / r
+
+
+def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | Adapter:
+    """A model or adapter, from a folder or from the Hub.
+
+    Parameters
+    ----------
+    source : str
+        A folder as ``save_pretrained`` writes it, or a Hub name such as ``"FacebookAI/roberta-base"``.
+    allow_pickle : bool
+        Read ``.bin`` files where there are no safetensors, by torch's restricted loader (``weights_only=True``).
+
+    Raises
+    ------
+    UsageError
+        If it is out of reach, damaged, a pickle without leave, quantised, or an adapter of another kind than LoRA.
+    """
+    folder = _folder(source, allow_pickle)
+    if (folder / ADAPTER_CONFIG).exists():
+        return _open_adapter(source, folder, allow_pickle)
+    model_type = _json(folder / "config.json").get("model_type", "") if (folder / "config.json").exists() else ""
+    entries = {}
+    for file in _weight_files(folder, allow_pickle):
+        for tensor, (shape, dtype) in _Reader.of(file).shapes().items():
+            module = tensor.removesuffix(".weight")
+            if module == tensor or len(shape) != 2 or not _BLOCK.search(module) or _NOT_LINEAR.search(module):
+                continue
+            if not isinstance(dtype, torch.dtype):
+                raise UsageError(f"Matrix '{module}' of {source} is stored as {dtype}, a quantised type; save a copy "
+                                 "with its weights dequantised first.")
+            transposed = model_type in _TRANSPOSED_TYPES and bool(_TRANSPOSED.search(module))
+            entries[module] = Entry(tensor, file, tuple(shape[::-1] if transposed else shape), dtype, transposed)
+    if not entries:
+        raise UsageError(f"{source} holds no weight matrices inside numbered blocks; is it a transformers model?")
+    return Checkpoint(source, folder, dict(sorted(entries.items(), key=lambda item: _natural(item[0]))))
+
+
+def match_names(names: Iterable[str], base_names: Iterable[str]) -> dict[str, str]:
+    """Which base matrix each name means, though one checkpoint may have a prefix that the other lacks.
+
+    A model saved with a head has names such as ``bert.encoder.layer.0…`` where its bare body has ``encoder.layer.0…``,
+    so names are compared from any component on up to the first number, as far as that is unambiguous.
+
+    >>> match_names(["bert.encoder.layer.0.output.dense"], ["encoder.layer.0.output.dense"])
+    {'bert.encoder.layer.0.output.dense': 'encoder.layer.0.output.dense'}
+    >>> match_names(["lm_head"], ["encoder.layer.0.output.dense"])
+    {}
+    """
+    known: dict[str, str | None] = {}
+    for base in base_names:
+        for place, tail in enumerate(_tails(base)):
+            known[tail] = base if place == 0 or tail not in known else None
+    found = {}
+    for name in names:
+        match = next((known[tail] for tail in _tails(name) if known.get(tail)), None)
+        if match is not None:
+            found[name] = match
+    return found
+
+
+def _tails(name: str) -> list[str]:
+    parts = name.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return [".".join(parts[place:]) for place in range(first + 1)]
+
+
+def _natural(name: str) -> list:
+    """Sort key under which layer 2 comes before layer 10; within a layer, attention before the feed-forward block."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+
+def _folder(source: str, allow_pickle: bool) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UsageError(f"{source} is a file; give the folder that holds the model or adapter.")
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UsageError(f"There is no folder {source}, and it is not a Hub name of the form owner/name either.")
+    return hub.checkpoint_snapshot(source, allow_pickle=allow_pickle)
+
+
+def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    index = folder / INDEX
+    if index.exists():
+        files = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+        if missing := [file.name for file in files if not file.exists()]:
+            raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
+        return files
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        files = _pickles(folder, "pytorch_model*.bin", allow_pickle)
+    return files
+
+
+def _pickles(folder: Path, pattern: str, allow_pickle: bool) -> list[Path]:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise UsageError(f"{folder} holds no safetensors weights; give a folder that `save_pretrained` wrote.")
+    if not allow_pickle:
+        raise UsageError(f"{folder} holds only pickled weights ({files[0].name}), which can run code when loaded; "
+                         "convert it (load it in transformers and `save_pretrained` it, which writes safetensors), or "
+                         "add --allow-pickle to read it with torch's restricted loader.")
+    return files
+
+
+def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
+    config = _json(folder / ADAPTER_CONFIG)
+    kind = config.get("peft_type", "unknown")
+    if kind != "LORA":
+        raise UsageError(f"{source} is an adapter of kind {kind}, not LoRA; merge it into its base with PEFT's "
+                         "`merge_and_unload`, save that, and give the merged copy.")
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(_REWRITING):
+        raise UsageError(f"{source} started from '{start}', which rewrites the base weight, so its factors alone do not "
+                         "give the tuned one; merge it with PEFT's `merge_and_unload` and give the merged copy.")
+    if beyond := [name for name in _BEYOND_LORA if config.get(name)]:
+        raise UsageError(f"{source} uses {beyond[0]}, which is more than scale * B A; merge it with PEFT's "
+                         "`merge_and_unload` and give the merged copy.")
+    file = _adapter_file(folder, pickled=allow_pickle)
+    tensors: dict[str, dict[str, str]] = {}
+    for tensor in _Reader.of(file).shapes():
+        found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(lora_[AB]|lora_magnitude_vector)(?:\.default)?"
+                             r"(?:\.weight)?", tensor)
+        if found:
+            tensors.setdefault(found[1], {})[found[2]] = tensor
+        elif tensor.endswith(".weight") and _BLOCK.search(tensor) and not _NOT_LINEAR.search(tensor):
+            raise UsageError(f"{source} carries a whole weight beside its factors ({tensor}); merge it with PEFT's "
+                             "`merge_and_unload` and give the merged copy.")
+    if not tensors:
+        raise UsageError(f"{file} holds no LoRA factors.")
+    return Adapter(source, folder, config, tensors)
+
+
+def _adapter_file(folder: Path, *, pickled: bool) -> Path:
+    file = folder / f"{ADAPTER_STEM}.safetensors"
+    return file if file.exists() else _pickles(folder, f"{ADAPTER_STEM}.bin", pickled)[0]
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}); copy the checkpoint again.") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
+    return value
+
+
+class _Reader:
+    """One weight file, safetensors or a pickle that was allowed: names with shapes, and tensors by name."""
+
+    _open: dict[tuple[Path, int, int], "_Reader"] = {}
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def of(cls, path: Path) -> "_Reader":
+        """The reader of a file, one for each state of it, so that headers are parsed once."""
+        state = path.stat()
+        key = (path, state.st_size, state.st_mtime_ns)
+        if key not in cls._open:
+            cls._open[key] = cls(path)
+        return cls._open[key]
+
+    @cached_property
+    def _file(self):
+        try:
+            if self.path.suffix == ".bin":
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            return safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise UsageError(f"{self.path} is truncated or damaged ({error}); copy it again.") from error
+        except Exception as error:  # a hostile or cut-off pickle ends in many ways
+            reason = " ".join(str(error).split())[:120]
+            raise UsageError(f"{self.path} cannot be read by torch's restricted loader ({type(error).__name__}: "
+                             f"{reason}).") from error
+
+    def shapes(self) -> dict[str, tuple[list[int], torch.dtype | str]]:
+        """Shape and type of every tensor; the type's name where it is not a plain floating one."""
+        if isinstance(self._file, dict):
+            return {name: (list(tensor.shape), tensor.dtype if tensor.dtype in _READABLE.values() else str(tensor.dtype))
+                    for name, tensor in self._file.items() if isinstance(tensor, torch.Tensor)}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+        return {name: (part.get_shape(), _READABLE.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor, mapped from the file and not copied."""
+        return self._file[name] if isinstance(self._file, dict) else self._file.get_tensor(name)
