@@ -1,13 +1,16 @@
-"""``python -m utils``: doctor, fetch, course, build-base, reference, claims, runs.
+"""``python -m utils``: doctor, fetch, course, intruders, bench, build-base, reference, claims, runs.
 
 Exit status 0 done, 1 failed, 2 misuse, 130 interrupted. One sentence on stderr says what was wrong and what to do.
 """
 
 import argparse
+import math
 import os
+import re
 import shutil
 import sys
 import traceback
+from pathlib import Path
 
 from utils.errors import CourseError, UsageError
 
@@ -65,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     course.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", type=_parameter,
                         help="a further parameter, refused unless every notebook that is run declares it")
     course.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
+    _intruder_options(command("intruders", _intruders, "count intruder dimensions between any two checkpoints",
+                              profile=False))
     base = command("build-base", _build_base, "make a base model that the project trained itself", profile=False)
     base.add_argument("which", choices=["encoder"])
     base.add_argument("--steps", type=_positive, default=None, help="optimiser steps; the recipe's own by default")
@@ -74,6 +79,45 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", _runs, "what the run store holds", profile=False)
     runs.add_argument("--prune", action="store_true", help="delete runs that no profile of this version asks for")
     return parser
+
+
+def _intruder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="folder or Hub name of the pretrained model; - for the one that "
+                                                     "the adapter names")
+    parser.add_argument("tuned", metavar="TUNED", help="folder or Hub name of the tuned model, or of a LoRA adapter")
+    parser.add_argument("--k", type=_positive, default=10, help="leading vectors per matrix (10)")
+    parser.add_argument("--epsilon", type=_epsilon, nargs="+", default=[round(0.1 * part, 1) for part in range(1, 10)],
+                        help="thresholds on the largest cosine (0.1 … 0.9)")
+    parser.add_argument("--layers", type=_pattern, metavar="REGEX", help="only matrices whose name has a match")
+    parser.add_argument("--vectors", choices=["left", "right"], default="left", help="output side (the paper's) or input")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
+    parser.add_argument("--figure", type=_figure_file, metavar="FILE", help="draw counts and places: .png, .svg or .pdf")
+    parser.add_argument("--allow-pickle", action="store_true",
+                        help="read .bin files too, by torch's restricted loader (weights_only=True)")
+
+
+def _epsilon(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0 and up to 1")
+    return value
+
+
+def _pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a regular expression ({error})") from error
+
+
+def _figure_file(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"'{text}' does not end in .png, .svg or .pdf")
+    return Path(text)
 
 
 def _numbers(text: str) -> list[str]:
@@ -152,6 +196,26 @@ def _summary(profile, outcomes) -> None:
         print(f"{outcome.notebook:34} {outcome.seconds:8.0f} {outcome.peak_gib:9.2f}  {text}")
     print(f"\nRead them: .venv/bin/jupyter lab {cache_dir() / 'course' / profile.profile}")
     print(f"Figures:   {figures_dir() / profile.profile}")
+
+
+def _intruders(options) -> None:
+    from utils.course.intruders import analyse, draw, summary
+    from utils.files import write_json
+    from utils.paths import writable
+    from utils.training.device import quiet_libraries
+
+    quiet_libraries()
+    for file in (options.json, options.figure):
+        if file:
+            writable(file.parent)  # before the work, not after it
+    report = analyse(options.base, options.tuned, k=options.k, epsilons=sorted(set(options.epsilon)),
+                     layers=options.layers, vectors=options.vectors, device=options.device,
+                     allow_pickle=options.allow_pickle)
+    print(summary(report))
+    if options.json:
+        write_json(options.json, report)
+    if options.figure:
+        draw(report, options.figure)
 
 
 def _build_base(options) -> None:

@@ -246,6 +246,36 @@ def places(table: pd.DataFrame, methods: list[str]) -> Figure:
     return figure
 
 
+def intruder_overview(counts: pd.DataFrame, places: pd.DataFrame, *, epsilon: float, level: float) -> Figure:
+    """Of one pair of checkpoints: intruders against epsilon, and where they are.
+
+    Parameters
+    ----------
+    counts : pandas.DataFrame
+        ``epsilon``, ``n_intruders`` of the whole model.
+    places : pandas.DataFrame
+        ``layer``, ``type``, ``n_intruders`` at `epsilon`.
+    """
+    types, layers = list(places["type"].unique()), places["layer"].nunique()
+    use_style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PANEL[0] + max(5.0, 0.75 * len(types)), max(4.0, 0.28 * layers)),
+                                         width_ratios=(1, 1.2))
+    left.axvspan(0, level, color="grey", alpha=0.2, label="less than a random direction's")
+    left.plot(counts["epsilon"], counts["n_intruders"], "o-", markersize=4)
+    left.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", xlim=(0, 1))
+    left.set_yscale("symlog", linthresh=1)
+    left.set_ylim(bottom=-0.2)
+    left.legend(fontsize="x-small")
+    grid = places.pivot_table(index="layer", columns="type", values="n_intruders", aggfunc="sum").reindex(columns=types)
+    image = right.imshow(grid.values, vmin=0, vmax=max(1, np.nanmax(grid.values)), cmap="magma_r", aspect="auto")
+    right.set(title=f"epsilon = {epsilon:g}", xticks=range(len(types)), yticks=range(layers), ylabel="layer")
+    right.set_xticklabels(types, rotation=40, ha="right", fontsize=7)
+    right.set_yticklabels(grid.index, fontsize=7)
+    right.grid(False)
+    figure.colorbar(image, ax=right, label="intruders", ticks=MaxNLocator(integer=True))
+    return figure
+
+
 def forgetting_against_rank(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Pseudo-loss against LoRA rank, full fine-tuning and the base as lines, one panel per task (Fig 6b, v1's U)."""
     tasks = list(own["task"].unique())

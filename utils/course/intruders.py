@@ -1,0 +1,232 @@
+"""``python -m utils intruders``: the count between any two checkpoints, streamed matrix by matrix."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from utils.course.progress import followed
+from utils.errors import CourseError, UsageError
+from utils.files import replacing
+from utils.provenance import provenance
+from utils.sources.checkpoints import Adapter, Checkpoint, match_names, open_checkpoint
+from utils.spectra.cache import SpectrumCache
+from utils.spectra.fast import Leading, LowRank, Pair, leading_cosines
+from utils.spectra.precision import precision_floor
+from utils.spectra.svd import random_level
+from utils.training.device import device_name, limit_threads
+
+
+def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None = None,
+            layers: re.Pattern | None = None, vectors: str = "left", device: str = "auto",
+            allow_pickle: bool = False) -> dict:
+    """Count the intruder dimensions of a tuned model, exactly as defined, with everything the counts follow from.
+
+    Parameters
+    ----------
+    base : str
+        Folder or Hub name; ``"-"`` for the base that the adapter's configuration names.
+    tuned : str
+        Folder or Hub name of a model, or of a PEFT LoRA adapter over `base`.
+    k, epsilons, vectors
+        See :func:`utils.spectra.fast.leading_cosines`; epsilons 0.1 … 0.9 by default.
+    layers : re.Pattern, optional
+        Only matrices whose name has a match.
+    device : {"auto", "cpu", "cuda"}
+    allow_pickle : bool
+        See :func:`utils.sources.checkpoints.open_checkpoint`.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``base``, ``tuned``, ``k``, ``epsilons``, ``vectors``, ``total`` (epsilon -> count), ``matrices``
+        (each with ``name``, ``shape``, ``method``, ``stored``, ``singular_values``, ``max_cosines``, ``margin`` (the least
+        distance of a cosine to an epsilon), ``precision_floor``, ``base_largest``, ``counts``), ``precision_floor`` (the
+        largest), ``within_floor`` (decisions nearer to an epsilon than that), ``notes``, ``seconds``, ``provenance``.
+
+    Raises
+    ------
+    UsageError
+        Whatever is wrong with the two checkpoints, in one sentence.
+    """
+    epsilons = epsilons or [round(0.1 * part, 1) for part in range(1, 10)]
+    device = _device(device)
+    limit_threads()
+    changed = open_checkpoint(tuned, allow_pickle=allow_pickle)
+    if base == "-":
+        base = _named_base(changed)
+    original = open_checkpoint(base, allow_pickle=allow_pickle)
+    if isinstance(original, Adapter):
+        raise UsageError(f"{base} is an adapter; the first argument is the model that it was trained on.")
+    sources = _sources(original, changed, layers)
+    notes = []
+    if isinstance(changed, Adapter) and changed.base_name and not _same(changed.base_name, base, original.folder):
+        notes.append(f"The adapter names {changed.base_name} as its base; {base} was used.")
+    started, matrices = time.perf_counter(), []
+    try:
+        found = leading_cosines(_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
+                                spectrum=SpectrumCache().spectrum, device=device)
+        for one in followed(found, total=len(sources), label="matrices"):
+            matrices.append(_row(one, original, changed, sources, epsilons, vectors))
+    except CourseError as error:
+        raise UsageError(str(error)) from error
+    seconds = time.perf_counter() - started
+    total = {_key(epsilon): sum(row["counts"][_key(epsilon)] for row in matrices) for epsilon in epsilons}
+    within = sum(_within(row, epsilons) for row in matrices)
+    return {"base": base, "tuned": tuned, "k": k, "epsilons": epsilons, "vectors": vectors, "total": total,
+            "matrices": matrices, "precision_floor": max(row["precision_floor"] for row in matrices),
+            "within_floor": within, "notes": notes, "seconds": round(seconds, 3),
+            "provenance": provenance() | {"device": device, "base_folder": original.folder.name,
+                                          "tuned_folder": changed.folder.name}}
+
+
+def _key(epsilon: float) -> str:
+    return f"{epsilon:g}"
+
+
+def _device(asked: str) -> str:
+    if asked == "cuda" and device_name() != "cuda":
+        raise UsageError("--device cuda was asked for, but torch sees no GPU here; use --device cpu.")
+    return device_name() if asked == "auto" else asked
+
+
+def _named_base(changed: Checkpoint | Adapter) -> str:
+    if not isinstance(changed, Adapter):
+        raise UsageError(f"{changed.name} is a whole model and names no base; give its base instead of '-'.")
+    if not changed.base_name:
+        raise UsageError(f"The configuration of {changed.name} names no base model; give the base instead of '-'.")
+    return changed.base_name
+
+
+def _same(named: str, base: str, folder: Path) -> bool:
+    return named == base or Path(named).expanduser().resolve() == folder.resolve()
+
+
+def _sources(original: Checkpoint, changed: Checkpoint | Adapter, layers: re.Pattern | None) -> dict[str, str]:
+    """Base matrix -> name in the tuned checkpoint, in the base's order."""
+    adapter = isinstance(changed, Adapter)
+    names = list(changed.tensors if adapter else changed.entries)
+    matched = match_names(names, original.entries)
+    twice = len(set(matched.values())) < len(matched)
+    extra = [name for name in names if name not in matched and (not adapter or re.search(r"\.\d+\.", name))]
+    missing = [] if adapter else [name for name in original.entries if name not in matched.values()]
+    for what, which in (("lacks", missing), ("also has", extra)):
+        if which:
+            raise UsageError(f"{changed.name} {what} {_some(which)} of which {original.name} "
+                             f"{'has its own' if what == 'lacks' else 'knows nothing'}; are they of one architecture?")
+    if twice:
+        raise UsageError(f"Two matrices of {changed.name} stand for one of {original.name}; are they of one "
+                         "architecture?")
+    by_base = {base: name for name, base in matched.items()}
+    sources = {base: by_base[base] for base in original.entries
+               if base in by_base and (layers is None or layers.search(base))}
+    if not sources:
+        raise UsageError(f"No matrix is left to compare: {changed.name} has {_some(names)}"
+                         f"{f', and none matches --layers {layers.pattern}' if layers else ''}.")
+    return sources
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _pairs(original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str]) -> Iterator[Pair]:
+    def load(base_name: str, tuned_name: str):
+        weight, other = original.read(base_name), changed.read(tuned_name)
+        if isinstance(other, torch.Tensor):
+            return weight, other
+        if other.magnitude is None or (len(other.b), other.a.shape[1]) != tuple(weight.shape):
+            return weight, LowRank(other.b, other.a, other.scale)
+        return weight, other.merged(weight)
+
+    for base_name, tuned_name in sources.items():
+        yield Pair(base_name, lambda base_name=base_name, tuned_name=tuned_name: load(base_name, tuned_name))
+
+
+def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str],
+         epsilons: list[float], vectors: str) -> dict:
+    stored = original.entries[found.name].dtype
+    tuned = stored if isinstance(changed, Adapter) else changed.entries[sources[found.name]].dtype
+    floor = precision_floor(found, stored, tuned, far=(found.shape[0] > found.shape[1]) == (vectors == "left"))
+    cosines = found.max_cosines
+    return {"name": found.name, "shape": list(found.shape), "method": found.method,
+            "stored": [str(kind).removeprefix("torch.") for kind in (stored, tuned)],
+            "singular_values": found.singular_values.tolist(), "max_cosines": cosines.tolist(),
+            "margin": min((cosines - epsilon).abs().min().item() for epsilon in epsilons),
+            "precision_floor": floor.max().item(), "base_largest": found.base_values[0].item(),
+            "counts": {_key(epsilon): int((cosines < epsilon).sum()) for epsilon in epsilons}}
+
+
+def _within(row: dict, epsilons: list[float]) -> int:
+    return sum(abs(cosine - epsilon) < row["precision_floor"] for cosine in row["max_cosines"] for epsilon in epsilons)
+
+
+def summary(report: dict) -> str:
+    """What a reader wants to know of a report, in a few lines."""
+    matrices = report["matrices"]
+    methods = pd.Series([row["method"] for row in matrices]).value_counts()
+    stored = sorted({kind for row in matrices for kind in row["stored"]})
+    lines = [f"{report['tuned']} against {report['base']}: {len(matrices)} matrices, {report['vectors']} vectors, "
+             f"k = {report['k']}", *report["notes"],
+             "epsilon    " + " ".join(f"{epsilon:>6g}" for epsilon in report["epsilons"]),
+             "intruders  " + " ".join(f"{count:>6}" for count in report["total"].values())]
+    least = min(matrices, key=lambda row: min(row["max_cosines"]))
+    place = least["max_cosines"].index(min(least["max_cosines"]))
+    lines.append(f"Least like any pretrained vector: number {place + 1} of {least['name']}, largest cosine "
+                 f"{least['max_cosines'][place]:.3f}, singular value {least['singular_values'][place]:.3g} "
+                 f"(the base's largest: {least['base_largest']:.3g}).")
+    lines.append(f"Stored as {' and '.join(stored)}, which leaves cosines open by about {report['precision_floor']:.1g}; "
+                 f"{report['within_floor']} of {_decisions(report)} decisions are nearer to their epsilon than that.")
+    lines.append(f"Computed in {report['seconds']:.2f} s: " + ", ".join(f"{n} {name}" for name, n in methods.items())
+                 + ". The counts are those of the definition.")
+    return "\n".join(lines)
+
+
+def _decisions(report: dict) -> int:
+    return sum(len(row["max_cosines"]) for row in report["matrices"]) * len(report["epsilons"])
+
+
+def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+    """Counts by epsilon, places by layer and type, and the epsilon of the places (the one nearest to 0.5)."""
+    epsilon = min(report["epsilons"], key=lambda value: abs(value - 0.5))
+    counts = pd.DataFrame({"epsilon": report["epsilons"], "n_intruders": list(report["total"].values())})
+    split = [_place(row["name"]) for row in report["matrices"]]
+    several = len({prefix for prefix, _, _ in split}) > 1
+    places = pd.DataFrame([{"layer": layer, "type": f"{prefix}…{kind}" if several else kind,
+                            "n_intruders": row["counts"][_key(epsilon)]}
+                           for (prefix, layer, kind), row in zip(split, report["matrices"], strict=True)])
+    return counts, places, epsilon
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    """What stands before the block's number, the number, and what stands after it.
+
+    >>> _place("encoder.layer.11.attention.self.query")
+    ('encoder.layer', 11, 'attention.self.query')
+    """
+    prefix, number, kind = re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", name).groups()
+    return prefix or "", int(number), kind
+
+
+def draw(report: dict, file: Path) -> None:
+    """Write the figure of a report; what it shows in words goes into a PNG's or SVG's description."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from utils.reporting.plots import intruder_overview
+
+    counts, places, epsilon = tables(report)
+    widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
+    figure = intruder_overview(counts, places, epsilon=epsilon, level=random_level(widest, min(
+        min(row["shape"]) for row in report["matrices"])))
+    total = ", ".join(f"{count} at epsilon {epsilon}" for epsilon, count in report["total"].items())
+    words = (f"Intruder dimensions of {report['tuned']} against {report['base']}: line of the count over epsilon "
+             f"({total}), and heat-map by layer and matrix type at epsilon {epsilon:g}.")
+    key = {".png": {"Description": words, "Software": None}, ".svg": {"Description": words, "Date": None},
+           ".pdf": {"Subject": words, "CreationDate": None}}[file.suffix]
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format=file.suffix[1:], metadata=key)
