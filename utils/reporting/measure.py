@@ -4,6 +4,7 @@ Notebooks and ``python -m utils reference`` call the same functions, so the read
 are the same measurement. Each result is kept beside its run; asking again reads it.
 """
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -11,21 +12,25 @@ import pandas as pd
 
 from utils.errors import UsageError
 from utils.evaluation.pseudo import corpus_loss, pseudo_loss
+from utils.files import canonical_json
 from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import BaseModel
 from utils.spectra import count_intruders, thin_svd, trace_direction, update_table, vector_table
+from utils.spectra.cache import SpectrumCache
 from utils.spectra.controls import random_updates
+from utils.spectra.fast import LowRank, Pair, leading_cosines, leading_table
 from utils.spectra.svd import Factors
 from utils.training.data import tokenizer_of
-from utils.training.device import quiet_libraries
+from utils.training.device import device_name, limit_threads, quiet_libraries
 from utils.training.spec import run_specs
 from utils.training.store import Run, RunStore
 from utils.training.targets import split_name
 from utils.training.weights import base_matrices
 
 Seeds = tuple[int, ...] | None
+ALL_VECTORS = 2**31
 RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run")
 
 
@@ -56,23 +61,72 @@ def base_factors(base: BaseModel) -> dict[str, Factors]:
     return {name: thin_svd(weight, name=f"base matrix {name}") for name, weight in base_matrices(base.folder).items()}
 
 
-def run_vectors(run: Run, step: int | None = None) -> pd.DataFrame:
-    """:func:`utils.spectra.vector_table` of a run at a step, with ``layer`` and ``type`` of each matrix; kept."""
+@lru_cache(maxsize=1)
+def base_spectra() -> SpectrumCache:
+    """The spectra of base matrices, kept on disk for all runs."""
+    return SpectrumCache()
+
+
+def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
+    """W0 and what a run made of it, matrix by matrix: the factors of LoRA, the whole weight of full fine-tuning."""
+    base, factors = run.base_matrices(), run.factors(step)
+    if factors:
+        return [Pair(name, lambda name=name: (base[name], LowRank(*factors[name]))) for name in base]
+    tuned = run.tuned_matrices(step)
+    return [Pair(name, lambda name=name: (base[name], tuned[name])) for name in base]
+
+
+def cosine_table(pairs: list[Pair], spectra: Spectra, k: int | None = None) -> pd.DataFrame:
+    """:func:`utils.spectra.fast.leading_table` with counts as defined at the profile's epsilons; all vectors without k."""
+    limit_threads()
+    return leading_table(leading_cosines(pairs, k=k or ALL_VECTORS, epsilons=spectra.epsilons,
+                                         spectrum=base_spectra().spectrum, device=device_name()))
+
+
+def run_vectors(run: Run, spectra: Spectra, step: int | None = None, k: int | None = None) -> pd.DataFrame:
+    """The vector table of a run at a step, with ``layer`` and ``type`` of each matrix; of all vectors without k; kept."""
     step = step or run.steps[-1]
-
-    def compute(run: Run) -> pd.DataFrame:
-        table = vector_table(run.base_matrices(), run.tuned_matrices(step), base_factors=base_factors(run.base))
-        return table.assign(step=step)
-
-    table = run.measured(f"vectors-{step:06d}", {"version": 1, "step": step}, compute)
+    table = run.measured(
+        f"vectors-{step:06d}" + (f"-k{k}" if k else ""), {"version": 2, "step": step, "epsilons": spectra.epsilons},
+        lambda run: cosine_table(run_pairs(run, step), spectra, k).assign(step=step))
     named = {name: split_name(name) for name in table["matrix"].unique()}
     return table.assign(layer=table["matrix"].map(lambda name: named[name][0]),
                         type=table["matrix"].map(lambda name: named[name][1]))
 
 
+def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
+    """A run's counts by the definition in float64 and by the fast core, with the seconds that each took here.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Two rows: ``method``, ``way``, ``seconds``, ``computed`` (how many matrices in which way), ``n_intruders`` at the
+        profile's epsilon, ``counts`` at all of its epsilons as text.
+    """
+    pairs = run_pairs(run)
+    base, tuned = {}, {}
+    for pair in pairs:
+        weight, other = pair.load()
+        base[pair.name] = weight.double()
+        tuned[pair.name] = other.added_to(weight) if isinstance(other, LowRank) else other.double()
+    cosine_table(pairs, spectra, spectra.k)  # the base's spectra are computed once, and not by this comparison
+    rows = []
+    for way, compute in {"definition": lambda: vector_table(base, tuned).assign(computed_by="two float64 SVDs"),
+                         "fast core": lambda: cosine_table(pairs, spectra, spectra.k)}.items():
+        started = time.perf_counter()
+        table = compute()
+        seconds = time.perf_counter() - started
+        counts = count_intruders(table, spectra.epsilons, [spectra.k]).set_index("epsilon")["n_intruders"]
+        how = table.drop_duplicates("matrix")["computed_by"].value_counts()
+        rows.append({"method": run.spec.method.label, "way": way, "seconds": seconds,
+                     "computed": ", ".join(f"{count} by {name}" for name, count in how.items()),
+                     "n_intruders": counts[spectra.epsilon], "counts": canonical_json(counts.tolist())})
+    return pd.DataFrame(rows)
+
+
 def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Vector tables of the final weights of every run."""
-    return _collect(profile, seeds, run_vectors, experiments)
+    return _collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments)
 
 
 def accuracy_over_steps(profile: Profile, seeds: Seeds = None,
@@ -116,12 +170,10 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     for run in experiment_runs(profile, "ranks", seeds):
         if run.spec.method.r not in (None, spectra.showcase_rank):
             continue
-        factors = base_factors(run.base)
         for metric in run.metrics().to_dict("records"):
-            leading = run_vectors(run, metric["step"]).query("index <= @spectra.k")
+            leading = run_vectors(run, spectra, metric["step"], spectra.k)
             found = leading[leading["max_cosine"] < spectra.epsilon]
-            largest = [factors[name].s[0].item() for name in found["matrix"]]
-            ratio = found["singular_value"] / pd.Series(largest, index=found.index, dtype=float)
+            ratio = found["singular_value"] / found["base_largest"]
             rows.append(_identity(profile, "ranks", run) | {
                 "step": metric["step"], "accuracy": metric["accuracy"], "n_intruders": len(found),
                 "strongest_ratio": ratio.max(), "first_index": found["index"].min(),
@@ -137,7 +189,7 @@ def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
     tuple of str and DataFrame
         The matrix, and :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
     """
-    leading = run_vectors(run).query("index <= @spectra.k")
+    leading = run_vectors(run, spectra, k=spectra.k)
     row = leading.loc[leading["max_cosine"].idxmin()]
     name, base = row["matrix"], base_factors(run.base)[row["matrix"]]
     direction = thin_svd(run.tuned_matrices()[name]).u[:, int(row["index"]) - 1]
@@ -155,10 +207,10 @@ def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             def compute(run: Run, rank=rank) -> pd.DataFrame:
                 base = run.base_matrices()
                 moved = random_updates(base, run.tuned_matrices(), rank=rank, seed=run.spec.seed)
-                vectors = vector_table(base, moved, base_factors=base_factors(run.base))
-                return count_intruders(vectors, spectra.epsilons, [spectra.k])
+                pairs = [Pair(name, lambda name=name: (base[name], moved[name])) for name in moved]
+                return count_intruders(cosine_table(pairs, spectra, spectra.k), spectra.epsilons, [spectra.k])
 
-            settings = {"version": 1, "k": spectra.k, "epsilons": spectra.epsilons}
+            settings = {"version": 2, "k": spectra.k, "epsilons": spectra.epsilons}
             table = run.measured(f"control-rank-{rank or 'full'}", settings, compute)
             rows.append(_with_identity(profile, "ranks", table).assign(control=control))
     return pd.concat(rows, ignore_index=True)
@@ -183,9 +235,8 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
                 "pseudo_loss", {"version": 1} | profile.pseudo_loss.model_dump(),
                 lambda run: _pseudo_loss(run.base, run.masked_lm(), profile.pseudo_loss)))
             row["base_pseudo_loss"] = base_pseudo_loss(run.base, profile.pseudo_loss)
-            vectors = run_vectors(run)
-            leading = vectors[vectors["index"] <= profile.spectra.k]["max_cosine"]
-            row["n_intruders"] = int((leading < profile.spectra.epsilon).sum())
+            cosines = run_vectors(run, profile.spectra, k=profile.spectra.k)["max_cosine"]
+            row["n_intruders"] = int((cosines < profile.spectra.epsilon).sum())
             rows.append(row)
     table = pd.DataFrame(rows).merge(_final_accuracy(profile, seeds, experiments), on="run")
     norms = update_sizes(profile, seeds, experiments).groupby("run")["relative_norm"].mean().reset_index()
@@ -210,8 +261,6 @@ def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
 
 
 def _pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
-    from utils.training.device import device_name, limit_threads
-
     limit_threads()
     texts = pretraining_passages(settings.corpus, settings.passages)
     return pseudo_loss(model.to(device_name()), tokenizer_of(base.folder), texts, tokens=settings.tokens)
