@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     course.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
     _intruder_options(command("intruders", _intruders, "count intruder dimensions between any two checkpoints",
                               profile=False))
+    benchmark = command("bench", _bench, "measure the fast paths against the plain ways, as ratios", profile=False)
+    benchmark.add_argument("--rounds", type=_positive, default=3, help="repetitions of each comparison (3)")
+    benchmark.add_argument("--quick", action="store_true", help="a small model and few steps: does it run at all?")
+    benchmark.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
+    benchmark.add_argument("--publish", action="store_true", help="write the record and README table to be committed")
     base = command("build-base", _build_base, "make a base model that the project trained itself", profile=False)
     base.add_argument("which", choices=["encoder"])
     base.add_argument("--steps", type=_positive, default=None, help="optimiser steps; the recipe's own by default")
@@ -89,10 +94,10 @@ def _intruder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epsilon", type=_epsilon, nargs="+", default=[round(0.1 * part, 1) for part in range(1, 10)],
                         help="thresholds on the largest cosine (0.1 … 0.9)")
     parser.add_argument("--layers", type=_pattern, metavar="REGEX", help="only matrices whose name has a match")
-    parser.add_argument("--vectors", choices=["left", "right"], default="left", help="output side (the paper's) or input")
+    parser.add_argument("--vectors", choices=["left", "right"], default="left", help="output side (left) or input side")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
-    parser.add_argument("--figure", type=_figure_file, metavar="FILE", help="draw counts and places: .png, .svg or .pdf")
+    parser.add_argument("--figure", type=_figure_file, metavar="FILE", help="draw the counts: .png, .svg or .pdf")
     parser.add_argument("--allow-pickle", action="store_true",
                         help="read .bin files too, by torch's restricted loader (weights_only=True)")
 
@@ -216,6 +221,25 @@ def _intruders(options) -> None:
         write_json(options.json, report)
     if options.figure:
         draw(report, options.figure)
+
+
+def _bench(options) -> None:
+    if options.quick and options.publish:
+        raise UsageError("A quick benchmark is not published; leave one of --quick and --publish out.")
+    from utils.course.bench import bench, bench_table
+    from utils.course.publish import BENCH_RECORD, update_readme
+    from utils.files import write_json
+    from utils.paths import writable
+
+    if options.json:
+        writable(options.json.parent)
+    small = {"layers": 1, "width": 192, "training_steps": 2, "passages": 1} if options.quick else {}
+    result = bench(rounds=options.rounds, **small)
+    print(bench_table(result))
+    for file in ([options.json] if options.json else []) + ([BENCH_RECORD] if options.publish else []):
+        write_json(file, result)
+    if options.publish:
+        update_readme()
 
 
 def _build_base(options) -> None:

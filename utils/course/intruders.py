@@ -42,10 +42,11 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     Returns
     -------
     dict
-        Ready for JSON: ``base``, ``tuned``, ``k``, ``epsilons``, ``vectors``, ``total`` (epsilon -> count), ``matrices``
-        (each with ``name``, ``shape``, ``method``, ``stored``, ``singular_values``, ``max_cosines``, ``margin`` (the least
-        distance of a cosine to an epsilon), ``precision_floor``, ``base_largest``, ``counts``), ``precision_floor`` (the
-        largest), ``within_floor`` (decisions nearer to an epsilon than that), ``notes``, ``seconds``, ``provenance``.
+        Ready for JSON: ``base``, ``tuned``, ``k``, ``epsilons``, ``vectors``, ``total`` (epsilon -> count),
+        ``matrices`` (each with ``name``, ``shape``, ``method``, ``stored``, ``singular_values``, ``max_cosines``,
+        ``margin`` (the least distance of a cosine to an epsilon), ``precision_floor``, ``base_largest``, ``counts``),
+        ``precision_floor`` (the largest), ``within_floor`` (decisions nearer to an epsilon than that), ``notes``,
+        ``seconds``, ``provenance``.
 
     Raises
     ------
@@ -61,14 +62,14 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     original = open_checkpoint(base, allow_pickle=allow_pickle)
     if isinstance(original, Adapter):
         raise UsageError(f"{base} is an adapter; the first argument is the model that it was trained on.")
-    sources = _sources(original, changed, layers)
+    sources = matched_names(original, changed, layers)
     notes = []
     if isinstance(changed, Adapter) and changed.base_name and not _same(changed.base_name, base, original.folder):
         notes.append(f"The adapter names {changed.base_name} as its base; {base} was used.")
     started, matrices = time.perf_counter(), []
     try:
-        found = leading_cosines(_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
-                                spectrum=SpectrumCache().spectrum, device=device)
+        found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
+                                spectrum=SpectrumCache(device=device).spectrum, device=device)
         for one in followed(found, total=len(sources), label="matrices"):
             matrices.append(_row(one, original, changed, sources, epsilons, vectors))
     except CourseError as error:
@@ -105,8 +106,9 @@ def _same(named: str, base: str, folder: Path) -> bool:
     return named == base or Path(named).expanduser().resolve() == folder.resolve()
 
 
-def _sources(original: Checkpoint, changed: Checkpoint | Adapter, layers: re.Pattern | None) -> dict[str, str]:
-    """Base matrix -> name in the tuned checkpoint, in the base's order."""
+def matched_names(original: Checkpoint, changed: Checkpoint | Adapter,
+                  layers: re.Pattern | None = None) -> dict[str, str]:
+    """Base matrix -> name in the tuned checkpoint, in the base's order; UsageError where they do not go together."""
     adapter = isinstance(changed, Adapter)
     names = list(changed.tensors if adapter else changed.entries)
     matched = match_names(names, original.entries)
@@ -134,7 +136,9 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _pairs(original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str]) -> Iterator[Pair]:
+def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter,
+                     sources: dict[str, str]) -> Iterator[Pair]:
+    """The matrices of two checkpoints, each read when it is its turn."""
     def load(base_name: str, tuned_name: str):
         weight, other = original.read(base_name), changed.read(tuned_name)
         if isinstance(other, torch.Tensor):
@@ -179,8 +183,9 @@ def summary(report: dict) -> str:
     lines.append(f"Least like any pretrained vector: number {place + 1} of {least['name']}, largest cosine "
                  f"{least['max_cosines'][place]:.3f}, singular value {least['singular_values'][place]:.3g} "
                  f"(the base's largest: {least['base_largest']:.3g}).")
-    lines.append(f"Stored as {' and '.join(stored)}, which leaves cosines open by about {report['precision_floor']:.1g}; "
-                 f"{report['within_floor']} of {_decisions(report)} decisions are nearer to their epsilon than that.")
+    lines.append(f"Stored as {' and '.join(stored)}, which leaves cosines open by about "
+                 f"{report['precision_floor']:.1g}; {report['within_floor']} of {_decisions(report)} decisions "
+                 "are nearer to their epsilon than that.")
     lines.append(f"Computed in {report['seconds']:.2f} s: " + ", ".join(f"{n} {name}" for name, n in methods.items())
                  + ". The counts are those of the definition.")
     return "\n".join(lines)
@@ -212,6 +217,11 @@ def _place(name: str) -> tuple[str, int, str]:
     return prefix or "", int(number), kind
 
 
+def _short(source: str) -> str:
+    """A Hub name as it is, a folder by its last part."""
+    return Path(source).name if Path(source).is_dir() else source
+
+
 def draw(report: dict, file: Path) -> None:
     """Write the figure of a report; what it shows in words goes into a PNG's or SVG's description."""
     import matplotlib
@@ -221,7 +231,8 @@ def draw(report: dict, file: Path) -> None:
 
     counts, places, epsilon = tables(report)
     widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
-    figure = intruder_overview(counts, places, epsilon=epsilon, level=random_level(widest, min(
+    figure = intruder_overview(counts, places, title=f"{_short(report['tuned'])} against {_short(report['base'])}, "
+                               f"k = {report['k']}", epsilon=epsilon, level=random_level(widest, min(
         min(row["shape"]) for row in report["matrices"])))
     total = ", ".join(f"{count} at epsilon {epsilon}" for epsilon, count in report["total"].items())
     words = (f"Intruder dimensions of {report['tuned']} against {report['base']}: line of the count over epsilon "

@@ -1,17 +1,20 @@
 """Committing an executed course: notebooks with outputs, measured costs, and the README's generated blocks."""
 
+import json
 from pathlib import Path
 
 import nbformat
 
+from utils.course.bench import bench_table
 from utils.course.runner import Outcome, measured_costs, record_costs
 from utils.errors import CourseError
 from utils.files import replacing, write_text
-from utils.paths import NOTEBOOKS, ROOT, cache_dir
+from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt
 
 README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank")
+BENCH_RECORD = DATA / "reference" / "bench.json"
 READ_PROFILE = "laptop"  # the profile whose outputs are committed in the notebooks
 BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
 
@@ -47,7 +50,8 @@ def _publish_notebook(executed: Path, target: Path) -> None:
 def update_readme(readme: Path = ROOT / "README.md") -> None:
     """Rewrite the README's table of measured time and memory from the committed records."""
     text = readme.read_text(encoding="utf-8")
-    for name, content in (("figures", figure_list()), ("profiles", profile_table()), ("notebooks", notebook_table())):
+    for name, content in (("figures", figure_list()), ("profiles", profile_table()), ("notebooks", notebook_table()),
+                          ("bench", benchmark_table())):
         begin, end = BEGIN.format(name=name), END.format(name=name)
         if begin not in text or end not in text:
             raise CourseError(f"{readme} lacks the lines '{begin}' and '{end}' that hold its generated table.")
@@ -77,6 +81,13 @@ def profile_table() -> str:
 def _total(costs: dict, kind: str) -> str:
     seconds = [entry[kind]["seconds"] for entry in costs.values() if kind in entry]
     return f"{sum(seconds) / 60:.1f} min" if seconds else "not measured yet"
+
+
+def benchmark_table() -> str:
+    """The committed benchmark, or a line that says there is none yet."""
+    if not BENCH_RECORD.exists():
+        return "Not measured yet: `python -m utils bench --publish`."
+    return bench_table(json.loads(BENCH_RECORD.read_text(encoding="utf-8")))
 
 
 def notebook_table() -> str:

@@ -17,11 +17,9 @@ from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import BaseModel
-from utils.spectra import count_intruders, thin_svd, trace_direction, update_table, vector_table
-from utils.spectra.cache import SpectrumCache
+from utils.spectra import Factors, LowRank, Pair, SpectrumCache, count_intruders, leading_cosines, leading_table, \
+    thin_svd, trace_direction, update_table, vector_table
 from utils.spectra.controls import random_updates
-from utils.spectra.fast import LowRank, Pair, leading_cosines, leading_table
-from utils.spectra.svd import Factors
 from utils.training.data import tokenizer_of
 from utils.training.device import device_name, limit_threads, quiet_libraries
 from utils.training.spec import run_specs
@@ -64,7 +62,7 @@ def base_factors(base: BaseModel) -> dict[str, Factors]:
 @lru_cache(maxsize=1)
 def base_spectra() -> SpectrumCache:
     """The spectra of base matrices, kept on disk for all runs."""
-    return SpectrumCache()
+    return SpectrumCache(device=device_name())
 
 
 def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
@@ -77,14 +75,14 @@ def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
 
 
 def cosine_table(pairs: list[Pair], spectra: Spectra, k: int | None = None) -> pd.DataFrame:
-    """:func:`utils.spectra.fast.leading_table` with counts as defined at the profile's epsilons; all vectors without k."""
+    """Vector table of the k leading vectors, or of all, whose counts are the definition's at the profile's epsilons."""
     limit_threads()
     return leading_table(leading_cosines(pairs, k=k or ALL_VECTORS, epsilons=spectra.epsilons,
                                          spectrum=base_spectra().spectrum, device=device_name()))
 
 
 def run_vectors(run: Run, spectra: Spectra, step: int | None = None, k: int | None = None) -> pd.DataFrame:
-    """The vector table of a run at a step, with ``layer`` and ``type`` of each matrix; of all vectors without k; kept."""
+    """Vector table of a run at a step, of its k leading vectors or of all, with ``layer`` and ``type``; kept."""
     step = step or run.steps[-1]
     table = run.measured(
         f"vectors-{step:06d}" + (f"-k{k}" if k else ""), {"version": 2, "step": step, "epsilons": spectra.epsilons},
@@ -100,8 +98,8 @@ def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Two rows: ``method``, ``way``, ``seconds``, ``computed`` (how many matrices in which way), ``n_intruders`` at the
-        profile's epsilon, ``counts`` at all of its epsilons as text.
+        Two rows: ``method``, ``way``, ``seconds``, ``computed`` (how many matrices in which way), ``n_intruders`` at
+        the profile's epsilon, ``counts`` at all of its epsilons as text.
     """
     pairs = run_pairs(run)
     base, tuned = {}, {}

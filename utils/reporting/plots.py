@@ -228,6 +228,19 @@ def control_curves(runs: pd.DataFrame, controls: pd.DataFrame) -> Figure:
     return figure
 
 
+def _count_map(axis: Axes, grid: pd.DataFrame, top: float):
+    """Counts by layer (rows) and type (columns) as a heat-map with the numbers in it; returns the image."""
+    image = axis.imshow(grid.values, vmin=0, vmax=top, cmap="magma_r", aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.values):
+        axis.text(column, row, "" if np.isnan(value) else f"{value:g}", ha="center", va="center", fontsize=8,
+                  color="white" if value > top / 2 else "black")
+    axis.set(xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), ylabel="layer")
+    axis.set_xticklabels(grid.columns, rotation=40, ha="right", fontsize=7)
+    axis.set_yticklabels(grid.index, fontsize=8)
+    axis.grid(False)
+    return image
+
+
 def places(table: pd.DataFrame, methods: list[str]) -> Figure:
     """Intruders by layer and matrix type, one heat-map per method."""
     figure, axes = _panels(len(methods), width=4.2, height=3.6)
@@ -235,18 +248,14 @@ def places(table: pd.DataFrame, methods: list[str]) -> Figure:
     for axis, method in zip(axes, methods, strict=True):
         grid = table[table["method"] == method].pivot_table(index="layer", columns="type", values="n_intruders",
                                                             aggfunc="mean").reindex(columns=types)
-        image = axis.imshow(grid.values, vmin=0, vmax=top, cmap="magma_r", aspect="auto")
-        for (row, column), value in np.ndenumerate(grid.values):
-            axis.text(column, row, f"{value:g}", ha="center", va="center", fontsize=8,
-                      color="white" if value > top / 2 else "black")
-        axis.set(title=method, xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), ylabel="layer")
-        axis.set_xticklabels(grid.columns, rotation=40, ha="right", fontsize=7)
-        axis.grid(False)
+        image = _count_map(axis, grid, top)
+        axis.set(title=method)
     figure.colorbar(image, ax=list(axes), label="intruders", ticks=MaxNLocator(integer=True))
     return figure
 
 
-def intruder_overview(counts: pd.DataFrame, places: pd.DataFrame, *, epsilon: float, level: float) -> Figure:
+def intruder_overview(counts: pd.DataFrame, places: pd.DataFrame, *, title: str, epsilon: float,
+                      level: float) -> Figure:
     """Of one pair of checkpoints: intruders against epsilon, and where they are.
 
     Parameters
@@ -258,20 +267,18 @@ def intruder_overview(counts: pd.DataFrame, places: pd.DataFrame, *, epsilon: fl
     """
     types, layers = list(places["type"].unique()), places["layer"].nunique()
     use_style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PANEL[0] + max(5.0, 0.75 * len(types)), max(4.0, 0.28 * layers)),
-                                         width_ratios=(1, 1.2))
+    size = (PANEL[0] + max(5.0, 0.75 * len(types)), max(4.0, 0.28 * layers))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 1.2))
     left.axvspan(0, level, color="grey", alpha=0.2, label="less than a random direction's")
     left.plot(counts["epsilon"], counts["n_intruders"], "o-", markersize=4)
     left.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", xlim=(0, 1))
     left.set_yscale("symlog", linthresh=1)
-    left.set_ylim(bottom=-0.2)
-    left.legend(fontsize="x-small")
+    left.set_ylim(-0.2, 2 * counts["n_intruders"].max() + 1)
+    left.legend(fontsize="x-small", loc="upper left")
     grid = places.pivot_table(index="layer", columns="type", values="n_intruders", aggfunc="sum").reindex(columns=types)
-    image = right.imshow(grid.values, vmin=0, vmax=max(1, np.nanmax(grid.values)), cmap="magma_r", aspect="auto")
-    right.set(title=f"epsilon = {epsilon:g}", xticks=range(len(types)), yticks=range(layers), ylabel="layer")
-    right.set_xticklabels(types, rotation=40, ha="right", fontsize=7)
-    right.set_yticklabels(grid.index, fontsize=7)
-    right.grid(False)
+    image = _count_map(right, grid, max(1, np.nanmax(grid.values)))
+    right.set(title=f"at epsilon = {epsilon:g}")
+    figure.suptitle(title, fontsize="medium")
     figure.colorbar(image, ax=right, label="intruders", ticks=MaxNLocator(integer=True))
     return figure
 

@@ -226,8 +226,8 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
                          "`merge_and_unload`, save that, and give the merged copy.")
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(_REWRITING):
-        raise UsageError(f"{source} started from '{start}', which rewrites the base weight, so its factors alone do not "
-                         "give the tuned one; merge it with PEFT's `merge_and_unload` and give the merged copy.")
+        raise UsageError(f"{source} started from '{start}', which rewrites the base weight, so its factors alone do "
+                         "not give the tuned one; merge it with PEFT's `merge_and_unload` and give the merged copy.")
     if beyond := [name for name in _BEYOND_LORA if config.get(name)]:
         raise UsageError(f"{source} uses {beyond[0]}, which is more than scale * B A; merge it with PEFT's "
                          "`merge_and_unload` and give the merged copy.")
@@ -294,8 +294,9 @@ class _Reader:
     def shapes(self) -> dict[str, tuple[list[int], torch.dtype | str]]:
         """Shape and type of every tensor; the type's name where it is not a plain floating one."""
         if isinstance(self._file, dict):
-            return {name: (list(tensor.shape), tensor.dtype if tensor.dtype in _READABLE.values() else str(tensor.dtype))
-                    for name, tensor in self._file.items() if isinstance(tensor, torch.Tensor)}
+            tensors = {name: part for name, part in self._file.items() if isinstance(part, torch.Tensor)}
+            return {name: (list(part.shape), part.dtype if part.dtype in _READABLE.values() else str(part.dtype))
+                    for name, part in tensors.items()}
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}
         return {name: (part.get_shape(), _READABLE.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()}

@@ -5,6 +5,7 @@ That basis and the singular values are all that the fast core needs, of either s
 from W0 itself.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ def times_small_side(rows: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
 
 
 def base_spectrum(weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum:
-    """Singular values and the smaller side's singular vectors of W0, by a float64 eigendecomposition of its Gram matrix.
+    """Singular values and the smaller side's singular vectors of W0, from its Gram matrix in float64.
 
     In float64 the Gram matrix resolves directions down to about 3e-7 of the largest singular value, below what float32
     weights hold; in float32 it would lose everything below 3e-4, which the largest cosine needs.
@@ -110,8 +111,12 @@ def base_spectrum(weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum
         If it is no matrix, or holds NaN or infinity.
     """
     require_finite(weight, name)
+    exponent = 0
+    if (largest := weight.abs().max().item()) and not 1e-60 < largest < 1e60:  # its squares would leave float64
+        exponent = math.frexp(largest)[1]
+        weight = torch.ldexp(weight.double(), torch.tensor(-exponent))
     values, basis = torch.linalg.eigh(gram(weight))
-    return BaseSpectrum(basis.flip(-1), values.flip(-1).clamp(min=0).sqrt())
+    return BaseSpectrum(basis.flip(-1), values.flip(-1).clamp(min=0).sqrt() * 2.0**exponent)
 
 
 def require_finite(weight: torch.Tensor, name: str) -> None:

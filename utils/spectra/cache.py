@@ -32,6 +32,10 @@ def checksum(tensor: torch.Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
+def _checksums(basis: torch.Tensor, values: torch.Tensor) -> str:
+    return f"{checksum(basis)} {checksum(values)}"
+
+
 class SpectrumCache:
     """``spectrum(weight, name=…)`` returns the base spectrum of a matrix, from disk if it was computed before.
 
@@ -41,20 +45,22 @@ class SpectrumCache:
     ----------
     folder : Path, optional
         ``cache/spectra`` by default.
+    device : str
+        Where a missing one is computed.
     """
 
-    def __init__(self, folder: Path | None = None):
-        self.folder = writable(folder or cache_dir() / "spectra")
+    def __init__(self, folder: Path | None = None, device: str = "cpu"):
+        self.folder, self.device = writable(folder or cache_dir() / "spectra"), device
         self.hits, self.misses, self._full = 0, 0, False
 
     def spectrum(self, weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum:
-        """See :func:`utils.spectra.base.base_spectrum`; on the weight's device when computed, on the CPU when read."""
+        """See :func:`utils.spectra.base.base_spectrum`; the result may be on the device or on the CPU."""
         path = self.folder / f"{self._key(weight)}.safetensors"
         if (found := self._read(path, weight)) is not None:
             self.hits += 1
             return found
         self.misses += 1
-        spectrum = base_spectrum(weight, name=name)
+        spectrum = base_spectrum(weight.to(self.device), name=name)
         self._write(path, spectrum)
         return spectrum
 
@@ -73,7 +79,7 @@ class SpectrumCache:
                 basis, values = file.get_tensor("basis"), file.get_tensor("values")
                 whole = basis.shape == (q, q) and values.shape == (q,)
                 if whole and seen not in _VERIFIED:  # once per process: it costs a tenth of the analysis
-                    whole = checksum(basis) == (file.metadata() or {}).get("checksum")
+                    whole = _checksums(basis, values) == (file.metadata() or {}).get("checksum")
         except (SafetensorError, OSError):
             return None
         if whole:
@@ -90,7 +96,7 @@ class SpectrumCache:
             return
         try:
             with replacing(path) as temporary:
-                save_file(tensors, temporary, metadata={"checksum": checksum(tensors["basis"])})
+                save_file(tensors, temporary, metadata={"checksum": _checksums(**tensors)})
         except (CourseError, SafetensorError):
             self._full = True  # it was computed; only keeping it failed
             print(f"Base spectra could not be kept in {self.folder}; they are computed each time.", flush=True)

@@ -9,27 +9,31 @@ Wt against all left vectors u0_i of W0, by two full SVDs. Here:
   C = Q^T Wt Wt^T Q = L + X B^T + B X^T + B (R^T R) B^T, a diagonal plus rank 2r: no matrix of W0's size is formed.
 - **leading-vectors**: for a dense update C = Q^T (Wt Wt^T) Q is applied, never formed.
 - The k leading eigenpairs (theta, y) of C follow in a few rounds (:mod:`utils.spectra.leading`). For vectors of the
-  smaller side the cosines *are* the entries |y_i|. For the longer side <u0_i, u_j> = (Q^T W0 Wt^T Q y)_i / (s_i sigma_j).
+  smaller side the cosines *are* the entries |y_i|; for the longer side they are (Q^T W0 Wt^T Q y)_i / (s_i sigma_j).
 - **full-svd**: the definition itself, in float64, for small matrices, large k, and whatever the bound leaves open.
 
 **The bound.** All of it is about directions, float64, u = 2^-53.
 
-1. *Tuned vectors.* By Courant and Fischer a certificate shows that no eigenvalue but the k found ones exceeds tau < theta_k
-   (a Cholesky factor of the deflated matrix, or Sylvester's law of inertia for the core). A Ritz pair with residual rho_j
-   then makes an angle of at most (rho_j + eta) / gamma_j with the true vector, gamma_j = its distance to the other found
-   values and to tau (Davis & Kahan; Parlett, theorem 11.7.1). eta = (out + in) u (||W0||_F + ||Wt - W0||_F)^2 covers
-   the rounding of the Gram matrix and of the definition's own SVD. On the longer side the angle grows by sigma_1 / sigma_j.
-2. *Pretrained vectors.* Vector i turns by at most delta_i = eta / gap_i, gap_i its distance to its neighbours in s^2; on
-   the longer side by (s_(i-1) / s_i) delta_i + (out + in) u s_1 / s_i. Vectors whose delta_i exceeds 1e-3 (repeated or nearly
-   repeated singular values) are not determined one by one; their span is. What a group of m such vectors can contribute
-   to s_j lies between p / sqrt(m) and p, p the norm of u_j's projection onto the span. A null space has no determined left
-   vectors on the longer side at all: there the bounds are 0 and what all other vectors leave of u_j.
+1. *Tuned vectors.* A certificate shows that no eigenvalue but the k found ones exceeds some tau < theta_k: a Cholesky
+   factor of the deflated matrix, or Sylvester's law of inertia for the core. A Ritz pair with residual rho_j then makes
+   an angle of at most (rho_j + eta) / gamma_j with the true vector, gamma_j its distance to the other found values and
+   to tau (Davis & Kahan; Parlett, theorem 11.7.1); a cosine changes by at most sqrt(2) times that.
+   eta = (out + in) u (||W0||_F + N)^2, N = ||Wt||_F or s ||P||_F ||R||_F, covers the rounding of the Gram matrix, of
+   the core, and of the definition's own SVD. On the longer side the angle grows by sigma_1 / sigma_j, and by
+   eta / sigma_j^2 on top, because sigma_j itself is known to eta / (2 sigma_j) only.
+2. *Pretrained vectors.* Vector i turns by at most delta_i = eta / gap_i, gap_i its distance to its neighbours in s^2,
+   and on the longer side by (s_(i-1) / s_i) delta_i + (out + in) u s_1 / s_i + eta / s_i^2, the last because s_i itself
+   is known to eta / (2 s_i) only. Vectors whose delta_i exceeds 1e-3
+   (repeated or nearly repeated singular values) are not determined one by one; their span is. What a group of m such
+   vectors can contribute to s_j lies between p / sqrt(m) and p, p the norm of u_j's projection onto the span. A null
+   space has no determined vectors on the longer side at all: the bounds there are 0 and what all others leave of u_j.
 3. Together s_j lies in an interval [low, high]. An epsilon outside of it is decided. If one lies within for any j, that
    matrix is recomputed by the definition, which also settles ties, where s_j is whatever its SVD happens to return.
 
 So the counts are the definition's at every epsilon that is asked for, always.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,11 +51,12 @@ from utils.spectra.svd import Factors, max_cosines, thin_svd
 DIRECT_BELOW = 129  # below this width the definition itself is as fast
 EXACT_RANK = 12  # up to here the whole update goes into the preconditioner
 BATCH_BYTES = 8 * 2**20  # of solver workspace at a time
+_ORDINARY = (1e-60, 1e60)  # sizes whose squares and products float64 holds; anything else goes to the definition
 DETERMINED = 1e-3  # an angle above this leaves a pretrained vector undetermined
 
 
 class LowRank(NamedTuple):
-    """An update scale * B A: ``b`` (out, r), ``a`` (r, in), any floating type; ``scale`` is alpha / r or alpha / sqrt(r)."""
+    """An update scale * B A: ``b`` (out, r) and ``a`` (r, in) of any floating type; alpha / r is usual as ``scale``."""
 
     b: torch.Tensor
     a: torch.Tensor
@@ -121,7 +126,7 @@ def leading_cosines(pairs: Iterable[Pair], *, k: int = 10, epsilons: Sequence[fl
     >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
     >>> moved = LowRank(torch.full((3, 1), 9.0), torch.tensor([[0.0, 1.0, 0.0]]), 1.0)
     >>> [round(x, 2) for x in next(leading_cosines([Pair("w", lambda: (w, moved))], k=2)).max_cosines.tolist()]
-    [0.66, 0.94]
+    [0.65, 0.84]
     """
     if vectors not in ("left", "right"):
         raise CourseError(f"vectors must be 'left' or 'right', but is '{vectors}'.")
@@ -142,13 +147,14 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per matrix and vector: ``matrix``, ``index`` (from 1), ``singular_value``, ``max_cosine``, ``error`` (the
-        bound on it), ``computed_by``, ``out``, ``in``, and ``base_largest``, W0's largest singular value.
+        One row per matrix and vector: ``matrix``, ``index`` (from 1), ``singular_value``, ``max_cosine``, ``error``
+        (the bound on it), ``computed_by``, ``out``, ``in``, and ``base_largest``, W0's largest singular value.
     """
     return pd.concat([pd.DataFrame({
         "matrix": one.name, "index": range(1, len(one.max_cosines) + 1), "singular_value": one.singular_values.numpy(),
-        "max_cosine": one.max_cosines.numpy(), "error": one.errors.numpy(), "computed_by": one.method, "out": one.shape[0],
-        "in": one.shape[1], "base_largest": one.base_values[0].item()}) for one in found], ignore_index=True)
+        "max_cosine": one.max_cosines.numpy(), "error": one.errors.numpy(), "computed_by": one.method,
+        "out": one.shape[0], "in": one.shape[1], "base_largest": one.base_values[0].item()}) for one in found],
+        ignore_index=True)
 
 
 def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpectrum] = base_spectrum,
@@ -158,8 +164,8 @@ def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpe
     Returns
     -------
     Factors
-        ``u`` (out, k), ``s`` (k,), ``vt`` (k, in); float64 on the CPU. Signs are arbitrary, u and vt of a triplet belong
-        together.
+        ``u`` (out, k), ``s`` (k,), ``vt`` (k, in); float64 on the CPU. Signs are arbitrary, u and vt of a triplet
+        belong together.
     """
     base, tuned = pair.load()
     merged = tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
@@ -230,21 +236,27 @@ def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_bel
     q, far = min(shape), (shape[0] > shape[1]) == (vectors == "left")  # of a square matrix, the rows are the near side
     if q < direct_below:
         return _Core(pair, shape, base.new_empty(0), 0.0, far)
-    base = base.to(device)
     own = spectrum(base, name=f"base matrix {pair.name}")
-    own = BaseSpectrum(own.basis.to(device), own.values.to(device))
+    if not _ORDINARY[0] < own.values[0] < _ORDINARY[1]:
+        return _Core(pair, shape, base.new_empty(0), 0.0, far)
+    own, base = BaseSpectrum(own.basis.to(device), own.values.to(device)), base.to(device)
     if low_rank:
         for factor in (tuned.b, tuned.a):
             require_finite(factor, f"tuned matrix {pair.name}")
+        if not math.isfinite(tuned.scale):
+            raise CourseError(f"tuned matrix {pair.name} holds NaN or infinite values, since the scale of its update "
+                              f"is {tuned.scale}; it should be alpha / r.")
         tuned = LowRank(tuned.b.to(device), tuned.a.to(device), tuned.scale)
         if 6 * tuned.a.shape[0] <= q and 4 * k <= q:
             return _low_rank_core(pair, shape, base, tuned, own, far)
         tuned = tuned.added_to(base)
     tuned = small_side(tuned.to(device))
     squares = gram(tuned)
-    if not squares.trace().isfinite():
+    size = squares.trace().sqrt().item()
+    if not _ORDINARY[0] < size < _ORDINARY[1]:
         require_finite(tuned, f"tuned matrix {pair.name}")
-    level = rounding_level(shape, own.values.norm().item() + squares.trace().sqrt().item())
+        return _Core(pair, shape, base.new_empty(0), 0.0, far)
+    level = rounding_level(shape, own.values.norm().item() + size)
     return _DenseCore(pair, shape, own.values, level, far, own.basis, squares, small_side(base), tuned)
 
 
@@ -262,7 +274,10 @@ def _low_rank_core(pair: Pair, shape, base: torch.Tensor, update: LowRank, own: 
     crossed = times_long_side(away, small_side(base))
     in_basis = torch.cat([crossed, update.scale * near.double()]) @ own.basis
     r = len(away)
-    size = own.values.norm().item() + in_basis[r:].norm().item() * away.norm().item()
+    change = in_basis[r:].norm().item() * away.norm().item()
+    if not change < _ORDINARY[1]:
+        return _Core(pair, shape, base.new_empty(0), 0.0, far)
+    size = own.values.norm().item() + change
     return _LowRankCore(pair, shape, own.values, rounding_level(shape, size), far, in_basis[:r], in_basis[r:],
                         away @ away.T)
 
@@ -277,7 +292,8 @@ class _LowRankBatch:
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         along = rows @ self.right.mT
-        return rows * self.diagonal[:, None] + along @ self.left + (rows @ self.left.mT + along @ self.inner) @ self.right
+        across = rows @ self.left.mT + along @ self.inner
+        return rows * self.diagonal[:, None] + along @ self.left + across @ self.right
 
     def crossed(self, rows: torch.Tensor) -> torch.Tensor:
         """Q^T W0 Wt^T Q y for each row y."""
@@ -300,8 +316,9 @@ class _LowRankBatch:
     def _leading_directions(self, count: int) -> torch.Tensor:
         """Directions rich in the update's leading ones: mixtures of all its directions, once through its own core."""
         generator = torch.Generator().manual_seed(0)
-        mixture = torch.randn(count, self.right.shape[1], generator=generator, dtype=torch.float64).to(self.right.device)
-        return ((mixture @ self.right) @ self.right.mT @ self.inner) @ self.right
+        mixture = torch.randn(count, self.right.shape[1], generator=generator, dtype=torch.float64)
+        mixed = mixture.to(self.right.device) @ self.right
+        return (mixed @ self.right.mT @ self.inner) @ self.right
 
 
 def _stack(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -356,7 +373,11 @@ def _solved(cores: list[_Core], k: int, epsilons: Sequence[float], vectors: str)
     batch = _batch(cores)
     k = min(k, len(cores[0].values))
     noise = torch.tensor([core.level for core in cores], dtype=torch.float64, device=batch.diagonal.device)
-    pairs, tau = batch.solve(k, noise)
+    try:
+        pairs, tau = batch.solve(k, noise)
+    except torch.linalg.LinAlgError:  # no convergence: nothing is known, so the definition has to say it
+        yield from (_definition(core, k, vectors) for core in cores)
+        return
     crossed = batch.crossed(pairs.vectors) if any(core.far for core in cores) else pairs.vectors
     for place, core in enumerate(cores):
         found = RitzPairs(*(part[place].cpu() for part in pairs))
@@ -372,7 +393,9 @@ def _decided(core: _Core, pairs: RitzPairs, crossed: torch.Tensor, tau: float,
     if core.far:
         tiny = torch.finfo(torch.float64).tiny
         cosines = crossed.abs() / (base_values * sigma[:, None]).clamp(min=tiny)
-        angles = (angles + rounding) * sigma[0] / sigma
+        # sigma is known to eta / (2 sigma) only; where it drowns in that, Wt v / sigma has no direction.
+        drowned = pairs.values <= core.level / DETERMINED
+        angles = ((angles + rounding) * sigma[0] / sigma + core.level / pairs.values).where(~drowned, torch.inf)
     low, high, nearest = cosine_bounds(cosines, base_values, core.level, rounding if core.far else None)
     low, high = low - angles, high + angles
     thresholds = torch.tensor(list(epsilons), dtype=torch.float64)[:, None]
@@ -385,7 +408,8 @@ def _decided(core: _Core, pairs: RitzPairs, crossed: torch.Tensor, tau: float,
 def tuned_angles(pairs: RitzPairs, tau: float, level: float) -> torch.Tensor:
     """How far each found vector can be from the true one (bound 1 of the module's text), as a distance; (k,)."""
     values = pairs.values
-    distance = (values[:, None] - values[None, :]).abs()
+    # An eigenvalue lies within the residual of its Ritz value, so a neighbour may be that much nearer.
+    distance = (values[:, None] - values[None, :]).abs() - pairs.residuals[None, :]
     distance.fill_diagonal_(torch.inf)
     gap = torch.minimum(distance.amin(1), values - tau) - level
     sine = (pairs.residuals + level) / gap
@@ -420,12 +444,14 @@ def cosine_bounds(cosines: torch.Tensor, values: torch.Tensor, level: float,
     steps = torch.cat([squares.new_tensor([torch.inf]), squares[last[:-1]] - squares[first[1:]],
                        squares.new_tensor([torch.inf])])
     turn = level / torch.minimum(steps[:-1], steps[1:])
-    projection = cosines.new_zeros(len(cosines), len(last)).index_add_(1, group, cosines.square()).sqrt()
     null = torch.zeros_like(last, dtype=torch.bool)
     if far_rounding is not None:
         null = squares[last] <= level / DETERMINED  # here rounding drowns s, and W0 v / s has no direction
+        cosines = cosines.masked_fill(null[group], 0.0)
         smallest = values[last].masked_fill(null, torch.inf)
         turn = turn * (values[(first - 1).clamp(min=0)] / smallest).clamp(min=1) + far_rounding * values[0] / smallest
+        turn = turn + level / smallest.square()  # s itself is known to level / (2 s)
+    projection = cosines.new_zeros(len(cosines), len(last)).index_add_(1, group, cosines.square()).sqrt()
     low, high = projection / (last - first + 1).double().sqrt() - turn, projection + turn
     if null.any():
         rest = 1 - projection[:, ~null].square().sum(1) + 2 * turn[~null].norm()
@@ -440,4 +466,5 @@ def _definition(core: _Core, k: int, vectors: str) -> Leading:
     merged = tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
     of_tuned = thin_svd(merged.cpu(), name=f"tuned matrix {core.pair.name}")
     cosines = max_cosines(of_tuned, of_base, vectors=vectors, top=k)
-    return Leading(core.pair.name, core.shape, "full-svd", of_tuned.s[:k], cosines, torch.zeros_like(cosines), of_base.s)
+    exact = torch.zeros_like(cosines)
+    return Leading(core.pair.name, core.shape, "full-svd", of_tuned.s[:k], cosines, exact, of_base.s)

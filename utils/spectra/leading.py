@@ -2,7 +2,8 @@
 
 In the basis of W0's singular vectors the tuned Gram matrix is C = diag(lambda) + a change: of low rank for LoRA, small
 for a dense update. Davidson's method (J. Comp. Phys. 17, 1975) takes a few rounds there, because the diagonal is an
-excellent preconditioner: from a residual r of the Ritz pair (theta, y) the subspace grows by (diag(lambda) - theta)^-1 r.
+excellent preconditioner: from a residual r of the Ritz pair (theta, y) the subspace grows by about
+(diag(lambda) - theta)^-1 r.
 
 Everything is batched over matrices of one size, and vectors are rows: shapes are (b, vectors, q). float64 throughout.
 """
@@ -188,7 +189,10 @@ def _orthonormal(rows: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
     """
     for _ in range(2):
         rows = torch.linalg.qr((rows - (rows @ space.mT) @ space).mT).Q.mT
-    return rows
+    if (rows @ space.mT).abs().max() < 1e-10:
+        return rows
+    # Rows without a component of their own: Householder's reflections over both find them new directions.
+    return torch.linalg.qr(torch.cat([space, rows], dim=1).mT).Q.mT[:, space.shape[1]:]
 
 
 def _gaps(values: torch.Tensor, k: int) -> torch.Tensor:
@@ -241,7 +245,9 @@ def low_rank_bound_holds(diagonal: torch.Tensor, left: torch.Tensor, right: torc
     r = left.shape[1]
     balance = _balance(left, right)  # X B^T is the same with X c and B / c; then N becomes N c^2
     factors = torch.cat([left * balance, right / balance], dim=1)
-    scaled = factors / (diagonal - tau[:, None])[:, None, :]
+    distance = diagonal - tau[:, None]
+    met = (distance == 0).any(-1)  # tau is an entry itself where the k-th value and the next one are tied
+    scaled = factors / torch.where(distance == 0, 1.0, distance)[:, None, :]
     eye = torch.eye(r, dtype=torch.float64, device=left.device).expand(len(left), r, r)
     inverse = torch.cat([torch.cat([-inner * balance.square(), eye], -1),
                          torch.cat([eye, torch.zeros_like(eye)], -1)], -2)
@@ -249,7 +255,7 @@ def low_rank_bound_holds(diagonal: torch.Tensor, left: torch.Tensor, right: torc
     values = torch.linalg.eigvalsh((reduced + reduced.mT) / 2)
     size = factors.norm(dim=(1, 2)) * scaled.norm(dim=(1, 2)) + inverse.norm(dim=(1, 2))
     safe = values.abs().amin(-1) > factors.shape[2] * torch.finfo(torch.float64).eps * size
-    return safe & ((diagonal > tau[:, None]).sum(-1) + (values > 0).sum(-1) - r == k)
+    return safe & ~met & ((diagonal > tau[:, None]).sum(-1) + (values > 0).sum(-1) - r == k)
 
 
 def _balance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

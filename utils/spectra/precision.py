@@ -14,13 +14,13 @@ _RELATIVE_RMS = math.sqrt(1 / 3 / (3 / (2 * math.log(2))))
 def precision_floor(found: Leading, base_dtype: torch.dtype, tuned_dtype: torch.dtype, *, far: bool) -> torch.Tensor:
     r"""How far rounding to the stored type is expected to move each largest cosine: an estimate, not a bound.
 
-    Stored weights are W + E with independent errors of variance e^2, e = 0.39 u rms(W) and u half a unit in the last place.
-    To first order the j-th singular vector turns by delta_j with
+    Stored weights are W + E with independent errors of variance e^2, e = 0.39 u rms(W) and u half a unit in the last
+    place. To first order the j-th singular vector turns by delta_j with
 
     E delta_j^2 = e^2 sum_(i != j) (sigma_j^2 + sigma_i^2) / (sigma_j^2 - sigma_i^2)^2,
 
-    plus e^2 (longer - shorter side) / sigma_j^2 for vectors of the longer side. Both checkpoints are rounded, so their squares
-    add up; a vector that turns by delta changes a cosine s by about delta sqrt(1 - s^2) + delta^2 / 2.
+    plus e^2 (longer - shorter side) / sigma_j^2 for vectors of the longer side. Both checkpoints are rounded, so their
+    squares add up; a vector that turns by delta changes a cosine s by about delta sqrt(1 - s^2) + delta^2 / 2.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
     PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from utils.files import replacing, sha256_of
-from utils.sources.models import BaseModel
+from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training.data import classification_data, evaluation_batches, rows_checksum, tokenizer_of
 from utils.training.device import compute_dtype, device_name, limit_threads, quiet_libraries
@@ -119,6 +120,34 @@ def train(spec: RunSpec, base: BaseModel, folder: Path) -> dict:
                          "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                          "metrics": checkpoints.rows}}
+
+
+def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
+    """Seconds that the first `steps` of a classification run take, by our settings or by Trainer's defaults.
+
+    With the defaults only what says the same task stays: rows, batch size, learning rate and method. For ``bench``.
+    """
+    limit_threads()
+    set_seed(spec.seed)
+    base = resolve(spec.base)
+    model, rows, _ = _classifier(spec, base)
+    model = prepare(model, spec.method, causal=False)
+    with tempfile.TemporaryDirectory() as folder:
+        if defaults:
+            arguments = TrainingArguments(
+                output_dir=folder, max_steps=steps, per_device_train_batch_size=spec.batch_size, disable_tqdm=True,
+                learning_rate=spec.learning_rate, use_cpu=device_name() == "cpu", report_to="none", seed=spec.seed)
+            trainer = Trainer(model=model, args=arguments, train_dataset=rows,
+                              processing_class=tokenizer_of(base.folder))
+        else:
+            arguments = common_arguments(
+                Path(folder), steps=steps, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
+                warmup_fraction=spec.warmup_fraction, schedule=spec.schedule, seed=spec.seed, save_every=steps + 1)
+            trainer = _trainer(model, rows, arguments, [], base, spec)
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
 
 
 def _peak_gib() -> float:
