@@ -159,6 +159,62 @@ def test_counts_follow_the_definition_for_any_small_matrix(out, width, rank, str
     assert counts(found.max_cosines, [epsilon]) == counts(oracle(base, tuned, k, vectors), [epsilon])
 
 
+def degenerate_case(seed: int) -> SimpleNamespace:
+    """A small pair made to be awkward: spectra over up to nine decades, near ties, near zeros, aligned updates."""
+    rng = np.random.default_rng(seed)
+
+    def spectrum() -> torch.Tensor:
+        values = np.sort(10 ** rng.uniform(-rng.choice([0.3, 1, 3, 7, 9]), 0, q))[::-1].copy()
+        if rng.random() < 0.5:  # up to four that are equal, or nearly
+            start = int(rng.integers(q))
+            steps = np.arange(len(values[start:start + 4]))
+            values[start:start + 4] = values[start] * (1 - steps * rng.choice([0, 1e-15, 1e-13, 1e-11, 1e-9, 1e-6]))
+        if rng.random() < 0.3:
+            values[q - int(rng.integers(1, 4)):] = rng.choice([0, 1e-16, 1e-12, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5])
+        return torch.as_tensor(np.sort(values)[::-1].copy())
+
+    q = int(rng.integers(8, 50))
+    longer = q + int(rng.choice([0, 0, 1, 3, 30]))
+    out, width = (q, longer) if rng.random() < 0.5 else (longer, q)
+    base = torch.as_tensor(rng.integers(-1, 2, (out, width))).double() if rng.random() < 0.2 else \
+        with_values(out, width, spectrum(), seed)
+    u, _, vt = thin_svd(base)
+    strength, rank = 10 ** rng.uniform(-8, 1), int(rng.integers(1, 4))
+    kind = rng.choice(["lora", "aligned lora", "whole numbers", "rotated", "permuted", "boosted", "dense"])
+    if kind == "lora":
+        tuned = low_rank(base, rank, strength, seed + 2)
+    elif kind == "aligned lora":
+        tuned = LowRank(u[:, rng.integers(0, q, rank)].contiguous(), vt[rng.integers(0, q, rank)].contiguous(), strength)
+    elif kind == "whole numbers":
+        tuned = LowRank(torch.as_tensor(rng.integers(-1, 2, (out, rank))).double(),
+                        torch.as_tensor(rng.integers(-1, 2, (rank, width))).double(), float(rng.choice([0.5, 1, 2])))
+    elif kind == "rotated":
+        rotation = torch.linalg.qr(torch.eye(q).double() + strength * gaussian(q, q, seed=seed + 3)).Q
+        tuned = (u @ rotation * spectrum()) @ vt
+    elif kind == "permuted":
+        tuned = (u[:, rng.permutation(q)] * spectrum()) @ vt
+    elif kind == "boosted":
+        mixture = u @ (gaussian(q, seed=seed + 4) * torch.as_tensor(rng.random(q) < 0.2))
+        tuned = base + strength * torch.outer(mixture, vt[int(rng.integers(q))])
+    else:
+        tuned = dense(base, strength, seed + 2)
+    return SimpleNamespace(base=base, tuned=tuned, k=max(1, int(rng.choice([1, 2, 3, q // 4, q // 2, q, q + 3]))),
+                           vectors=str(rng.choice(["left", "right"])))
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_counts_follow_the_definition_on_awkward_matrices(block):
+    """Also at the epsilons between each fast cosine and the definition's own, where only the bound helps."""
+    for seed in range(10_000 * block, 10_000 * block + 60):
+        case = degenerate_case(seed)
+        options = (case.base, case.tuned, case.k, case.vectors)
+        expected = library(*options)
+        adverse = between(fast(*options, []).max_cosines, expected)
+        for epsilons in (EPSILONS, *([epsilon] for epsilon in adverse[:5])):
+            found = fast(*options, epsilons)
+            assert counts(found.max_cosines, epsilons) == counts(expected, epsilons), (seed, found.method, epsilons)
+
+
 @by_side
 @pytest.mark.parametrize("kind", ["lora", "dense"])
 def test_singular_values_and_their_order_are_those_of_the_definition(kind, out, width, vectors):
@@ -589,6 +645,14 @@ def test_the_dense_certificate_says_no_when_a_leading_value_was_left_out():
             assert k == 1 or not any(certified(matrix, [*range(k - 2), k - 1, k], tau) for tau in inside)
 
 
+def test_the_dense_certificate_allows_for_rounding():
+    """The next value must lie below tau by more than the noise that comes with the matrix."""
+    matrix = torch.diag(double([5, 4, 3, 2, 1]))
+    for tau, noise, expected in ((3.4, 0.3, True), (3.4, 0.5, False), (3.01, 0.0, True), (2.99, 0.0, False)):
+        assert dense_bound_holds(matrix[None], torch.eye(5)[None, :2].double(), double([[5, 4]]), double([tau]),
+                                 double([noise])).item() == expected
+
+
 def test_the_dense_certificate_needs_no_exact_pairs():
     """Slightly wrong pairs leave it valid, badly wrong ones are refused."""
     factor = gaussian(30, 40, seed=1)
@@ -669,13 +733,16 @@ def test_results_come_in_the_order_of_the_pairs(vectors, batch_bytes, monkeypatc
         torch.testing.assert_close(one.singular_values, alone.singular_values, rtol=1e-9, atol=1e-12)
 
 
-def test_a_stream_is_not_read_ahead_of_its_batch():
-    """Where each matrix is its own batch, the pair after the next is loaded only when a result was taken."""
+@pytest.mark.parametrize("kind", ["lora", "dense"])
+def test_a_stream_is_not_read_ahead_of_its_batch(kind, monkeypatch):
+    """Where each matrix fills a batch, the one after the next is loaded only when a result was taken."""
+    monkeypatch.setattr(fast_module, "BATCH_BYTES", 1)
     loaded = []
 
     def pair(index: int) -> Pair:
-        base = decaying(40 + index, 60, seed=index)
-        return Pair(str(index), lambda: (loaded.append(index), (base, dense(base, 0.1, 1)))[1])
+        base = decaying(40, 60, seed=index)
+        tuned = low_rank(base, 3, 0.5, 1) if kind == "lora" else dense(base, 0.1, 1)
+        return Pair(str(index), lambda: (loaded.append(index), (base, tuned))[1])
 
     stream = leading_cosines((pair(index) for index in range(6)), k=3, direct_below=DIRECT_BELOW)
     next(stream)

@@ -85,7 +85,8 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
 
 
 def _key(epsilon: float) -> str:
-    return f"{epsilon:g}"
+    """A threshold as a key of JSON: every digit, so that two thresholds never share one."""
+    return repr(float(epsilon))
 
 
 def _device(asked: str) -> str:

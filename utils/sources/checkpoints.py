@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,14 @@ from utils.errors import UsageError
 from utils.sources import hub
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-ADAPTER_CONFIG, ADAPTER_STEM = "adapter_config.json", "adapter_model"
+CONFIG, ADAPTER_CONFIG, ADAPTER_STEM = "config.json", "adapter_config.json", "adapter_model"
 # Matrices that are counted: weights inside numbered blocks that multiply activations. Embeddings, the classifier, the
 # pooler and the language-model head stand outside of the blocks.
 _BLOCK = re.compile(r"(?:^|\.)\d+\.")
 _NOT_LINEAR = re.compile(r"embed|norm|lm_head|classifier|pooler|score|relative_attention_bias|rotary|position")
 _TRANSPOSED_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt-sw3"}  # Conv1D keeps (in, out)
 _TRANSPOSED = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)$")
+KEPT_OPEN_BYTES = 400 * 2**20
 _READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Initialisations that rewrite the base weight: the saved factors alone do not say what the tuned weight is.
 _REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -88,9 +89,9 @@ class Adapter:
         """The base model that its configuration names."""
         return self.config.get("base_model_name_or_path") or ""
 
-    @cached_property
+    @property
     def _reader(self) -> "_Reader":
-        return _Reader.of(_adapter_file(self.folder, pickled=True))
+        return _Reader.of(_adapter_file(self.name, self.folder, pickled=True))
 
     def read(self, module: str) -> Factors:
         """The factors of one module."""
@@ -99,8 +100,11 @@ class Adapter:
             if part not in parts or parts[part].ndim != 2:
                 raise UsageError(f"The adapter {self.name} has no {part} matrix for '{module}'; save it again with "
                                  "PEFT, or give a merged copy.")
-        return Factors(parts["lora_B"], parts["lora_A"], self._scale(module, len(parts["lora_A"])),
-                       parts.get("lora_magnitude_vector"))
+        b, a, magnitude = parts["lora_B"], parts["lora_A"], parts.get("lora_magnitude_vector")
+        if b.shape[1] != len(a) or (magnitude is not None and magnitude.shape != b.shape[:1]):
+            shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+            raise UsageError(f"The parts that adapter {self.name} has for '{module}' do not fit together: {shapes}.")
+        return Factors(b, a, self._scale(module, len(a)), magnitude)
 
     def _scale(self, module: str, r: int) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha where the configuration gives one."""
@@ -108,7 +112,11 @@ class Adapter:
         if pattern:
             from peft.utils.other import get_pattern_key
 
-            alpha = pattern.get(get_pattern_key(pattern.keys(), module), alpha)
+            try:
+                alpha = pattern.get(get_pattern_key(pattern.keys(), module), alpha)
+            except re.error as error:
+                raise UsageError(f"{self.folder / ADAPTER_CONFIG} has an alpha_pattern that is no regular expression "
+                                 f"({error}).") from error
         return alpha / r**0.5 if self.config.get("use_rslora") else alpha / r
 
 
@@ -130,9 +138,9 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
     folder = _folder(source, allow_pickle)
     if (folder / ADAPTER_CONFIG).exists():
         return _open_adapter(source, folder, allow_pickle)
-    model_type = _json(folder / "config.json").get("model_type", "") if (folder / "config.json").exists() else ""
-    entries = {}
-    for file in _weight_files(folder, allow_pickle):
+    config = _json(folder / CONFIG) if (folder / CONFIG).exists() else None
+    types, entries = _model_types(config or {}), {}
+    for file in _weight_files(source, folder, allow_pickle):
         for tensor, (shape, dtype) in _Reader.of(file).shapes().items():
             module = tensor.removesuffix(".weight")
             if module == tensor or len(shape) != 2 or not _BLOCK.search(module) or _NOT_LINEAR.search(module):
@@ -140,11 +148,21 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
             if not isinstance(dtype, torch.dtype):
                 raise UsageError(f"Matrix '{module}' of {source} is stored as {dtype}, a quantised type; save a copy "
                                  "with its weights dequantised first.")
-            transposed = model_type in _TRANSPOSED_TYPES and bool(_TRANSPOSED.search(module))
+            transposed = bool(_TRANSPOSED.search(module))
+            if transposed and config is None:
+                raise UsageError(f"{source} has no {CONFIG}, which says whether weights such as '{module}' are stored "
+                                 "as (in, out); copy the whole checkpoint.")
+            transposed = transposed and not types.isdisjoint(_TRANSPOSED_TYPES)
             entries[module] = Entry(tensor, file, tuple(shape[::-1] if transposed else shape), dtype, transposed)
     if not entries:
         raise UsageError(f"{source} holds no weight matrices inside numbered blocks; is it a transformers model?")
     return Checkpoint(source, folder, dict(sorted(entries.items(), key=lambda item: _natural(item[0]))))
+
+
+def _model_types(config: dict) -> set[str]:
+    """The model types of a configuration, those of its parts included (an encoder-decoder has two)."""
+    inner = [_model_types(part) for part in config.values() if isinstance(part, dict)]
+    return {str(config.get("model_type", ""))}.union(*inner)
 
 
 def match_names(names: Iterable[str], base_names: Iterable[str]) -> dict[str, str]:
@@ -192,10 +210,13 @@ def _folder(source: str, allow_pickle: bool) -> Path:
     return hub.checkpoint_snapshot(source, allow_pickle=allow_pickle)
 
 
-def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
     index = folder / INDEX
     if index.exists():
-        files = [folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
+        places = _json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UsageError(f"{index} does not say which file holds which weight; copy the checkpoint again.")
+        files = [folder / name for name in sorted(set(places.values()))]
         if missing := [file.name for file in files if not file.exists()]:
             raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
         return files
@@ -203,14 +224,16 @@ def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        files = _pickles(folder, "pytorch_model*.bin", allow_pickle)
+        files = _pickles(source, folder, "pytorch_model*.bin", allow_pickle)
     return files
 
 
-def _pickles(folder: Path, pattern: str, allow_pickle: bool) -> list[Path]:
+def _pickles(source: str, folder: Path, pattern: str, allow_pickle: bool) -> list[Path]:
     files = sorted(folder.glob(pattern))
     if not files:
-        raise UsageError(f"{folder} holds no safetensors weights; give a folder that `save_pretrained` wrote.")
+        # Of a Hub model pickles are not even downloaded without the flag.
+        raise UsageError(f"{source} holds no safetensors weights; give a folder that `save_pretrained` wrote"
+                         + ("." if allow_pickle else ", or add --allow-pickle if its weights are pickled (.bin)."))
     if not allow_pickle:
         raise UsageError(f"{folder} holds only pickled weights ({files[0].name}), which can run code when loaded; "
                          "convert it (load it in transformers and `save_pretrained` it, which writes safetensors), or "
@@ -231,7 +254,9 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
     if beyond := [name for name in _BEYOND_LORA if config.get(name)]:
         raise UsageError(f"{source} uses {beyond[0]}, which is more than scale * B A; merge it with PEFT's "
                          "`merge_and_unload` and give the merged copy.")
-    file = _adapter_file(folder, pickled=allow_pickle)
+    if not isinstance(config.get("lora_alpha", 8), (int, float)):
+        raise UsageError(f"{folder / ADAPTER_CONFIG} gives lora_alpha as {config['lora_alpha']!r}, which is no number.")
+    file = _adapter_file(source, folder, pickled=allow_pickle)
     tensors: dict[str, dict[str, str]] = {}
     for tensor in _Reader.of(file).shapes():
         found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(lora_[AB]|lora_magnitude_vector)(?:\.default)?"
@@ -246,9 +271,9 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
     return Adapter(source, folder, config, tensors)
 
 
-def _adapter_file(folder: Path, *, pickled: bool) -> Path:
+def _adapter_file(source: str, folder: Path, *, pickled: bool) -> Path:
     file = folder / f"{ADAPTER_STEM}.safetensors"
-    return file if file.exists() else _pickles(folder, f"{ADAPTER_STEM}.bin", pickled)[0]
+    return file if file.exists() else _pickles(source, folder, f"{ADAPTER_STEM}.bin", pickled)[0]
 
 
 def _json(path: Path) -> dict:
@@ -262,30 +287,33 @@ def _json(path: Path) -> dict:
 
 
 class _Reader:
-    """One weight file, safetensors or a pickle that was allowed: names with shapes, and tensors by name."""
+    """One weight file, safetensors or a pickle that was allowed: names with shapes, and tensors by name.
 
-    _open: dict[tuple[Path, int, int], "_Reader"] = {}
+    Weights are mapped from the file, and mapped pages count as memory for as long as the file is open. So only the last
+    few files stay open, and large ones do not: a 7B pair would fill the memory otherwise.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
     @classmethod
     def of(cls, path: Path) -> "_Reader":
-        """The reader of a file, one for each state of it, so that headers are parsed once."""
+        """The reader of a file in its present state."""
         state = path.stat()
-        key = (path, state.st_size, state.st_mtime_ns)
-        if key not in cls._open:
-            cls._open[key] = cls(path)
-        return cls._open[key]
+        if path.suffix != ".bin" and state.st_size > KEPT_OPEN_BYTES:
+            return cls(path)
+        return _kept_open(path, state.st_size, state.st_mtime_ns)
 
     @cached_property
     def _file(self):
         try:
             if self.path.suffix == ".bin":
-                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+                return _unpickled(self.path)
             return safe_open(self.path, "pt")
         except SafetensorError as error:
             raise UsageError(f"{self.path} is truncated or damaged ({error}); copy it again.") from error
+        except UsageError:
+            raise
         except Exception as error:  # a hostile or cut-off pickle ends in many ways
             reason = " ".join(str(error).split())[:120]
             raise UsageError(f"{self.path} cannot be read by torch's restricted loader ({type(error).__name__}: "
@@ -304,3 +332,21 @@ class _Reader:
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor, mapped from the file and not copied."""
         return self._file[name] if isinstance(self._file, dict) else self._file.get_tensor(name)
+
+
+@lru_cache(maxsize=2)  # one file of each of two checkpoints
+def _kept_open(path: Path, size: int, modified_ns: int) -> _Reader:
+    return _Reader(path)
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickle by torch's restricted loader; UsageError if it holds anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UsageError(f"{path} holds no weights by name, but a {type(content).__name__}; give a model's state dict.")
+    return content

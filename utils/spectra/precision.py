@@ -47,6 +47,7 @@ def precision_floor(found: Leading, base_dtype: torch.dtype, tuned_dtype: torch.
     tiny = torch.finfo(torch.float64).tiny
     turn = ((squares[:len(sigma), None] + squares[None, :]) / apart.clamp(min=tiny)).sum(1)
     turn += excess / squares[:len(sigma)].clamp(min=tiny)
-    delta = (turn * sum(error**2 for error in errors)).sqrt().clamp(max=1.0)
+    # Of a matrix of zeros nothing is determined: 0 times infinity.
+    delta = (turn * sum(error**2 for error in errors)).sqrt().clamp(max=1.0).nan_to_num(nan=1.0)
     cosines = found.max_cosines.double().clamp(max=1.0)
     return (delta * (1 - cosines.square()).sqrt() + delta.square() / 2).clamp(max=1.0)

@@ -1,0 +1,1037 @@
+"""``python -m utils intruders`` on checkpoints as transformers and PEFT write them, judged by the plain definition.
+
+What is damaged, hostile or of another kind has to end in one sentence and status 2; nothing may end in a wrong count.
+"""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import IA3Config, VeraConfig
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, GPT2LMHeadModel, \
+    GPTNeoXForCausalLM, LlamaForCausalLM, T5ForConditionalGeneration
+
+import standin_checkpoints as standin
+import standin_hub
+from standin_checkpoints import MATRICES, NARROW, WIDTH, configured, definition, edited, pickled, save_adapter
+from standin_hub import COMMIT, PICKLED, ROBERTA, SHARDED
+from utils.course.cli import main
+from utils.paths import ROOT
+from utils.spectra.fast import LowRank, Pair, leading_cosines
+from utils.spectra.intervention import leading_intruder, scaled
+from utils.spectra.precision import precision_floor
+
+EPSILONS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+QUERY = "bert.encoder.layer.1.attention.self.query"
+FACTOR = f"base_model.model.{QUERY}"
+INDEX, CONFIG = "model.safetensors.index.json", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def one_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_our_own(one_cache, monkeypatch):
+    """One for all tests: most of them compare something with the same few base models."""
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(one_cache))
+
+
+@pytest.fixture
+def cache(_a_cache_of_our_own, tmp_path, monkeypatch) -> Path:
+    """An empty one, for a test of what is written there."""
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Shelf:
+    """Checkpoints made when they are first asked for, each once."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._made = folder, {}
+
+    def _make(self, name: str, write) -> Path:
+        if name not in self._made:
+            write(self.folder / name)
+            self._made[name] = self.folder / name
+        return self._made[name]
+
+    def base(self, architecture: str, width: int = WIDTH) -> Path:
+        return self._make(f"{architecture}-{width}", standin.build(architecture, width).save_pretrained)
+
+    def tuned(self, architecture: str, width: int = WIDTH) -> Path:
+        return self._make(f"{architecture}-{width}-tuned",
+                          lambda folder: standin.tune(standin.build(architecture, width)).save_pretrained(folder))
+
+    def adapter(self, width: int = WIDTH, **settings) -> Path:
+        """Of BERT's queries and values, r = 4."""
+        base = self.base("bert", width)
+        return self._make(f"adapter-{width}{'-'.join(settings)}", lambda folder: save_adapter(
+            folder, base, BertForMaskedLM, **{"r": 4, "target_modules": ["query", "value"]} | settings))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("checkpoints"))
+
+
+def report_of(tmp_path: Path, base, tuned, *options) -> dict:
+    """The JSON report of a run that has to succeed."""
+    file = tmp_path / "report.json"
+    assert main(["intruders", str(base), str(tuned), "--json", str(file), *map(str, options)]) == 0
+
+    def no_nan(word: str):
+        raise AssertionError(f"{word} in the JSON report")
+
+    return json.loads(file.read_text(encoding="utf-8"), parse_constant=no_nan)
+
+
+def assert_same(report: dict, other: dict) -> None:
+    """Two reports of the same matrices; cosines may differ in the last bits, as products of unaligned memory do."""
+    for row, twin in zip(report["matrices"], other["matrices"], strict=True):
+        for key in ("name", "shape", "method", "stored", "counts"):
+            assert row[key] == twin[key]
+        np.testing.assert_allclose(row["max_cosines"], twin["max_cosines"], atol=1e-9)
+        np.testing.assert_allclose(row["singular_values"], twin["singular_values"], rtol=1e-11)
+    assert report["total"] == other["total"]
+
+
+def refused(capsys, *arguments, status: int = 2) -> str:
+    """The one sentence on stderr of a run that has to be refused."""
+    capsys.readouterr()
+    found = main(["intruders", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    assert "unexpected" not in captured.err and "Traceback" not in captured.err, captured.err
+    assert found == status and captured.out == ""
+    return captured.err
+
+
+def assert_says(sentence: str, *parts) -> None:
+    assert [part for part in map(str, parts) if part not in sentence] == [], sentence
+
+
+def assert_is_the_definition(report: dict, before: dict, after: dict, *, names=None, vectors: str = "left",
+                             k: int = 10, prefix: str = "") -> None:
+    """Names, shapes, singular values, cosines and counts are those of two plain SVDs of each matrix.
+
+    `prefix` is what the report's names have before the module names of `before` and `after`.
+    """
+    by_name = {row["name"].removeprefix(prefix): row for row in report["matrices"]}
+    assert set(by_name) == set(before if names is None else names) and len(by_name) == len(report["matrices"])
+    total = dict.fromkeys(EPSILONS, 0)
+    for name, row in by_name.items():
+        sigma, cosines = definition(before[name], after[name], k=k, vectors=vectors)
+        assert tuple(row["shape"]) == before[name].shape, name
+        np.testing.assert_allclose(row["singular_values"], sigma, rtol=1e-9)
+        np.testing.assert_allclose(row["max_cosines"], cosines, atol=1e-7, err_msg=name)
+        assert all(np.abs(cosines - epsilon).min() > 1e-7 for epsilon in EPSILONS), "a tie says nothing"
+        counts = {epsilon: int((cosines < epsilon).sum()) for epsilon in EPSILONS}
+        assert row["counts"] == {f"{epsilon:g}": count for epsilon, count in counts.items()}, name
+        total = {epsilon: total[epsilon] + counts[epsilon] for epsilon in EPSILONS}
+    assert report["total"] == {f"{epsilon:g}": count for epsilon, count in total.items()}
+    assert 0 < report["total"]["0.5"], "no intruders, so nothing was tested"
+
+
+def models_before_and_after(architecture: str, width: int = WIDTH, dtype=torch.float32) -> tuple[dict, dict]:
+    plain, tuned = standin.build(architecture, width), standin.tune(standin.build(architecture, width))
+    return standin.matrices(plain.to(dtype)), standin.matrices(tuned.to(dtype))
+
+
+# Whole models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", MATRICES)
+def test_a_whole_model_is_counted_as_defined(shelf, tmp_path, architecture):
+    """Encoders, decoders, grouped and fused attention, two stacks, and GPT-2's weights, which are stored (in, out)."""
+    report = report_of(tmp_path, shelf.base(architecture), shelf.tuned(architecture))
+    assert len(report["matrices"]) == MATRICES[architecture]
+    assert_is_the_definition(report, *models_before_and_after(architecture))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_right_vectors_are_those_of_the_input_side(shelf, tmp_path, architecture):
+    report = report_of(tmp_path, shelf.base(architecture), shelf.tuned(architecture), "--vectors", "right")
+    shapes = [(out > into) - (out < into) for out, into in (row["shape"] for row in report["matrices"])]
+    assert report["vectors"] == "right" and set(shapes) == {-1, 0, 1}, "tall, wide and square ones should be there"
+    assert_is_the_definition(report, *models_before_and_after(architecture), vectors="right")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_narrow_matrices_are_computed_directly(shelf, tmp_path, architecture):
+    report = report_of(tmp_path, shelf.base(architecture, NARROW), shelf.tuned(architecture, NARROW))
+    assert {row["method"] for row in report["matrices"]} == {"full-svd"}
+    assert_is_the_definition(report, *models_before_and_after(architecture, NARROW))
+
+
+@pytest.mark.parametrize("lacks", ["base", "tuned", "both"])
+def test_gpt2_without_its_configuration_is_never_read_the_wrong_way_round(shelf, tmp_path, lacks):
+    """Only config.json says that weights lie as (in, out); without it, a refusal is right and a count is not."""
+    pair = {"base": shelf.base("gpt2"), "tuned": shelf.tuned("gpt2")}
+    for role in pair:
+        if lacks in (role, "both"):
+            pair[role] = shutil.copytree(pair[role], tmp_path / role)
+            (pair[role] / "config.json").unlink()
+    words = ["intruders", *map(str, pair.values()), "--json", str(tmp_path / "report.json"), "--layers", "c_proj"]
+    if main(words) != 2:
+        report, (before, after) = json.loads((tmp_path / "report.json").read_text()), models_before_and_after("gpt2")
+        assert_is_the_definition(report, before, after, names=[name for name in before if "c_proj" in name])
+
+
+@pytest.mark.parametrize("bare", ["base", "tuned"])
+def test_a_body_without_head_meets_one_with_head(shelf, tmp_path, bare):
+    """The names of one have a prefix that those of the other lack; they are the same matrices."""
+    base, tuned = shelf.base("bert"), shelf.tuned("bert")
+    BertModel.from_pretrained({"base": base, "tuned": tuned}[bare]).save_pretrained(tmp_path / "body")
+    base, tuned = (tmp_path / "body", tuned) if bare == "base" else (base, tmp_path / "body")
+    before, after = models_before_and_after("bert")
+    if bare == "base":
+        before, after = ({name.removeprefix("bert."): weight for name, weight in part.items()}
+                         for part in (before, after))
+    assert_is_the_definition(report_of(tmp_path, base, tuned), before, after)
+
+
+def test_a_head_of_another_task_is_no_obstacle(shelf, tmp_path):
+    BertForSequenceClassification.from_pretrained(shelf.tuned("bert")).save_pretrained(tmp_path / "classifier")
+    report = report_of(tmp_path, shelf.base("bert"), tmp_path / "classifier")
+    assert_is_the_definition(report, *models_before_and_after("bert"))
+
+
+@pytest.mark.parametrize("sharded", ["base", "tuned", "both"])
+def test_shards_make_no_difference(shelf, tmp_path, sharded):
+    base, tuned = shelf.base("llama"), shelf.tuned("llama")
+    whole = report_of(tmp_path, base, tuned)
+    for role, source in (("base", base), ("tuned", tuned)):
+        if sharded in (role, "both"):
+            LlamaForCausalLM.from_pretrained(source).save_pretrained(tmp_path / role, max_shard_size="200KB")
+            assert len(list((tmp_path / role).glob("*.safetensors"))) > 2 and (tmp_path / role / INDEX).exists()
+    report = report_of(tmp_path, *(tmp_path / role if sharded in (role, "both") else source
+                                   for role, source in (("base", base), ("tuned", tuned))))
+    assert_same(report, whole)
+
+
+def test_a_second_copy_of_the_weights_is_not_counted_twice(shelf, tmp_path):
+    """Some repositories carry the same weights again, under another name."""
+    shutil.copytree(shelf.tuned("bert"), tmp_path / "twice")
+    shutil.copy(tmp_path / "twice" / "model.safetensors", tmp_path / "twice" / "model.fp32.safetensors")
+    report = report_of(tmp_path, shelf.base("bert"), tmp_path / "twice")
+    assert_is_the_definition(report, *models_before_and_after("bert"))
+
+
+@pytest.mark.parametrize("k", [1, 3, 40, 500])
+def test_k_is_how_many_vectors_are_examined(shelf, tmp_path, k):
+    """More than a matrix has means all of them."""
+    report = report_of(tmp_path, shelf.base("llama"), shelf.tuned("llama"), "--k", k)
+    assert {len(row["max_cosines"]) for row in report["matrices"]} == {min(k, q) for q in (WIDTH // 2, WIDTH)}
+    assert_is_the_definition(report, *models_before_and_after("llama"), k=k)
+
+
+# Adapters -----------------------------------------------------------------------------------------------------------
+
+ADAPTERS = {
+    "plain": ("bert", BertForMaskedLM, {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value", "dense"]}),
+    "rslora": ("bert", BertForMaskedLM, {"r": 8, "use_rslora": True, "target_modules": ["query", "value"]}),
+    "patterns": ("bert", BertForMaskedLM, {
+        "r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "rank_pattern": {"value": 3},
+        "alpha_pattern": {"layer.1.attention.self.query": 40, "value": 5}}),
+    "regular patterns of rslora": ("bert", BertForMaskedLM, {
+        "r": 8, "use_rslora": True, "target_modules": ["query", "value"], "rank_pattern": {r"layer\.0\..*\.value": 3},
+        "alpha_pattern": {r"layer\.1\..*": 40, "value": 5}}),
+    "dora": ("bert", BertForMaskedLM, {"r": 4, "use_dora": True, "target_modules": ["query", "output.dense"]}),
+    "gpt2": ("gpt2", GPT2LMHeadModel, {"r": 4, "target_modules": ["c_attn", "c_fc", "c_proj"],
+                                       "fan_in_fan_out": True}),
+    "dora on gpt2": ("gpt2", GPT2LMHeadModel, {"r": 4, "use_dora": True, "target_modules": ["c_attn", "c_fc"],
+                                               "fan_in_fan_out": True}),
+    "one layer only": ("llama", LlamaForCausalLM, {"r": 4, "target_modules": ["q_proj", "k_proj", "down_proj"],
+                                                   "layers_to_transform": [1]}),
+    "of high rank": ("llama", LlamaForCausalLM, {"r": 64, "target_modules": "all-linear", "lora_alpha": 256}),
+    "of more than full rank": ("neox", GPTNeoXForCausalLM, {"r": 160, "lora_alpha": 2000,
+                                                            "target_modules": ["query_key_value"]}),
+    "with biases": ("neox", GPTNeoXForCausalLM, {"r": 4, "target_modules": ["query_key_value"], "bias": "all",
+                                                 "lora_bias": True}),
+    "two stacks": ("t5", T5ForConditionalGeneration, {"r": 4, "target_modules": ["q", "wo"]}),
+    "with a classifier": ("bert", BertForSequenceClassification, {
+        "r": 4, "target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}),
+    "with embeddings": ("bert", BertForMaskedLM, {"r": 4, "target_modules": ["query", "word_embeddings"]}),
+    "of the bare body": ("bert", BertModel, {"r": 4, "target_modules": ["query", "pooler.dense"]}),
+}
+
+
+@pytest.mark.parametrize("vectors", ["left", "right"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_is_counted_as_merged(shelf, tmp_path, kind, vectors):
+    """What PEFT's own merge makes of the base is what is judged, and only matrices that the adapter changes."""
+    architecture, model_class, settings = ADAPTERS[kind]
+    base = shelf.base(architecture)
+    adapter = save_adapter(tmp_path / "adapter", base, model_class, **settings)
+    before, after = standin.merged_matrices(base, adapter, model_class)
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert 0 < len(changed) < len(before) or settings["target_modules"] in ("all-linear", ["c_attn", "c_fc", "c_proj"])
+    report = report_of(tmp_path, base, adapter, "--vectors", vectors)
+    prefix = "bert." if model_class is BertModel else ""
+    assert_is_the_definition(report, before, after, names=changed, vectors=vectors, prefix=prefix)
+    dense = kind.startswith("dora") or "rank" in kind
+    assert {row["method"] for row in report["matrices"] if min(row["shape"]) == WIDTH} == {
+        "leading-vectors" if dense else "lowrank-core"}
+
+
+def test_a_direct_adapter_is_counted_as_merged(shelf, tmp_path):
+    """Below width 129 the merged matrix goes through the definition itself."""
+    for settings in ({}, {"use_dora": True}, {"use_rslora": True}):
+        base, adapter = shelf.base("bert", NARROW), shelf.adapter(NARROW, **settings)
+        before, after = standin.merged_matrices(base, adapter, BertForMaskedLM)
+        changed = [name for name in before if not np.array_equal(before[name], after[name])]
+        report = report_of(tmp_path, base, adapter)
+        assert {row["method"] for row in report["matrices"]} == {"full-svd"}
+        assert_is_the_definition(report, before, after, names=changed)
+
+
+# Stored types -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_raised_not_refused(shelf, tmp_path, dtype):
+    """The counts are those of the stored numbers; how far rounding had moved them is said beside."""
+    name = str(dtype).removeprefix("torch.")
+    standin.build("llama").to(dtype).save_pretrained(tmp_path / "base")
+    standin.tune(standin.build("llama")).to(dtype).save_pretrained(tmp_path / "tuned")
+    report = report_of(tmp_path, tmp_path / "base", tmp_path / "tuned")
+    assert_is_the_definition(report, *models_before_and_after("llama", dtype=dtype))
+    assert {tuple(row["stored"]) for row in report["matrices"]} == {(name, name)}
+    exact = report_of(tmp_path, shelf.base("llama"), shelf.tuned("llama"))
+    mixed = report_of(tmp_path, shelf.base("llama"), tmp_path / "tuned")
+    assert {tuple(row["stored"]) for row in exact["matrices"]} == {("float32", "float32")}
+    assert {tuple(row["stored"]) for row in mixed["matrices"]} == {("float32", name)}
+    for row, other, least in zip(report["matrices"], mixed["matrices"], exact["matrices"], strict=True):
+        assert 0 < least["precision_floor"] < other["precision_floor"] < row["precision_floor"] <= 1
+    assert report["precision_floor"] == max(row["precision_floor"] for row in report["matrices"])
+    within = sum(abs(cosine - epsilon) < row["precision_floor"] for row in report["matrices"]
+                 for cosine in row["max_cosines"] for epsilon in EPSILONS)
+    assert report["within_floor"] == within
+
+
+def test_an_adapter_over_a_bfloat16_base(shelf, tmp_path):
+    standin.build("bert").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    before, after = standin.merged_matrices(tmp_path / "base", shelf.adapter(), BertForMaskedLM)
+    report = report_of(tmp_path, tmp_path / "base", shelf.adapter())
+    names = [name for name in before if "query" in name or "value" in name]
+    assert_is_the_definition(report, before, after, names=names)
+    assert {row["stored"][0] for row in report["matrices"]} == {"bfloat16"}
+
+
+def real_looking(shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Singular values that fall as those of trained weights do, j ** -0.5, with random vectors."""
+    generator, q = torch.Generator().manual_seed(seed), min(shape)
+    u, v = (torch.linalg.qr(torch.randn(side, q, generator=generator, dtype=torch.float64)).Q for side in shape)
+    return (u * torch.arange(1, q + 1, dtype=torch.float64)**-0.5) @ v.T
+
+
+def moved(base: torch.Tensor, *, rank: int = 3, strength: float = 0.5, noise: float = 0.02,
+          seed: int = 10) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A tuned matrix, and the factors b (out, r) and a (r, in) of the strong part of what was added."""
+    generator = torch.Generator().manual_seed(seed)
+    b = torch.randn(base.shape[0], rank, generator=generator, dtype=torch.float64)
+    a = torch.randn(rank, base.shape[1], generator=generator, dtype=torch.float64)
+    b *= strength * base.norm() / (b @ a).norm()
+    return base + b @ a + noise * real_looking(tuple(base.shape), seed + 1), b, a
+
+
+@pytest.mark.parametrize("vectors", ["left", "right"])
+@pytest.mark.parametrize("shape", [(192, 192), (192, 256), (256, 192)], ids=["square", "wide", "tall"])
+def test_the_precision_floor_is_about_what_rounding_does(shape, vectors):
+    far, floors, changes = (shape[0] > shape[1]) == (vectors == "left"), {}, {}
+    for dtype in (torch.bfloat16, torch.float16):
+        squares = {"floor": [], "change": []}
+        for seed in range(4):
+            base = real_looking(shape, seed)
+            tuned = moved(base, seed=seed + 10)[0]
+            exact = definition(base.numpy(), tuned.numpy(), vectors=vectors)[1]
+            base, tuned = base.to(dtype), tuned.to(dtype)
+            found = next(leading_cosines([Pair("w", lambda base=base, tuned=tuned: (base, tuned))], vectors=vectors))
+            rounded = definition(base.double().numpy(), tuned.double().numpy(), vectors=vectors)[1]
+            squares["change"].append((rounded - exact)**2)
+            squares["floor"].append(precision_floor(found, dtype, dtype, far=far).numpy()**2)
+        floors[dtype], changes[dtype] = (np.sqrt(np.mean(squares[key])) for key in ("floor", "change"))
+        assert 0.1 < floors[dtype] / changes[dtype] < 10, (dtype, floors[dtype], changes[dtype])
+    assert floors[torch.bfloat16] / floors[torch.float16] == pytest.approx(8, rel=0.1)  # three bits of mantissa
+
+
+# The report ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, methods", [
+    ("dense", {WIDTH: "leading-vectors", WIDTH // 2: "full-svd"}),
+    ("lora", {WIDTH: "lowrank-core", WIDTH // 2: "full-svd"}),
+    ("dora", {WIDTH: "leading-vectors", WIDTH // 2: "full-svd"}),
+])
+def test_the_report_has_everything_that_the_counts_follow_from(shelf, tmp_path, kind, methods):
+    base = shelf.base("llama")
+    tuned = shelf.tuned("llama") if kind == "dense" else save_adapter(
+        tmp_path / "adapter", base, LlamaForCausalLM, r=8, target_modules=["q_proj", "k_proj"], use_dora=kind == "dora")
+    report = report_of(tmp_path, base, tuned, "--epsilon", "0.5", "0.25", "0.75", "--k", "7")
+    assert {"base", "tuned", "k", "epsilons", "vectors", "total", "matrices", "seconds", "provenance"} <= set(report)
+    assert (report["base"], report["tuned"], report["k"], report["vectors"]) == (str(base), str(tuned), 7, "left")
+    assert report["epsilons"] == [0.25, 0.5, 0.75] and list(report["total"]) == ["0.25", "0.5", "0.75"]
+    assert report["seconds"] > 0 and report["provenance"]["packages"]["torch"] == torch.__version__
+    names = [row["name"] for row in report["matrices"]]
+    assert len(set(names)) == len(names) and all("layers.0." in name for name in names[:len(names) // 2])
+    for row in report["matrices"]:
+        assert {"name", "shape", "method", "singular_values", "max_cosines", "margin", "counts"} <= set(row)
+        assert row["method"] == methods[min(row["shape"])]
+        values, cosines = row["singular_values"], row["max_cosines"]
+        assert len(values) == len(cosines) == 7 and values == sorted(values, reverse=True) and values[-1] >= 0
+        assert all(0 <= cosine <= 1 for cosine in cosines)
+        assert row["margin"] == pytest.approx(min(abs(cosine - epsilon) for cosine in cosines
+                                                  for epsilon in report["epsilons"]), abs=1e-15)
+        assert row["counts"] == {f"{epsilon:g}": sum(cosine < epsilon for cosine in cosines)
+                                 for epsilon in report["epsilons"]}
+    for key, total in report["total"].items():
+        assert isinstance(total, int) and total == sum(row["counts"][key] for row in report["matrices"])
+
+
+def test_the_summary_says_the_counts(shelf, tmp_path, capsys):
+    report = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("intruders"))
+    assert [int(word) for word in row.split()[1:]] == list(report["total"].values())
+    assert_says(printed, "12 matrices", "left vectors", "k = 10", "float32", "12 leading-vectors")
+
+
+def test_two_thresholds_that_agree_to_six_digits_are_two(shelf, tmp_path):
+    """0.5000001 and 0.50000011 are asked for separately, and answered separately."""
+    report = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"), "--epsilon", "0.5000001", "0.50000011",
+                       "--figure", tmp_path / "figure.png")
+    assert len(report["epsilons"]) == len(report["total"]) == 2
+
+
+def test_matrices_of_zeros_are_no_reason_to_fail(shelf, tmp_path):
+    """A projection that starts at zero and stays there has singular vectors of no meaning, but the rest is counted."""
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+
+    def zeroed(tensors: dict) -> None:
+        tensors[name] = torch.zeros_like(tensors[name])
+
+    base = edited(shelf.base("bert"), tmp_path / "base", zeroed)
+    tuned = edited(shelf.tuned("bert"), tmp_path / "tuned", zeroed)
+    report, whole = report_of(tmp_path, base, tuned), report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))
+    counts, wanted = ({row["name"]: row["counts"] for row in one["matrices"]} for one in (report, whole))
+    assert counts.keys() == wanted.keys()
+    assert [key for key in counts if counts[key] != wanted[key]] in ([], [name.removesuffix(".weight")])
+
+
+def test_layers_are_chosen_by_the_names_of_the_base(shelf, tmp_path):
+    report = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"), "--layers", r"layer\.1\..*(query|key)$")
+    assert [row["name"] for row in report["matrices"]] == [
+        f"bert.encoder.layer.1.attention.self.{part}" for part in ("key", "query")]
+    report = report_of(tmp_path, shelf.base("bert"), shelf.adapter(), "--layers", "layer.0")
+    assert [row["name"] for row in report["matrices"]] == [
+        f"bert.encoder.layer.0.attention.self.{part}" for part in ("query", "value")]
+
+
+# The figure ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_the_figure_is_a_picture_that_says_what_it_shows(shelf, tmp_path, architecture):
+    file = tmp_path / "made" / "figure.png"
+    report = report_of(tmp_path, shelf.base(architecture), shelf.tuned(architecture), "--figure", file)
+    with Image.open(file) as picture:
+        words, pixels = picture.info["Description"], np.asarray(picture.convert("L"))
+    assert_says(words, shelf.tuned(architecture), f"{report['total']['0.5']} at epsilon 0.5", "heat-map")
+    assert min(pixels.shape) >= 400 and pixels.std() > 10 and len(np.unique(pixels)) > 50
+
+
+@pytest.mark.parametrize("suffix, start", [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_figures_come_in_three_formats(shelf, tmp_path, suffix, start):
+    file = tmp_path / f"figure.{suffix}"
+    assert main(["intruders", str(shelf.base("bert")), str(shelf.adapter()), "--figure", str(file),
+                 "--epsilon", "0.4", "--vectors", "right"]) == 0
+    content = file.read_bytes()
+    assert content.startswith(start) and len(content) > 5000
+    if suffix == "svg":
+        assert b"Intruder dimensions of" in content and content.count(b"<path") > 10
+
+
+# The base that an adapter names -------------------------------------------------------------------------------------
+
+
+def test_a_dash_is_the_base_that_the_adapter_names(shelf, tmp_path):
+    report = report_of(tmp_path, "-", shelf.adapter())
+    assert report["base"] == str(shelf.base("bert")) and report["notes"] == []
+    assert_same(report, report_of(tmp_path, shelf.base("bert"), shelf.adapter()))
+
+
+def test_another_base_than_the_named_one_is_noted_and_used(shelf, tmp_path, capsys):
+    shutil.copytree(shelf.base("bert"), tmp_path / "moved")
+    report = report_of(tmp_path, tmp_path / "moved", shelf.adapter())
+    assert len(report["notes"]) == 1
+    assert_says(report["notes"][0], shelf.base("bert"), tmp_path / "moved")
+    assert report["notes"][0] in capsys.readouterr().out
+    assert report["total"] == report_of(tmp_path, shelf.base("bert"), shelf.adapter())["total"]
+
+
+@pytest.mark.parametrize("tuned, parts", [
+    ("model", ["whole model", "names no base"]),
+    ("none", ["names no base model", "give the base"]),
+    ("gone", ["There is no folder /no/such/base"]),
+    ("adapter", ["is an adapter", "the model that it was trained on"]),
+])
+def test_a_dash_needs_an_adapter_that_names_a_base(shelf, tmp_path, capsys, tuned, parts):
+    named = {"none": None, "gone": "/no/such/base", "adapter": str(shelf.adapter())}
+    folder = shelf.tuned("bert") if tuned == "model" else configured(
+        shelf.adapter(), tmp_path / "adapter", base_model_name_or_path=named[tuned])
+    assert_says(refused(capsys, "-", folder), *parts)
+
+
+# Misuse -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options, parts", [
+    (["--layers", "layer.9"], ["No matrix is left", "layer.9", "layer.0.attention"]),
+    (["--layers", "("], ["--layers", "'(' is not a regular expression"]),
+    (["--epsilon", "0"], ["--epsilon", "'0'", "above 0 and up to 1"]),
+    (["--epsilon", "1.5"], ["--epsilon", "'1.5'", "above 0 and up to 1"]),
+    (["--epsilon", "0.5", "abc"], ["--epsilon", "'abc'", "above 0 and up to 1"]),
+    (["--epsilon", "nan"], ["--epsilon", "'nan'", "above 0 and up to 1"]),
+    (["--k", "0"], ["--k", "'0'", "1 or more"]),
+    (["--k", "2.5"], ["--k", "'2.5'", "whole number"]),
+    (["--vectors", "up"], ["--vectors", "'up'", "left", "right"]),
+    (["--figure", "figure.jpg"], ["--figure", "'figure.jpg'", ".png, .svg or .pdf"]),
+    (["--device", "tpu"], ["--device", "'tpu'", "cpu", "cuda"]),
+], ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None)
+def test_misuse_is_one_sentence(shelf, capsys, options, parts):
+    assert_says(refused(capsys, shelf.base("bert"), shelf.tuned("bert"), *options), *parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(shelf, capsys):
+    assert_says(refused(capsys, shelf.base("bert"), shelf.tuned("bert"), "--device", "cuda"), "--device cuda", "no GPU",
+                "--device cpu")
+
+
+def test_an_adapter_is_no_base(shelf, capsys):
+    assert_says(refused(capsys, shelf.adapter(), shelf.adapter()), shelf.adapter(), "is an adapter", "first argument")
+
+
+# Checkpoints that do not go together --------------------------------------------------------------------------------
+
+
+def cut_rows(tensors: dict) -> None:
+    tensors[f"{QUERY}.weight"] = tensors[f"{QUERY}.weight"][:100].contiguous()
+
+
+def without_one(tensors: dict) -> None:
+    del tensors[f"{QUERY}.weight"]
+
+
+def one_more_layer(tensors: dict) -> None:
+    tensors["bert.encoder.layer.2.attention.self.query.weight"] = tensors[f"{QUERY}.weight"].clone()
+
+
+@pytest.mark.parametrize("edit, parts", [
+    (cut_rows, [QUERY, "(144, 144)", "(100, 144)", "base", "tuned"]),
+    (without_one, [f"lacks '{QUERY}'"]),
+    (one_more_layer, ["also has 'bert.encoder.layer.2.attention.self.query'"]),
+])
+def test_models_of_two_architectures(shelf, tmp_path, capsys, edit, parts):
+    tuned = edited(shelf.tuned("bert"), tmp_path / "tuned", edit)
+    assert_says(refused(capsys, shelf.base("bert"), tuned), *parts)
+
+
+def test_models_of_two_families_name_a_few_of_their_matrices(shelf, capsys):
+    sentence = refused(capsys, shelf.base("bert"), shelf.tuned("llama"))
+    assert_says(sentence, "lacks", "bert.encoder.layer.0.attention", "9 more")
+
+
+def widened(tensors: dict) -> None:
+    tensors[f"{FACTOR}.lora_A.weight"] = torch.ones(4, 100)
+
+
+def of_a_seventh_layer(tensors: dict) -> None:
+    for part in ("lora_A", "lora_B"):
+        tensors[f"{FACTOR}.{part}.weight".replace("layer.1", "layer.7")] = tensors[f"{FACTOR}.{part}.weight"].clone()
+
+
+def without_b(tensors: dict) -> None:
+    del tensors[f"{FACTOR}.lora_B.weight"]
+
+
+def of_two_ranks(tensors: dict) -> None:
+    tensors[f"{FACTOR}.lora_A.weight"] = tensors[f"{FACTOR}.lora_A.weight"][:2].contiguous()
+
+
+def short_magnitude(tensors: dict) -> None:
+    tensors[f"{FACTOR}.lora_magnitude_vector"] = tensors[f"{FACTOR}.lora_magnitude_vector"][:100].contiguous()
+
+
+def with_a_whole_weight(tensors: dict) -> None:
+    tensors[f"{FACTOR}.weight"] = torch.ones(WIDTH, WIDTH)
+
+
+def without_factors(tensors: dict) -> None:
+    tensors.clear()
+    tensors["something.else"] = torch.ones(2)
+
+
+@pytest.mark.parametrize("edit, parts", [
+    (widened, [QUERY, "(144, 144)", "(144, 100)"]),
+    (of_a_seventh_layer, ["layer.7.attention.self.query"]),
+    (without_b, [QUERY, "lora_B"]),
+    (of_two_ranks, [QUERY]),
+    (short_magnitude, [QUERY]),
+    (with_a_whole_weight, [QUERY, "merge_and_unload"]),
+    (without_factors, ["no LoRA factors"]),
+])
+def test_an_adapter_that_does_not_fit(shelf, tmp_path, capsys, edit, parts):
+    source = shelf.adapter(use_dora=True) if edit is short_magnitude else shelf.adapter()
+    adapter = edited(source, tmp_path / "adapter", edit)
+    assert_says(refused(capsys, shelf.base("bert"), adapter), *parts)
+
+
+def test_an_adapter_of_another_family(shelf, tmp_path, capsys):
+    adapter = save_adapter(tmp_path / "adapter", shelf.base("llama"), LlamaForCausalLM, r=4, target_modules=["q_proj"])
+    assert_says(refused(capsys, shelf.base("bert"), adapter), "model.layers.0.self_attn.q_proj")
+
+
+# Adapters of another kind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("IA3", {"config_class": IA3Config, "target_modules": ["query"], "feedforward_modules": []}),
+    ("VERA", {"config_class": VeraConfig, "target_modules": ["query"], "r": 4}),
+    ("pissa", {"init_lora_weights": "pissa", "target_modules": ["query"], "r": 4}),
+    ("pissa_niter_2", {"init_lora_weights": "pissa_niter_2", "target_modules": ["query"], "r": 4}),
+    ("olora", {"init_lora_weights": "olora", "target_modules": ["query"], "r": 4}),
+])
+def test_what_is_more_than_scale_b_a_is_refused_with_a_way_out(shelf, tmp_path, capsys, name, settings):
+    """Saved by PEFT itself; for each the factors alone do not say what the tuned weight is."""
+    adapter = save_adapter(tmp_path / "adapter", shelf.base("bert"), BertForMaskedLM, **settings)
+    assert_says(refused(capsys, shelf.base("bert"), adapter), adapter, name, "merge_and_unload")
+
+
+@pytest.mark.parametrize("changes", [
+    {"target_parameters": ["mlp.experts.down_proj"]}, {"layer_replication": [[0, 1], [0, 2]]}, {"use_qalora": True}])
+def test_variants_beyond_lora_are_named(shelf, tmp_path, capsys, changes):
+    adapter = configured(shelf.adapter(), tmp_path / "adapter", **changes)
+    assert_says(refused(capsys, shelf.base("bert"), adapter), *changes, "merge_and_unload")
+
+
+@pytest.mark.parametrize("start", [False, "gaussian", "orthogonal", "eva"])
+def test_starts_that_leave_the_base_alone_are_read(shelf, tmp_path, start):
+    adapter = configured(shelf.adapter(), tmp_path / "adapter", init_lora_weights=start)
+    assert report_of(tmp_path, "-", adapter)["total"] == report_of(tmp_path, "-", shelf.adapter())["total"]
+
+
+# Damage -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [WIDTH, NARROW])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("where", ["base", "tuned", "lora_A", "lora_B", "lora_magnitude_vector"])
+def test_a_value_that_is_no_number_is_placed(shelf, tmp_path, capsys, where, value, width):
+    """The matrix is named, and whether it is the base's or the tuned one's; the fast path and the direct one agree."""
+    base, tuned = shelf.base("bert", width), shelf.tuned("bert", width)
+    source = {"base": base, "tuned": tuned}.get(where) or shelf.adapter(
+        width, **{"use_dora": True} if "magnitude" in where else {})
+
+    def spoil(tensors: dict) -> None:
+        part = "weight" if where in ("base", "tuned") else where
+        key = next(name for name in tensors if QUERY in name and part in name)
+        tensors[key].view(-1)[5] = value
+
+    spoiled = edited(source, tmp_path / "spoiled", spoil)
+    sentence = refused(capsys, *((spoiled, tuned) if where == "base" else (base, spoiled)))
+    assert_says(sentence, "base matrix" if where == "base" else "tuned matrix", QUERY, "NaN or infinite")
+
+
+@pytest.mark.parametrize("which", ["model", "adapter"])
+@pytest.mark.parametrize("left", ["half", "in the header", "all but a byte", "four bytes", "nothing"])
+def test_a_file_that_was_cut_off_is_named(shelf, tmp_path, capsys, left, which):
+    shutil.copytree(shelf.tuned("bert") if which == "model" else shelf.adapter(), tmp_path / "cut")
+    file = next((tmp_path / "cut").glob("*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:{"half": len(whole) // 2, "in the header": 100, "all but a byte": len(whole) - 1,
+                             "four bytes": 4, "nothing": 0}[left]])
+    assert_says(refused(capsys, shelf.base("bert"), tmp_path / "cut"), file, "truncated or damaged")
+
+
+@pytest.fixture
+def sharded(shelf, tmp_path) -> Path:
+    BertForMaskedLM.from_pretrained(shelf.tuned("bert")).save_pretrained(tmp_path / "sharded", max_shard_size="300KB")
+    return tmp_path / "sharded"
+
+
+def test_a_shard_that_is_missing_is_named(shelf, sharded, capsys):
+    gone = sorted(sharded.glob("*.safetensors"))[1]
+    gone.unlink()
+    assert_says(refused(capsys, shelf.base("bert"), sharded), gone.name, INDEX)
+
+
+def test_a_shard_that_is_empty_is_named(shelf, sharded, capsys):
+    empty = sorted(sharded.glob("*.safetensors"))[1]
+    empty.write_bytes(b"")
+    assert_says(refused(capsys, shelf.base("bert"), sharded), empty.name, "truncated or damaged")
+
+
+@pytest.mark.parametrize("content", [b'{"metadata": {}, "weight_m', b"", b"[]", b"\xff\xfe\x00\x01",
+                                     b'{"weight_map": ["a"]}', b'{"weight_map": {"a": 5}}'])
+def test_a_damaged_index_is_named(shelf, sharded, capsys, content):
+    (sharded / INDEX).write_bytes(content)
+    assert_says(refused(capsys, shelf.base("bert"), sharded), INDEX)
+
+
+@pytest.mark.parametrize("content", [b'{"peft_type": "LO', b"", b"[]", b"\xff\xfe\x00\x01"])
+def test_a_damaged_adapter_configuration_is_named(shelf, tmp_path, capsys, content):
+    shutil.copytree(shelf.adapter(), tmp_path / "adapter")
+    (tmp_path / "adapter" / CONFIG).write_bytes(content)
+    assert_says(refused(capsys, shelf.base("bert"), tmp_path / "adapter"), tmp_path / "adapter" / CONFIG)
+
+
+@pytest.mark.parametrize("changes", [{"lora_alpha": "sixteen"}, {"lora_alpha": None}, {"alpha_pattern": {"(": 3}}],
+                         ids=str)
+def test_an_adapter_configuration_that_makes_no_sense_is_named(shelf, tmp_path, capsys, changes):
+    adapter = configured(shelf.adapter(), tmp_path / "adapter", **changes)
+    assert_says(refused(capsys, shelf.base("bert"), adapter), adapter, *changes)
+
+
+def test_a_quantised_model_is_refused(shelf, tmp_path, capsys):
+    for dtype, name in ((torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        def quantise(tensors: dict, dtype=dtype) -> None:
+            tensors[f"{QUERY}.weight"] = tensors[f"{QUERY}.weight"].to(dtype)
+
+        model = edited(shelf.tuned("bert"), tmp_path / name, quantise)
+        for pair in ((shelf.base("bert"), model), (model, shelf.tuned("bert"))):
+            assert_says(refused(capsys, *pair), QUERY, name, "dequantised")
+
+
+@pytest.mark.parametrize("source, parts", [
+    ("empty", ["empty holds no safetensors weights"]),
+    ("file", ["config.json is a file", "folder"]),
+    ("nothing", ["There is no folder", "nothing"]),
+    ("./here/nothing", ["There is no folder ./here/nothing"]),
+    ("one-word", ["There is no folder one-word", "owner/name"]),
+    ("a/b/c", ["There is no folder a/b/c"]),
+])
+def test_what_is_no_checkpoint(shelf, tmp_path, capsys, source, parts):
+    (tmp_path / "empty").mkdir()
+    source = {"empty": tmp_path / "empty", "file": shelf.base("bert") / "config.json",
+              "nothing": tmp_path / "nothing"}.get(source, source)
+    assert_says(refused(capsys, source, shelf.tuned("bert")), *parts)
+    assert_says(refused(capsys, shelf.base("bert"), source), *parts)
+
+
+# Pickles ------------------------------------------------------------------------------------------------------------
+
+
+def old_format(tensors: dict, file: Path) -> None:
+    """As torch wrote before 1.6, and as most of the Hub's old repositories still hold it."""
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("save", [torch.save, old_format])
+@pytest.mark.parametrize("which", ["tuned", "base", "adapter"])
+def test_a_pickle_is_read_only_when_it_is_allowed(shelf, tmp_path, capsys, which, save):
+    base, tuned = shelf.base("bert"), shelf.adapter() if which == "adapter" else shelf.tuned("bert")
+    plain = report_of(tmp_path, base, tuned)
+    weights = pickled(base if which == "base" else tuned, tmp_path / "pickled", save)
+    pair = (weights, tuned) if which == "base" else (base, weights)
+    sentence = refused(capsys, *pair)
+    assert_says(sentence, next(weights.glob("*.bin")).name, "save_pretrained", "--allow-pickle")
+    report = report_of(tmp_path, *pair, "--allow-pickle")
+    assert_same(report, plain)
+
+
+class Hostile:
+    """Runs a shell command when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.file}'",)
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "raw"])
+@pytest.mark.parametrize("which", ["model", "adapter"])
+def test_a_hostile_pickle_is_refused_and_not_run(shelf, tmp_path, capsys, which, form):
+    touched = tmp_path / "touched"
+    weapon = pickle.dumps(Hostile(touched))
+    pickle.loads(weapon)
+    assert touched.exists(), "the weapon is not loaded, so nothing is tested"
+    touched.unlink()
+
+    def save(tensors: dict, file: Path) -> None:
+        if form == "raw":
+            file.write_bytes(weapon)
+        else:
+            torch.save(tensors | {"zzz": Hostile(touched)}, file, _use_new_zipfile_serialization=form == "zip")
+
+    folder = pickled(shelf.tuned("bert") if which == "model" else shelf.adapter(), tmp_path / "hostile", save)
+    file = next(folder.glob("*.bin"))
+    for pair in ((shelf.base("bert"), folder), (folder, shelf.tuned("bert")))[:1 if which == "adapter" else 2]:
+        assert_says(refused(capsys, *pair), "--allow-pickle")
+        assert_says(refused(capsys, *pair, "--allow-pickle"), file, "restricted loader")
+        assert not touched.exists()
+
+
+@pytest.mark.parametrize("content", ["nothing", "half", "a list", "numbered"])
+def test_a_pickle_that_holds_no_weights_is_named(shelf, tmp_path, capsys, content):
+    def save(tensors: dict, file: Path) -> None:
+        torch.save({"a list": list(tensors.values()), "numbered": dict(enumerate(tensors.values()))}.get(
+            content, tensors), file)
+        if content in ("nothing", "half"):
+            file.write_bytes(file.read_bytes()[:0 if content == "nothing" else 100_000])
+
+    folder = pickled(shelf.tuned("bert"), tmp_path / "pickled", save)
+    assert_says(refused(capsys, shelf.base("bert"), folder, "--allow-pickle"), folder)
+
+
+def test_a_hub_model_that_is_only_a_pickle_gets_the_same_hint(shelf, tmp_path, capsys, monkeypatch):
+    """Pickles are not downloaded, so the snapshot lacks them; the reader still has to learn what to do."""
+    hub = pickled(shelf.tuned("bert"), tmp_path / "hub")
+
+    def download(name: str, *, revision=None, allow_patterns: list[str]) -> str:
+        snapshot = tmp_path / f"snapshot-{len(allow_patterns)}"
+        snapshot.mkdir(exist_ok=True)
+        for file in hub.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr("utils.sources.hub.snapshot_download", download)
+    report = report_of(tmp_path, shelf.base("bert"), "someone/old-model", "--allow-pickle")
+    assert report["total"] == report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))["total"]
+    assert_says(refused(capsys, shelf.base("bert"), "someone/old-model"), "someone/old-model", "--allow-pickle")
+
+
+# The Hub ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hub_variables(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("hub")
+    standin_hub.build(root)
+    return standin_hub.environment(root, tmp_path_factory.mktemp("hub-cache"))
+
+
+def inside_hub_names() -> dict:
+    """Runs in a fresh process that sees only the stand-in Hub: status, output and report of several commands."""
+    from transformers import RobertaForMaskedLM
+
+    folder = Path(os.environ["LORA_COURSE_CACHE"])
+    adapter = save_adapter(folder / "adapter", ROBERTA, RobertaForMaskedLM, r=4, target_modules=["query"])
+    found = {}
+    for label, words in {"same": [ROBERTA, SHARDED], "adapter": ["-", str(adapter)], "pickled": [ROBERTA, PICKLED],
+                         "unknown": [ROBERTA, "nobody/unknown-model"], "bad": ["no body/at all", SHARDED]}.items():
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            status = main(["intruders", *words, "--json", str(folder / f"{label}.json")])
+        report = json.loads((folder / f"{label}.json").read_text()) if status == 0 else None
+        found[label] = {"status": status, "out": out.getvalue(), "err": err.getvalue(), "report": report}
+    return found
+
+
+@pytest.fixture(scope="module")
+def hub_answers(hub_variables, tmp_path_factory) -> dict:
+    answers = standin_hub.ask(hub_variables, tmp_path_factory.mktemp("answers") / "answers.json",
+                              "test_intruders_command", "inside_hub_names")
+    return standin_hub.answer(answers, "inside_hub_names")
+
+
+def test_hub_names_are_read_with_the_network_shut_off(hub_answers):
+    report = hub_answers["same"]["report"]
+    assert hub_answers["same"]["status"] == 0 and hub_answers["same"]["err"] == ""
+    assert len(report["matrices"]) == 12 and set(report["total"].values()) == {0}
+    assert (report["base"], report["tuned"]) == (ROBERTA, SHARDED)
+    assert report["provenance"]["base_folder"] == COMMIT
+
+
+def test_an_adapter_names_its_base_on_the_hub(hub_answers):
+    found = hub_answers["adapter"]
+    assert found["status"] == 0, found["err"]
+    assert found["report"]["base"] == ROBERTA and found["report"]["notes"] == []
+    assert found["report"]["total"]["0.5"] > 0 and len(found["report"]["matrices"]) == 2
+
+
+@pytest.mark.parametrize("label, parts", [
+    ("pickled", ["pytorch_model.bin", "--allow-pickle"]),
+    ("unknown", ["nobody/unknown-model", "neither in the cache nor within reach"]),
+    ("bad", ["no body/at all"]),
+])
+def test_a_hub_name_that_cannot_be_used_is_one_sentence(hub_answers, label, parts):
+    found = hub_answers[label]
+    assert found["status"] == 2 and found["out"] == "" and found["err"].count("\n") == 1
+    assert found["err"].startswith("error: ") and "unexpected" not in found["err"]
+    assert_says(found["err"], *parts)
+
+
+def test_the_command_from_end_to_end(shelf, hub_variables, tmp_path):
+    """A shell sees the summary on stdout, nothing on stderr, both files, and no connection that was tried."""
+    done = standin_hub.run(["-m", "utils", "intruders", str(shelf.base("bert")), str(shelf.tuned("bert")),
+                            "--json", str(tmp_path / "report.json"), "--figure", str(tmp_path / "figure.svg")],
+                           hub_variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert_is_the_definition(report, *models_before_and_after("bert"))
+    assert "12 matrices" in done.stdout and (tmp_path / "figure.svg").stat().st_size > 5000
+
+
+# Base spectra are kept ----------------------------------------------------------------------------------------------
+
+
+def test_base_spectra_are_computed_once(shelf, tmp_path, cache):
+    """A second run, another tuned model and an adapter over the same base find all of it there."""
+    def kept() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in (cache / "spectra").iterdir()}
+
+    first = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))
+    files = kept()
+    assert len(files) == MATRICES["bert"]
+    again = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))
+    assert_same(again, first)
+    assert kept() == files
+    standin.tune(standin.build("bert"), seed=9, strong=0.3).save_pretrained(tmp_path / "other")
+    other = report_of(tmp_path, shelf.base("bert"), tmp_path / "other")
+    after = standin.matrices(BertForMaskedLM.from_pretrained(tmp_path / "other"))
+    assert_is_the_definition(other, models_before_and_after("bert")[0], after)
+    assert report_of(tmp_path, "-", shelf.adapter())["total"] and kept() == files
+
+
+def test_a_kept_spectrum_that_was_damaged_is_made_anew(shelf, tmp_path, cache):
+    first = report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))
+    for place, file in enumerate(sorted((cache / "spectra").iterdir())):
+        whole = file.read_bytes()
+        spoiled = bytearray(whole)
+        spoiled[len(whole) // 2] ^= 0x40
+        file.write_bytes((b"", whole[:len(whole) // 2], bytes(spoiled))[place % 3])
+    assert_same(report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert")), first)
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+_MEASURED = r"""
+import json, re, sys
+from utils.course.intruders import analyse
+
+def memory(key):
+    return int(re.search(key + r":\s+(\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+base, tuned = sys.argv[1:]
+analyse(base, tuned, layers=re.compile(r"layers\.0\."), device="cpu")  # libraries and buffers of every shape
+before = {key: memory(key) for key in ("VmHWM", "RssAnon")}
+report = analyse(base, tuned, device="cpu")
+print(json.dumps({"peak": memory("VmHWM") - before["VmHWM"], "anonymous": memory("RssAnon") - before["RssAnon"],
+                  "matrices": len(report["matrices"])}))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict:
+    """Growth in MiB while a sharded pair is analysed in a process of its own.
+
+    VmHWM is ru_maxrss of this process alone; ru_maxrss itself starts at what pytest had when it started the process.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists() or not {"VmHWM", "RssAnon"} <= {line.split(":")[0] for line in status.open()}:
+        pytest.skip("only Linux tells how much of a process is in memory, and of which kind")
+    folder = tmp_path_factory.mktemp("seven")
+    layout = {"layers": 24, "width": 320, "inner": 864}
+    weights = sum(standin.write_sharded_llama(folder / name, tuned=name == "tuned", **layout)
+                  for name in ("base", "tuned"))
+    done = subprocess.run([sys.executable, "-c", _MEASURED, str(folder / "base"), str(folder / "tuned")], cwd=ROOT,
+                          env=os.environ | {"LORA_COURSE_CACHE": str(folder / "cache")}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder)
+    found = json.loads(done.stdout.splitlines()[-1]) | {"pair": weights * 4 / 2**20}
+    assert found["matrices"] == 24 * 7
+    return found
+
+
+def test_no_weights_are_kept_in_memory_of_its_own(measured):
+    assert measured["anonymous"] < measured["pair"] / 10, measured
+
+
+def test_peak_memory_is_that_of_a_few_matrices(measured):
+    """A pair that is twice as large as the machine's memory would still pass through it."""
+    assert measured["peak"] < measured["pair"] / 3, measured
+
+
+# Interventions ------------------------------------------------------------------------------------------------------
+
+SHAPES = {"square": (160, 160), "tall": (224, 144), "wide": (144, 224), "narrow": (120, 90)}
+
+
+def pair_of(shape: tuple[int, int], kind: str, sigma: float = 0.85) -> tuple[Pair, torch.Tensor, torch.Tensor]:
+    """A pair with a planted direction between W0's first two, whose singular values are 1 and 0.71; W0; merged Wt."""
+    base = real_looking(shape, 4)
+    tuned, b, a = moved(base, rank=1, strength=sigma / base.norm().item(), noise=0.05)
+    if kind == "lowrank":
+        tuned = base + 2.0 * (b / 2) @ a
+        return Pair("w", lambda: (base, LowRank(b / 2, a, 2.0))), base, tuned
+    return Pair("w", lambda: (base, tuned)), base, tuned
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "dense"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_leading_intruder_is_the_definitions_triplet(shape, kind):
+    pair, base, tuned = pair_of(shape, kind)
+    u, s, vt = np.linalg.svd(tuned.numpy(), full_matrices=False)
+    places = np.flatnonzero(definition(base.numpy(), tuned.numpy())[1] < 0.5)
+    assert len(places) and places[0] > 0, "the first vector itself would be too easy"
+    place, found = places[0], leading_intruder(pair)
+    assert found.index == place + 1 and found.sigma == pytest.approx(s[place], rel=1e-9)
+    assert (tuple(found.u.shape), tuple(found.v.shape)) == ((shape[0],), (shape[1],))
+    np.testing.assert_allclose(found.sigma * torch.outer(found.u, found.v).numpy(),
+                               s[place] * np.outer(u[:, place], vt[place]), atol=1e-6 * s[0])
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "dense"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_scaling_an_intruder_changes_its_singular_value_alone(shape, kind):
+    pair, _, tuned = pair_of(shape, kind)
+    direction = leading_intruder(pair)
+    values = np.linalg.svd(tuned.numpy(), compute_uv=False)
+    assert torch.equal(scaled(tuned, direction, 1), tuned)
+    for factor in (0, 0.5, 2):
+        expected = np.sort(np.append(np.delete(values, direction.index - 1), factor * direction.sigma))[::-1]
+        changed = scaled(tuned, direction, factor)
+        np.testing.assert_allclose(np.linalg.svd(changed.numpy(), compute_uv=False), expected, atol=1e-6 * values[0])
+        assert (changed @ direction.v).norm().item() == pytest.approx(factor * direction.sigma, abs=1e-6 * values[0])
+    assert scaled(tuned.bfloat16(), direction, 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "dense"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_matrix_without_intruders_has_none(shape, kind):
+    pair, base, tuned = pair_of(shape, kind, sigma=1e-4)
+    assert (definition(base.numpy(), tuned.numpy())[1] > 0.5).all()
+    assert leading_intruder(pair) is None
+    planted, base, tuned = pair_of(shape, kind)
+    assert leading_intruder(planted, k=1) is None and leading_intruder(planted, epsilon=0.01) is None
+
+
+def test_the_leading_intruder_of_an_adapter_is_peft_s(shelf):
+    """From the files, by the name of a matrix, as a notebook would take it."""
+    tensors, adapter = load_file(shelf.base("bert") / "model.safetensors"), load_file(
+        shelf.adapter() / "adapter_model.safetensors")
+    update = LowRank(adapter[f"{FACTOR}.lora_B.weight"], adapter[f"{FACTOR}.lora_A.weight"], 8 / 4)
+    found = leading_intruder(Pair(QUERY, lambda: (tensors[f"{QUERY}.weight"], update)))
+    before, after = standin.merged_matrices(shelf.base("bert"), shelf.adapter(), BertForMaskedLM)
+    place = np.flatnonzero(definition(before[QUERY], after[QUERY])[1] < 0.5)[0]
+    u, s, vt = np.linalg.svd(after[QUERY])
+    assert found.index == place + 1
+    np.testing.assert_allclose(found.sigma * torch.outer(found.u, found.v).numpy(),
+                               s[place] * np.outer(u[:, place], vt[place]), atol=1e-6)
