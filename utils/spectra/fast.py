@@ -50,7 +50,7 @@ from utils.spectra.svd import Factors, max_cosines, thin_svd
 
 DIRECT_BELOW = 129  # below this width the definition itself is as fast
 EXACT_RANK = 12  # up to here the whole update goes into the preconditioner
-BATCH_BYTES = 8 * 2**20  # of solver workspace at a time
+BATCH_BYTES = 12 * 2**20  # of solver workspace at a time
 _ORDINARY = (1e-60, 1e60)  # sizes whose squares and products float64 holds; anything else goes to the definition
 DETERMINED = 1e-3  # an angle above this leaves a pretrained vector undetermined
 
