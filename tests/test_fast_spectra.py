@@ -594,6 +594,8 @@ def test_a_pretrained_vector_turns_by_eta_over_its_gap():
     far = cosine_bounds(cosines, values, 1e-6, 1e-9)[1] - 0.9  # more: by the step's ratio, and rounding over s
     assert (far >= double([1e-6 / 3 + 1e-9, 4e-6 + 2e-9, 2e-6 * 2**0.5 + 2e-9 * 2**0.5]) - 1e-13).all()
     assert (far < 1e-5).all()
+    rounding = cosine_bounds(cosines, values, 1e-30, 1e-9)[1] - 0.9
+    np.testing.assert_allclose(rounding, [1e-9, 2e-9, 2e-9 * 2**0.5], rtol=1e-6)
 
 
 def test_a_null_group_of_the_longer_side_leaves_zero_to_the_leftover():

@@ -210,9 +210,10 @@ def _intruders(options) -> None:
     from utils.training.device import quiet_libraries
 
     quiet_libraries()
-    for file in (options.json, options.figure):
-        if file:
-            writable(file.parent)  # before the work, not after it
+    for file in filter(None, (options.json, options.figure)):  # before the work, not after it
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder; give the file to write.")
+        writable(file.parent)
     report = analyse(options.base, options.tuned, k=options.k, epsilons=sorted(set(options.epsilon)),
                      layers=options.layers, vectors=options.vectors, device=options.device,
                      allow_pickle=options.allow_pickle)

@@ -66,6 +66,8 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     notes = []
     if isinstance(changed, Adapter) and changed.base_name and not _same(changed.base_name, base, original.folder):
         notes.append(f"The adapter names {changed.base_name} as its base; {base} was used.")
+    if original.left_out:
+        notes.append(f"Left out, because only matrices are counted: {_some(list(original.left_out))}.")
     started, matrices = time.perf_counter(), []
     try:
         found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
@@ -80,8 +82,8 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     return {"base": base, "tuned": tuned, "k": k, "epsilons": epsilons, "vectors": vectors, "total": total,
             "matrices": matrices, "precision_floor": max(row["precision_floor"] for row in matrices),
             "within_floor": within, "notes": notes, "seconds": round(seconds, 3),
-            "provenance": provenance() | {"device": device, "base_folder": original.folder.name,
-                                          "tuned_folder": changed.folder.name}}
+            "provenance": provenance() | {"device": device, "base_folder": original.folder.resolve().name,
+                                          "tuned_folder": changed.folder.resolve().name}}
 
 
 def _key(epsilon: float) -> str:

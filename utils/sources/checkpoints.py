@@ -67,6 +67,7 @@ class Checkpoint:
     name: str
     folder: Path
     entries: dict[str, Entry] = field(repr=False)
+    left_out: tuple[str, ...] = ()  # weights within blocks that are no matrices, such as stacked experts
 
     def read(self, matrix: str) -> torch.Tensor:
         """A matrix as (out, in), in the type it is stored in."""
@@ -87,7 +88,7 @@ class Adapter:
     @property
     def base_name(self) -> str:
         """The base model that its configuration names."""
-        return self.config.get("base_model_name_or_path") or ""
+        return str(self.config.get("base_model_name_or_path") or "")
 
     @property
     def _reader(self) -> "_Reader":
@@ -97,9 +98,9 @@ class Adapter:
         """The factors of one module."""
         parts = {part: self._reader.tensor(name) for part, name in self.tensors[module].items()}
         for part in ("lora_A", "lora_B"):
-            if part not in parts or parts[part].ndim != 2:
-                raise UsageError(f"The adapter {self.name} has no {part} matrix for '{module}'; save it again with "
-                                 "PEFT, or give a merged copy.")
+            if part not in parts or parts[part].ndim != 2 or not parts[part].is_floating_point():
+                raise UsageError(f"The adapter {self.name} has no {part} matrix of numbers for '{module}'; save it "
+                                 "again with PEFT, or give a merged copy.")
         b, a, magnitude = parts["lora_B"], parts["lora_A"], parts.get("lora_magnitude_vector")
         if b.shape[1] != len(a) or (magnitude is not None and magnitude.shape != b.shape[:1]):
             shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
@@ -139,10 +140,12 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
     if (folder / ADAPTER_CONFIG).exists():
         return _open_adapter(source, folder, allow_pickle)
     config = _json(folder / CONFIG) if (folder / CONFIG).exists() else None
-    types, entries = _model_types(config or {}), {}
+    types, entries, left_out = _model_types(config or {}), {}, []
     for file in _weight_files(source, folder, allow_pickle):
         for tensor, (shape, dtype) in _Reader.of(file).shapes().items():
             module = tensor.removesuffix(".weight")
+            if len(shape) > 2 and _BLOCK.search(tensor) and not tensor.endswith("bias"):
+                left_out.append(tensor)
             if module == tensor or len(shape) != 2 or not _BLOCK.search(module) or _NOT_LINEAR.search(module):
                 continue
             if not isinstance(dtype, torch.dtype):
@@ -156,7 +159,8 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
             entries[module] = Entry(tensor, file, tuple(shape[::-1] if transposed else shape), dtype, transposed)
     if not entries:
         raise UsageError(f"{source} holds no weight matrices inside numbered blocks; is it a transformers model?")
-    return Checkpoint(source, folder, dict(sorted(entries.items(), key=lambda item: _natural(item[0]))))
+    ordered = dict(sorted(entries.items(), key=lambda item: _natural(item[0])))
+    return Checkpoint(source, folder, ordered, tuple(left_out))
 
 
 def _model_types(config: dict) -> set[str]:
@@ -195,7 +199,7 @@ def _tails(name: str) -> list[str]:
 
 
 def _natural(name: str) -> list:
-    """Sort key under which layer 2 comes before layer 10; within a layer, attention before the feed-forward block."""
+    """Sort key under which layer 2 comes before layer 10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
 
@@ -315,9 +319,8 @@ class _Reader:
         except UsageError:
             raise
         except Exception as error:  # a hostile or cut-off pickle ends in many ways
-            reason = " ".join(str(error).split())[:120]
-            raise UsageError(f"{self.path} cannot be read by torch's restricted loader ({type(error).__name__}: "
-                             f"{reason}).") from error
+            raise UsageError(f"{self.path} cannot be read by torch's restricted loader ({type(error).__name__}): it "
+                             "is damaged, or holds more than tensors, which is never loaded.") from error
 
     def shapes(self) -> dict[str, tuple[list[int], torch.dtype | str]]:
         """Shape and type of every tensor; the type's name where it is not a plain floating one."""

@@ -116,7 +116,8 @@ def base_spectrum(weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum
         exponent = math.frexp(largest)[1]
         weight = torch.ldexp(weight.double(), torch.tensor(-exponent))
     values, basis = torch.linalg.eigh(gram(weight))
-    return BaseSpectrum(basis.flip(-1), values.flip(-1).clamp(min=0).sqrt() * 2.0**exponent)
+    values = torch.ldexp(values.flip(-1).clamp(min=0).sqrt(), torch.tensor(exponent))
+    return BaseSpectrum(basis.flip(-1), values)
 
 
 def require_finite(weight: torch.Tensor, name: str) -> None:

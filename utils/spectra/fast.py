@@ -16,17 +16,17 @@ Wt against all left vectors u0_i of W0, by two full SVDs. Here:
 
 1. *Tuned vectors.* A certificate shows that no eigenvalue but the k found ones exceeds some tau < theta_k: a Cholesky
    factor of the deflated matrix, or Sylvester's law of inertia for the core. A Ritz pair with residual rho_j then makes
-   an angle of at most (rho_j + eta) / gamma_j with the true vector, gamma_j its distance to the other found values and
-   to tau (Davis & Kahan; Parlett, theorem 11.7.1); a cosine changes by at most sqrt(2) times that.
+   an angle of at most (rho_j + eta) / gamma_j with the true vector, gamma_j its distance to tau and to the other found
+   values less their residuals (Davis & Kahan; Parlett, theorem 11.7.1); a cosine changes by sqrt(2) times that at most.
    eta = (out + in) u (||W0||_F + N)^2, N = ||Wt||_F or s ||P||_F ||R||_F, covers the rounding of the Gram matrix, of
    the core, and of the definition's own SVD. On the longer side the angle grows by sigma_1 / sigma_j, and by
    eta / sigma_j^2 on top, because sigma_j itself is known to eta / (2 sigma_j) only.
 2. *Pretrained vectors.* Vector i turns by at most delta_i = eta / gap_i, gap_i its distance to its neighbours in s^2,
    and on the longer side by (s_(i-1) / s_i) delta_i + (out + in) u s_1 / s_i + eta / s_i^2, the last because s_i itself
-   is known to eta / (2 s_i) only. Vectors whose delta_i exceeds 1e-3
-   (repeated or nearly repeated singular values) are not determined one by one; their span is. What a group of m such
-   vectors can contribute to s_j lies between p / sqrt(m) and p, p the norm of u_j's projection onto the span. A null
-   space has no determined vectors on the longer side at all: the bounds there are 0 and what all others leave of u_j.
+   is known to eta / (2 s_i) only. Vectors whose delta_i exceeds 1e-3 (repeated or nearly repeated singular values) are
+   not determined one by one; their span is. What a group of m such vectors can contribute to s_j lies between
+   p / sqrt(m) and p, p the norm of u_j's projection onto the span. A null space has no determined vectors on the longer
+   side at all: the bounds there are 0 and what all others leave of u_j.
 3. Together s_j lies in an interval [low, high]. An epsilon outside of it is decided. If one lies within for any j, that
    matrix is recomputed by the definition, which also settles ties, where s_j is whatever its SVD happens to return.
 
@@ -209,7 +209,7 @@ class _LowRankCore(_Core):
     method = "lowrank-core"
 
     def joins(self, other, count):
-        row_bytes = 8 * (6 * len(self.left) + 200) * len(self.values)
+        row_bytes = 8 * (2 * len(self.left) + 220) * len(self.values)
         return isinstance(other, _LowRankCore) and self.left.shape == other.left.shape \
             and (count + 1) * row_bytes <= BATCH_BYTES
 
@@ -232,6 +232,9 @@ def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_bel
     base, tuned = pair.load()
     low_rank = isinstance(tuned, LowRank)
     shape = tuple(base.shape)
+    if low_rank and tuned.b.shape[1:] != tuned.a.shape[:1]:
+        raise CourseError(f"Matrix '{pair.name}': B is {tuple(tuned.b.shape)} and A {tuple(tuned.a.shape)}, which "
+                          "share no rank; are they of one adapter?")
     _require_same(pair.name, shape, (len(tuned.b), tuned.a.shape[1]) if low_rank else tuple(tuned.shape))
     q, far = min(shape), (shape[0] > shape[1]) == (vectors == "left")  # of a square matrix, the rows are the near side
     if q < direct_below:

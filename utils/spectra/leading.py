@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-ANGLE = 1e-7  # wanted residual over gap: the angle between a vector and the true one
+ANGLE = 1e-6  # wanted residual over gap, the angle between a vector and the true one; the bound counts what is left
 MAX_ROUNDS = 24
 USUAL_ROUNDS = 5  # what room is made for at first
 GUARD = 4  # pretrained directions beyond k + 1 that the subspace starts with
@@ -185,7 +185,7 @@ def _correction(solved_vectors: torch.Tensor, solved_residual: torch.Tensor, vec
 def _orthonormal(rows: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
     """Rows made orthonormal to each other and to those of `space`; twice, since once leaves rounding behind.
 
-    A row that lies within the space already turns into an arbitrary new direction, which does no harm.
+    A row that lies within the space already turns into an arbitrary new direction.
     """
     for _ in range(2):
         rows = torch.linalg.qr((rows - (rows @ space.mT) @ space).mT).Q.mT
