@@ -244,15 +244,13 @@ def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_bel
         return _Core(pair, shape, base.new_empty(0), 0.0, far)
     own, base = BaseSpectrum(own.basis.to(device), own.values.to(device)), base.to(device)
     if low_rank:
-        for factor in (tuned.b, tuned.a):
-            require_finite(factor, f"tuned matrix {pair.name}")
         if not math.isfinite(tuned.scale):
             raise CourseError(f"tuned matrix {pair.name} holds NaN or infinite values, since the scale of its update "
                               f"is {tuned.scale}; it should be alpha / r.")
         tuned = LowRank(tuned.b.to(device), tuned.a.to(device), tuned.scale)
         if 6 * tuned.a.shape[0] <= q and 4 * k <= q:
             return _low_rank_core(pair, shape, base, tuned, own, far)
-        tuned = tuned.added_to(base)
+        tuned = tuned.added_to(base)  # what is not finite in a factor is not finite in here either
     tuned = small_side(tuned.to(device))
     squares = gram(tuned)
     size = squares.trace().sqrt().item()
@@ -279,6 +277,8 @@ def _low_rank_core(pair: Pair, shape, base: torch.Tensor, update: LowRank, own: 
     r = len(away)
     change = in_basis[r:].norm().item() * away.norm().item()
     if not change < _ORDINARY[1]:
+        for factor in (update.b, update.a):
+            require_finite(factor, f"tuned matrix {pair.name}")
         return _Core(pair, shape, base.new_empty(0), 0.0, far)
     size = own.values.norm().item() + change
     return _LowRankCore(pair, shape, own.values, rounding_level(shape, size), far, in_basis[:r], in_basis[r:],
