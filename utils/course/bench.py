@@ -21,7 +21,7 @@ from utils.files import write_json
 from utils.provenance import provenance
 from utils.sources.checkpoints import open_checkpoint
 from utils.spectra.cache import SpectrumCache
-from utils.spectra.fast import LowRank, Pair, leading_cosines
+from utils.spectra.fast import LowRank, Pair, leading_cosines, merged_weight
 from utils.spectra.svd import Factors, max_cosines, thin_svd
 from utils.training.device import device_name, limit_threads, quiet_libraries
 
@@ -105,7 +105,7 @@ def _fast(pairs: list[Pair], cache: Path) -> list:
 def _different(found, pair: Pair, of_base: Factors) -> int:
     """At how many of the epsilons a matrix's count is not that of the definition in float64."""
     base, tuned = pair.load()
-    exact = thin_svd(tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double())
+    exact = thin_svd(merged_weight(base, tuned))
     truth = max_cosines(exact, of_base, top=K)
     return sum(int((truth < epsilon).sum() != (found.max_cosines < epsilon).sum()) for epsilon in EPSILONS)
 

@@ -14,7 +14,7 @@ from utils.files import replacing
 from utils.provenance import provenance
 from utils.sources.checkpoints import Adapter, Checkpoint, match_names, open_checkpoint
 from utils.spectra.cache import SpectrumCache
-from utils.spectra.fast import Leading, LowRank, Pair, leading_cosines
+from utils.spectra.fast import Leading, LowRank, Pair, is_far, leading_cosines
 from utils.spectra.precision import precision_floor
 from utils.spectra.svd import random_level
 from utils.training.device import device_name, limit_threads
@@ -158,7 +158,7 @@ def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, so
          epsilons: list[float], vectors: str) -> dict:
     stored = original.entries[found.name].dtype
     tuned = stored if isinstance(changed, Adapter) else changed.entries[sources[found.name]].dtype
-    floor = precision_floor(found, stored, tuned, far=(found.shape[0] > found.shape[1]) == (vectors == "left"))
+    floor = precision_floor(found, stored, tuned, far=is_far(found.shape, vectors))
     cosines = found.max_cosines
     return {"name": found.name, "shape": list(found.shape), "method": found.method,
             "stored": [str(kind).removeprefix("torch.") for kind in (stored, tuned)],

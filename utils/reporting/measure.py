@@ -20,6 +20,7 @@ from utils.sources.models import BaseModel
 from utils.spectra import Factors, LowRank, Pair, SpectrumCache, count_intruders, leading_cosines, leading_table, \
     thin_svd, trace_direction, update_table, vector_table
 from utils.spectra.controls import random_updates
+from utils.spectra.fast import merged_weight
 from utils.training.data import tokenizer_of
 from utils.training.device import device_name, limit_threads, quiet_libraries
 from utils.training.spec import run_specs
@@ -106,7 +107,7 @@ def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
     for pair in pairs:
         weight, other = pair.load()
         base[pair.name] = weight.double()
-        tuned[pair.name] = other.added_to(weight) if isinstance(other, LowRank) else other.double()
+        tuned[pair.name] = merged_weight(weight, other)
     cosine_table(pairs, spectra, spectra.k)  # the base's spectra are computed once, and not by this comparison
     rows = []
     for way, compute in {"definition": lambda: vector_table(base, tuned).assign(computed_by="two float64 SVDs"),

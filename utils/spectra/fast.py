@@ -44,8 +44,8 @@ import torch
 from utils.errors import CourseError
 from utils.spectra.base import UNIT_ROUNDOFF, BaseSpectrum, base_spectrum, gram, require_finite, rounding_level, \
     small_side, times_long_side, times_small_side
-from utils.spectra.leading import Preconditioner, RitzPairs, bound_between, dense_bound_holds, leading_pairs, \
-    low_rank_bound_holds, starting_subspace
+from utils.spectra.leading import Preconditioner, RitzPairs, bound_between, dense_bound_holds, inverse_middle, \
+    leading_pairs, low_rank_bound_holds, starting_subspace
 from utils.spectra.svd import Factors, max_cosines, thin_svd
 
 DIRECT_BELOW = 129  # below this width the definition itself is as fast
@@ -68,6 +68,16 @@ class LowRank(NamedTuple):
 
 
 Tuned = torch.Tensor | LowRank
+
+
+def merged_weight(base: torch.Tensor, tuned: Tuned) -> torch.Tensor:
+    """Wt in float64, however it is given."""
+    return tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
+
+
+def is_far(shape: tuple[int, int], vectors: str) -> bool:
+    """Whether the wanted vectors are those of the longer side; of a square matrix the rows are the near side."""
+    return (shape[0] > shape[1]) == (vectors == "left")
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpe
         belong together.
     """
     base, tuned = pair.load()
-    merged = tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
+    merged = merged_weight(base, tuned)
     core = _prepare(pair, k, "left", spectrum, "cpu", direct_below)
     if type(core) is not _Core:
         pairs, tau = _batch([core]).solve(min(k, len(core.values)), torch.tensor([core.level], dtype=torch.float64))
@@ -236,7 +246,7 @@ def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_bel
         raise CourseError(f"Matrix '{pair.name}': B is {tuple(tuned.b.shape)} and A {tuple(tuned.a.shape)}, which "
                           "share no rank; are they of one adapter?")
     _require_same(pair.name, shape, (len(tuned.b), tuned.a.shape[1]) if low_rank else tuple(tuned.shape))
-    q, far = min(shape), (shape[0] > shape[1]) == (vectors == "left")  # of a square matrix, the rows are the near side
+    q, far = min(shape), is_far(shape, vectors)
     if q < direct_below:
         return _Core(pair, shape, base.new_empty(0), 0.0, far)
     own = spectrum(base, name=f"base matrix {pair.name}")
@@ -307,9 +317,8 @@ class _LowRankBatch:
         directions = self.right if r <= k + 1 else self._leading_directions(k + 1)
         preconditioner = Preconditioner(self.diagonal)
         if r <= EXACT_RANK:
-            eye = torch.eye(r, dtype=torch.float64, device=self.left.device).expand_as(self.inner)
-            inverse = torch.cat([torch.cat([-self.inner, eye], -1), torch.cat([eye, torch.zeros_like(eye)], -1)], -2)
-            preconditioner = Preconditioner(self.diagonal, torch.cat([self.left, self.right], dim=1), inverse)
+            whole = torch.cat([self.left, self.right], dim=1)
+            preconditioner = Preconditioner(self.diagonal, whole, inverse_middle(self.inner))
         start = starting_subspace(self.diagonal.shape[1], k, directions)
         pairs = leading_pairs(self.apply, preconditioner, start, k, noise)
         tau = bound_between(pairs, self.diagonal)
@@ -466,8 +475,7 @@ def _definition(core: _Core, k: int, vectors: str) -> Leading:
     """The definition itself, in float64, on the CPU."""
     base, tuned = core.pair.load()
     of_base = thin_svd(base.double().cpu(), name=f"base matrix {core.pair.name}")
-    merged = tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
-    of_tuned = thin_svd(merged.cpu(), name=f"tuned matrix {core.pair.name}")
+    of_tuned = thin_svd(merged_weight(base, tuned).cpu(), name=f"tuned matrix {core.pair.name}")
     cosines = max_cosines(of_tuned, of_base, vectors=vectors, top=k)
     exact = torch.zeros_like(cosines)
     return Leading(core.pair.name, core.shape, "full-svd", of_tuned.s[:k], cosines, exact, of_base.s)

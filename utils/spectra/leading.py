@@ -49,11 +49,11 @@ def starting_subspace(q: int, k: int, changed: torch.Tensor) -> torch.Tensor:
 
 
 class Preconditioner:
-    """(C - theta)^-1 approximately: the diagonal of C with, for LoRA, its update's leading directions.
+    """(C - theta)^-1 approximately: its diagonal alone, or for LoRA of small rank with the whole update.
 
     By Woodbury's identity, for M = diag(d) - theta + Z K Z^T:
-    M^-1 v = D v - D Z S^-1 Z^T D v with D = (diag(d) - theta)^-1 and S = K^-1 + Z^T D Z of few rows. Where Z holds the
-    whole update, M is exact and the method converges cubically, as Rayleigh quotient iteration does.
+    M^-1 v = D v - D Z S^-1 Z^T D v with D = (diag(d) - theta)^-1 and S = K^-1 + Z^T D Z of few rows. With the whole
+    update M is exact, and the method converges cubically, as Rayleigh quotient iteration does.
 
     Parameters
     ----------
@@ -248,14 +248,18 @@ def low_rank_bound_holds(diagonal: torch.Tensor, left: torch.Tensor, right: torc
     distance = diagonal - tau[:, None]
     met = (distance == 0).any(-1)  # tau is an entry itself where the k-th value and the next one are tied
     scaled = factors / torch.where(distance == 0, 1.0, distance)[:, None, :]
-    eye = torch.eye(r, dtype=torch.float64, device=left.device).expand(len(left), r, r)
-    inverse = torch.cat([torch.cat([-inner * balance.square(), eye], -1),
-                         torch.cat([eye, torch.zeros_like(eye)], -1)], -2)
+    inverse = inverse_middle(inner * balance.square())
     reduced = -inverse - factors @ scaled.mT
     values = torch.linalg.eigvalsh((reduced + reduced.mT) / 2)
     size = factors.norm(dim=(1, 2)) * scaled.norm(dim=(1, 2)) + inverse.norm(dim=(1, 2))
     safe = values.abs().amin(-1) > factors.shape[2] * torch.finfo(torch.float64).eps * size
     return safe & ~met & ((diagonal > tau[:, None]).sum(-1) + (values > 0).sum(-1) - r == k)
+
+
+def inverse_middle(inner: torch.Tensor) -> torch.Tensor:
+    """K^-1 = [[-N, I], [I, 0]] of K = [[0, I], [I, N]]; (b, 2r, 2r)."""
+    eye = torch.eye(inner.shape[-1], dtype=inner.dtype, device=inner.device).expand_as(inner)
+    return torch.cat([torch.cat([-inner, eye], -1), torch.cat([eye, torch.zeros_like(eye)], -1)], -2)
 
 
 def _balance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
