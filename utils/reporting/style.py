@@ -15,11 +15,16 @@ def use_style() -> None:
 
 
 def method_styles(methods: list[str]) -> dict[str, dict]:
-    """Colour, marker and dash of each method label; full fine-tuning is always black and solid."""
+    """Colour, marker and dash of each method label; full fine-tuning is always black.
+
+    A second fully tuned model is "full #2": black again, with a dash and marker of its own.
+    """
     colours, styles, index = sns.color_palette("colorblind"), {}, 0
     for method in methods:
-        if method == "full":
-            styles[method] = {"color": "black", "marker": "o", "linestyle": "-"}
+        if method.split(" #")[0] == "full":
+            several = sum(style["color"] == "black" for style in styles.values())
+            styles[method] = {"color": "black", "marker": MARKERS[several % len(MARKERS)],
+                              "linestyle": DASHES[several % len(DASHES)]}
             continue
         styles[method] = {"color": colours[index % len(colours)], "marker": MARKERS[(index + 1) % len(MARKERS)],
                           "linestyle": DASHES[(index + 1) % len(DASHES)]}

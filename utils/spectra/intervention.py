@@ -1,7 +1,9 @@
-"""Scaling intruders: what the first paper does to ask whether they cause the forgetting.
+"""Scaling one direction of a tuned matrix: the paper's intervention on intruder dimensions, and its controls.
 
-Wnew = Wt + (lambda - 1) u sigma v^T for the highest-ranked intruder (u, sigma, v) of a matrix, from the SVD of
-Wt = W0 + dW and not of dW, as the authors confirmed: 1 changes nothing, 0 removes it, 2 doubles it.
+W_new = Wt + (lambda - 1) sigma u v^T, with (sigma, u, v) the highest-ranked intruder of SVD(W0 + dW) (the authors'
+answer to the question which SVD is meant). lambda = 0 removes it, 1 changes nothing, 2 doubles it. The controls change
+something else by as much: the neighbouring pretrained-like direction, a random direction of the same norm, or the whole
+update W0 + lambda dW.
 """
 
 from collections.abc import Callable
@@ -9,8 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from utils.errors import UsageError
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.fast import Pair, leading_cosines, leading_triplets
+
+LAMBDA_RANGE = (0.0, 4.0)
 
 
 class Direction(NamedTuple):
@@ -22,25 +27,75 @@ class Direction(NamedTuple):
     v: torch.Tensor
 
 
-def leading_intruder(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
-                     spectrum: Callable[..., BaseSpectrum] = base_spectrum) -> Direction | None:
-    """The highest-ranked intruder of one matrix, or None where there is none.
+class Directions(NamedTuple):
+    """The leading triplets of one matrix by likeness to W0: ``intruders`` and ``others``, highest-ranked first."""
+
+    intruders: list[Direction]
+    others: list[Direction]
+
+
+def leading_directions(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
+                       spectrum: Callable[..., BaseSpectrum] = base_spectrum) -> Directions:
+    """The k leading triplets of one tuned matrix, intruders apart from those that resemble a pretrained vector.
+
+    Parameters
+    ----------
+    pair : Pair
+        W0 and the tuned matrix.
+    k : int
+        Leading vectors examined.
+    epsilon : float
+        A vector is an intruder if its largest absolute cosine is strictly below.
+    spectrum : callable
+        W0 -> BaseSpectrum, as in :func:`utils.spectra.fast.leading_cosines`.
 
     References
     ----------
     arXiv 2410.21228v3, section 5 and Figs 8, 12; issue 3 of the authors' repository for which SVD is meant.
     """
     found = next(leading_cosines([pair], k=k, epsilons=[epsilon], spectrum=spectrum))
-    places = (found.max_cosines < epsilon).nonzero().flatten()
-    if not len(places):
-        return None
-    place = int(places[0])
+    if not (found.max_cosines < epsilon).any():
+        return Directions([], [])
     triplets = leading_triplets(pair, k=k, spectrum=spectrum)
-    return Direction(place + 1, triplets.u[:, place], triplets.s[place].item(), triplets.vt[place])
+    every = [Direction(place + 1, triplets.u[:, place], triplets.s[place].item(), triplets.vt[place])
+             for place in range(len(triplets.s))]
+    foreign = (found.max_cosines < epsilon).tolist()
+    return Directions([one for one, is_foreign in zip(every, foreign, strict=True) if is_foreign],
+                      [one for one, is_foreign in zip(every, foreign, strict=True) if not is_foreign])
+
+
+def leading_intruder(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
+                     spectrum: Callable[..., BaseSpectrum] = base_spectrum) -> Direction | None:
+    """The highest-ranked intruder of one matrix, or None where there is none."""
+    return next(iter(leading_directions(pair, k=k, epsilon=epsilon, spectrum=spectrum).intruders), None)
+
+
+def neighbour(directions: Directions) -> Direction | None:
+    """Of the pretrained-like leading vectors the one whose singular value is nearest to the highest intruder's.
+
+    The paper scales "the neighbour" without saying on which side; the nearer singular value is the fairer control.
+    """
+    if not directions.intruders or not directions.others:
+        return None
+    sigma = directions.intruders[0].sigma
+    return min(directions.others, key=lambda one: abs(one.sigma - sigma))
+
+
+def random_direction(like: Direction, *, seed: int) -> Direction:
+    """A direction of random unit vectors with the same sigma: scaling it changes the matrix by the same norm."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.nn.functional.normalize(torch.randn(len(vector), generator=generator, dtype=torch.float64), dim=0)
+            for vector in (like.u, like.v))
+    return Direction(0, u, like.sigma, v)
 
 
 def scaled(weight: torch.Tensor, direction: Direction, factor: float) -> torch.Tensor:
     """A tuned matrix with one of its singular triplets scaled by `factor`; in the weight's own type.
+
+    Raises
+    ------
+    UsageError
+        If the factor lies outside 0 … 4.
 
     Examples
     --------
@@ -49,5 +104,29 @@ def scaled(weight: torch.Tensor, direction: Direction, factor: float) -> torch.T
     tensor([[1.5000, 0.0000],
             [0.0000, 1.0000]])
     """
+    require_factor(factor)
     change = (factor - 1) * direction.sigma * torch.outer(direction.u, direction.v)
     return (weight.double() + change).to(weight.dtype)
+
+
+def shrunk(base: torch.Tensor, tuned: torch.Tensor, factor: float) -> torch.Tensor:
+    """W0 + factor * (Wt - W0): the whole update scaled, whatever it holds.
+
+    >>> shrunk(torch.zeros(1, 1), torch.ones(1, 1), 0.25)
+    tensor([[0.2500]])
+    """
+    require_factor(factor)
+    return base + factor * (tuned - base)
+
+
+def with_norm(base: torch.Tensor, tuned: torch.Tensor, norm: float) -> torch.Tensor:
+    """The tuned matrix with its update scaled to a Frobenius norm; unchanged where there is no update."""
+    size = (tuned - base).norm().item()
+    return tuned if size == 0 else base + (norm / size) * (tuned - base)
+
+
+def require_factor(factor: float) -> None:
+    """UsageError unless lambda lies in its range; NaN lies nowhere."""
+    low, high = LAMBDA_RANGE
+    if not low <= factor <= high:
+        raise UsageError(f"lambda must lie between {low:g} (remove) and {high:g}, 1 changing nothing, but is {factor}.")

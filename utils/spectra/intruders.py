@@ -68,7 +68,8 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
     epsilons : iterable of float
         Thresholds on the maximal cosine; the comparison is strict.
     ks : iterable of int or float
-        How many leading vectors are examined: a whole number, or a fraction of each matrix's own vectors.
+        How many leading vectors are examined: a whole number, or a fraction of each matrix's own vectors, which are
+        min(out, in) where the table has those columns, and else as many as it has rows for.
     by : tuple of str
         Columns that group the counts; empty sums over everything.
 
@@ -84,7 +85,10 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
     [0, 1, 2]
     """
     by, parts = list(by), []
-    size = vectors.groupby([*by, "matrix"])["index"].transform("max") if len(vectors) else None
+    if {"out", "in"} <= set(vectors):
+        size = vectors[["out", "in"]].min(axis=1)  # a table of leading vectors does not have them all
+    else:
+        size = vectors.groupby([*by, "matrix"])["index"].transform("max") if len(vectors) else None
     for k in ks:
         # 0.7 * 90 is 62.99… in floating point; the 63rd vector must not be lost to that.
         examined = vectors["index"] <= (k * size + 1e-9 if isinstance(k, float) else k)
