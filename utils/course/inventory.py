@@ -3,7 +3,7 @@
 import pandas as pd
 
 from utils.profiles import PROFILE_NAMES, load_profile
-from utils.training.spec import run_specs
+from utils.training.spec import continual_specs, run_specs
 from utils.training.store import RunStore
 
 
@@ -29,6 +29,7 @@ def unwanted_keys(runs: pd.DataFrame) -> list[str]:
     for name in PROFILE_NAMES:
         profile = load_profile(name)
         if profile.encoder.source == "packaged":
-            wanted |= {spec.key for experiment in profile.experiments
-                       for spec in run_specs(profile, experiment, (*profile.seeds, *profile.reference_seeds))}
+            whole, seeds = profile.with_reference_runs(), (*profile.seeds, *profile.reference_seeds)
+            wanted |= {spec.key for experiment in whole.experiments for spec in run_specs(whole, experiment, seeds)}
+            wanted |= {spec.key for chain in continual_specs(whole, seeds) for spec in chain}
     return [row.run for row in runs.itertuples() if row.source == "packaged" and row.run not in wanted]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -67,20 +67,40 @@ class Training(_Checked):
         return self
 
 
+NOTEBOOK_EXPERIMENTS = ("ranks", "second", "learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha",
+                        "rank_stabilised", "data", "variants")
+Variant = Literal["lora", "b_only", "lora_plus", "pissa", "adalora", "vera"]
+
+
 class RunGroup(_Checked):
     """Runs of one method. LoRA runs name a learning rate for each rank.
 
     `lora_alpha` is a number, or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of alpha / r.
+    `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA has no alpha. With `train_rows` there is one
+    run for each number of training rows, as many times over them as over the whole set, once where the profile counts
+    in steps. `checkpoints`, where given, replaces the profile's number. A `reference_only` group is trained when
+    reference results are made, and never by a reader; a `first_seed_only` group with the first of several seeds.
     """
 
     method: Literal["full", "lora"]
     learning_rate: Rate | dict[Positive, Rate]
     lora_alpha: Annotated[int, Field(ge=1)] | Literal["2r"] | None = None
     rank_stabilised: bool = False
+    variant: Variant = "lora"
+    train_rows: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    checkpoints: Positive | None = None
+    reference_only: bool = False
+    first_seed_only: bool = False
 
     @model_validator(mode="after")
     def _fits_method(self):
         by_rank = isinstance(self.learning_rate, dict)
+        if self.variant != "lora" and (self.method == "full" or self.rank_stabilised):
+            raise ValueError(f"variant '{self.variant}' goes with method 'lora' and its own scaling")
+        if self.variant == "vera":
+            if self.lora_alpha is not None or not by_rank or not self.learning_rate:
+                raise ValueError("variant 'vera' takes a 'learning_rate' for each rank and no 'lora_alpha'")
+            return self
         if self.method == "full" and (by_rank or self.lora_alpha is not None or self.rank_stabilised):
             raise ValueError("method 'full' takes one number as 'learning_rate' and neither 'lora_alpha' nor "
                              "'rank_stabilised'")
@@ -93,11 +113,13 @@ class RunGroup(_Checked):
 class Experiment(_Checked):
     """One task and the runs on it. `steps`, where given, replaces the profile's own length.
 
-    A `reference_only` experiment is trained when reference results are made, with one seed, and never by a reader.
+    A `reference_only` experiment is trained when reference results are made, and never by a reader. A `side`
+    experiment answers one notebook's question and stays out of the figures over all main experiments.
     """
 
     task: str
     reference_only: bool = False
+    side: bool = False
     runs: Annotated[tuple[RunGroup, ...], Field(min_length=1)]
     steps: Positive | None = None
 
@@ -112,12 +134,77 @@ class Spectra(_Checked):
     showcase_rank: Positive  # the LoRA rank whose matrices the heat-maps show
 
 
+class ScaledRun(_Checked):
+    """A LoRA run of the intervention's experiment, by rank and learning rate."""
+
+    r: Positive
+    learning_rate: Rate
+    reference_only: bool = False
+
+
+class Intervention(_Checked):
+    """Scaling intruders: the grids of lambda for intruders and for the controls, and the runs they are scaled in."""
+
+    experiment: str
+    runs: Annotated[tuple[ScaledRun, ...], Field(min_length=1)]
+    lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=4)], ...], Field(min_length=1)]
+    control_lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=4)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _moves_something(self):
+        if set(self.lambdas) <= {1.0} or set(self.control_lambdas) <= {1.0}:
+            raise ValueError("'lambdas' and 'control_lambdas' need a value besides 1, which changes nothing")
+        return self
+
+
+class Continual(_Checked):
+    """Tasks learnt one after the other, and how heads are tested on the frozen body after each."""
+
+    tasks: tuple[str, ...]
+    steps: Positive | None = None
+    runs: Annotated[tuple[RunGroup, ...], Field(min_length=1)]
+    probe_train_rows: Positive
+    probe_test_rows: Positive
+
+    @model_validator(mode="after")
+    def _a_sequence(self):
+        if len(self.tasks) < 2:
+            raise ValueError(f"a sequence needs two tasks or more, since with {len(self.tasks)} nothing can be "
+                             "forgotten that was learnt before")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("'tasks' names a task twice; each stage needs one of its own")
+        return self
+
+
 class PseudoLoss(_Checked):
     """The text on which forgetting is measured: a corpus, how many passages, and tokens of each."""
 
     corpus: Literal["news", "roberta-pretraining"]
     passages: Positive
     tokens: Annotated[int, Field(ge=8, le=512)]
+
+
+class ReleasedPair(_Checked):
+    """A published model and the base it was tuned from, by Hub names or folders; never trained here, only read.
+
+    `allow_pickle` is leave to read `tuned`, and it alone, from a pickle by torch's restricted loader.
+    """
+
+    group: Annotated[str, Field(min_length=1)]  # what it was tuned on: one panel of a figure
+    label: Annotated[str, Field(min_length=1)]  # how: one line of it, such as "full" or "LoRA r=16"
+    base: Annotated[str, Field(min_length=1)]
+    tuned: Annotated[str, Field(min_length=1)]
+    base_revision: str | None = None
+    tuned_revision: str | None = None
+    allow_pickle: bool = False
+
+
+def _named_once(pairs: tuple[ReleasedPair, ...]) -> tuple[ReleasedPair, ...]:
+    names = [(pair.group, pair.label) for pair in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two pairs of group '{twice[0]}' are labelled '{twice[1]}'; each line of a figure needs a "
+                         "label of its own")
+    return pairs
 
 
 class Profile(_Checked):
@@ -137,13 +224,17 @@ class Profile(_Checked):
     experiments: dict[str, Experiment]
     spectra: Spectra
     pseudo_loss: PseudoLoss
+    intervention: Intervention
+    continual: Continual
+    released: Annotated[tuple[ReleasedPair, ...], AfterValidator(_named_once)] = ()
+    whole: bool = False  # with the reference-only runs: what reference results are made of, never set in a file
 
     @model_validator(mode="after")
     def _consistent(self):
         for name in ("seeds", "reference_seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"'{name}' names a seed twice; each must be there once")
-        for name in ("ranks", "second"):
+        for name in NOTEBOOK_EXPERIMENTS:
             if name not in self.experiments:
                 raise ValueError(f"'experiments' must name '{name}', which the notebooks read")
         for name, experiment in self.experiments.items():
@@ -152,6 +243,11 @@ class Profile(_Checked):
                                  f"(it has {', '.join(self.tasks)})")
         if any(self.experiments[name].reference_only for name in ("ranks", "second")):
             raise ValueError("experiments 'ranks' and 'second' are the notebooks' own and cannot be 'reference_only'")
+        for name in self.continual.tasks:
+            if name not in self.tasks:
+                raise ValueError(f"'continual' names task '{name}', which 'tasks' gives no sizes")
+        if self.intervention.experiment not in self.experiments:
+            raise ValueError(f"'intervention' names experiment '{self.intervention.experiment}', which is not there")
         ranks = {r for group in self.experiments["ranks"].runs if group.method == "lora" for r in group.learning_rate}
         if self.spectra.showcase_rank not in ranks:
             raise ValueError(f"'spectra.showcase_rank' is {self.spectra.showcase_rank}, but experiment 'ranks' trains "
@@ -160,8 +256,13 @@ class Profile(_Checked):
 
     @property
     def shown_experiments(self) -> tuple[str, ...]:
-        """The experiments that the notebooks train."""
-        return tuple(name for name, experiment in self.experiments.items() if not experiment.reference_only)
+        """The main experiments that the notebooks train."""
+        return tuple(name for name, experiment in self.experiments.items()
+                     if not experiment.reference_only and not experiment.side)
+
+    def with_reference_runs(self) -> "Profile":
+        """The same profile with its reference-only runs: what reference results are made of."""
+        return self.model_copy(update={"whole": True})
 
     def decoder_for(self, gpu_memory_gib: float) -> Decoder | None:
         """The largest causal base that fits the memory at hand, or None if none does."""

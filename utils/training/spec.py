@@ -8,15 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from utils.errors import UsageError
 from utils.files import canonical_json
 from utils.profiles import Experiment, Profile
-from utils.profiles.schema import ModelReference, Positive, Rate, TaskSizes
+from utils.profiles.schema import ModelReference, Positive, Rate, RunGroup, TaskSizes, Variant
 from utils.sources.models import resolve
 from utils.sources.tasks import task
 
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 
 
+_LABELS = {"lora": "LoRA", "b_only": "B only", "lora_plus": "LoRA+", "pissa": "PiSSA", "adalora": "AdaLoRA",
+           "vera": "VeRA"}
+
+
 class Method(BaseModel):
-    """Full fine-tuning, or LoRA with its rank, alpha and scaling."""
+    """Full fine-tuning, or LoRA (or a variant of it) with its rank, alpha and scaling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,27 +28,35 @@ class Method(BaseModel):
     r: Positive | None = None
     lora_alpha: Positive | None = None
     rank_stabilised: bool = False
+    variant: Variant = "lora"
 
     @model_validator(mode="after")
     def _complete(self):
-        if (self.kind == "lora") != (self.r is not None and self.lora_alpha is not None):
+        if self.variant == "vera":
+            if self.kind == "full" or self.r is None or self.lora_alpha is not None:
+                raise ValueError("VeRA is of kind 'lora', needs r and takes no lora_alpha")
+        elif (self.kind == "lora") != (self.r is not None and self.lora_alpha is not None):
             raise ValueError("LoRA needs r and lora_alpha; full fine-tuning takes neither")
         return self
 
     @property
     def scale(self) -> float:
-        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 for VeRA, whose vectors scale.
 
         >>> Method(kind="lora", r=16, lora_alpha=32).scale, Method(kind="lora", r=16, lora_alpha=32,
         ...                                                       rank_stabilised=True).scale
         (2.0, 8.0)
         """
+        if self.variant == "vera":
+            return 1.0
         return self.lora_alpha / (self.r**0.5 if self.rank_stabilised else self.r)
 
     @property
     def label(self) -> str:
         """A short name for tables and legends, such as ``full`` or ``LoRA r=8``."""
-        return "full" if self.kind == "full" else f"LoRA r={self.r}"
+        if self.kind == "full":
+            return "full"
+        return f"{'rsLoRA' if self.rank_stabilised else _LABELS[self.variant]} r={self.r}"
 
 
 class RunSpec(BaseModel):
@@ -67,12 +79,20 @@ class RunSpec(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoints: Positive
     seed: int
+    start: "RunSpec | None" = None  # the run whose merged weights this one goes on from, instead of W0
 
     @property
     def key(self) -> str:
         """The first 16 hexadecimal digits of the sha256 of the canonical JSON."""
-        content = canonical_json({"format": FORMAT} | self.model_dump(mode="json"))
+        content = canonical_json({"format": FORMAT} | self._content())
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def _content(self) -> dict:
+        """What the key is made of. Fields that came later count only where they are used: older keys stay valid."""
+        content = self.model_dump(mode="json", exclude={"start"})
+        if self.method.variant == "lora":
+            del content["method"]["variant"]
+        return content | ({"start": self.start.key} if self.start else {})
 
     @property
     def columns(self) -> dict:
@@ -96,28 +116,58 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
         raise UsageError(f"Profile {profile.profile} has no experiment '{experiment}'; it has "
                          f"{', '.join(profile.experiments)}.")
     chosen = profile.experiments[experiment]
-    return [_spec(profile, chosen, method, rate, seed)
-            for seed in (profile.seeds if seeds is None else seeds) for method, rate in _methods(chosen)]
+    task(chosen.task)  # an unknown name fails here, before anything is downloaded
+    chosen_seeds = profile.seeds if seeds is None else seeds
+    return [spec for seed in chosen_seeds
+            for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
+            for method, rate in _methods(group)
+            for spec in _specs(profile, chosen, group, method, rate, seed)]
 
 
-def _methods(experiment: Experiment) -> list[tuple[Method, float]]:
-    found = []
-    for group in experiment.runs:
-        if group.method == "full":
-            found.append((Method(kind="full"), group.learning_rate))
-            continue
-        for r, rate in group.learning_rate.items():
-            alpha = 2 * r if group.lora_alpha == "2r" else group.lora_alpha
-            found.append((Method(kind="lora", r=r, lora_alpha=alpha, rank_stabilised=group.rank_stabilised), rate))
-    return found
+def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:
+    """For each seed and method the chain of a continual sequence: one run per task, each starting from the last.
+
+    LoRA's adapter is new at every stage and goes on from the merged weights of the stage before; so is every head.
+    """
+    settings, chains = profile.continual, []
+    chosen_seeds = profile.seeds if seeds is None else seeds
+    for seed in chosen_seeds:
+        for group in _included(profile, settings.runs, first=seed == chosen_seeds[0]):
+            for method, rate in _methods(group):
+                chain: list[RunSpec] = []
+                for name in settings.tasks:
+                    stage = Experiment(task=task(name).name, runs=settings.runs, steps=settings.steps)
+                    spec = _specs(profile, stage, group, method, rate, seed)[0]
+                    chain.append(spec.model_copy(update={"start": chain[-1] if chain else None}))
+                chains.append(chain)
+    return chains
 
 
-def _spec(profile: Profile, experiment: Experiment, method: Method, learning_rate: float, seed: int) -> RunSpec:
-    task(experiment.task)  # an unknown name fails here, before anything is downloaded
-    training = profile.training
-    return RunSpec(
-        base=profile.encoder, base_revision=resolve(profile.encoder).revision, task=experiment.task,
-        sizes=profile.tasks[experiment.task], method=method, learning_rate=learning_rate, schedule=training.schedule,
-        warmup_fraction=training.warmup_fraction, steps=experiment.steps or training.steps,
-        epochs=None if experiment.steps else training.epochs, batch_size=training.batch_size, dtype=training.dtype,
-        checkpoints=training.checkpoints, seed=seed)
+def _included(profile: Profile, groups: tuple[RunGroup, ...], *, first: bool) -> list[RunGroup]:
+    return [group for group in groups
+            if (profile.whole or not group.reference_only) and (first or not group.first_seed_only)]
+
+
+def _methods(group: RunGroup) -> list[tuple[Method, float]]:
+    if group.method == "full":
+        return [(Method(kind="full"), group.learning_rate)]
+    return [(Method(kind="lora", r=r, lora_alpha=2 * r if group.lora_alpha == "2r" else group.lora_alpha,
+                    rank_stabilised=group.rank_stabilised, variant=group.variant), rate)
+            for r, rate in group.learning_rate.items()]
+
+
+def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Method, learning_rate: float,
+           seed: int) -> list[RunSpec]:
+    """The run, or one for each number of training rows."""
+    training, sizes = profile.training, profile.tasks[experiment.task]
+    steps = experiment.steps or training.steps
+    whole = RunSpec(
+        base=profile.encoder, base_revision=resolve(profile.encoder).revision, task=experiment.task, sizes=sizes,
+        method=method, learning_rate=learning_rate, schedule=training.schedule,
+        warmup_fraction=training.warmup_fraction, steps=steps, epochs=None if steps else training.epochs,
+        batch_size=training.batch_size, dtype=training.dtype,
+        checkpoints=group.checkpoints or training.checkpoints, seed=seed)
+    if group.train_rows is None:
+        return [whole]
+    return [whole.model_copy(update={"sizes": sizes.model_copy(update={"train_rows": rows}), "steps": None,
+                                     "epochs": training.epochs or 1.0}) for rows in group.train_rows]

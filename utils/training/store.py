@@ -37,12 +37,16 @@ RESULT = "result.json"
 
 @dataclass
 class Run:
-    """A finished run: its specification, its result, and its weights on demand."""
+    """A finished run: its specification, its result, and its weights on demand.
+
+    ``start`` is the run that this one went on from, in a sequence; W0 is the pretrained base all the same.
+    """
 
     spec: RunSpec
     folder: Path
     base: BaseModel
     result: dict = field(repr=False)
+    start: "Run | None" = None
 
     @property
     def diverged(self) -> bool:
@@ -73,15 +77,22 @@ class Run:
     def tuned_matrices(self, step: int | None = None) -> Tensors:
         """The merged weight of every tuned matrix at a step, float32."""
         scale = 0.0 if self.spec.method.kind == "full" else self.spec.method.scale
-        return merged(self.base_matrices(), self.trained(step), scale)
+        return merged(self.start.tuned_matrices() if self.start else self.base_matrices(), self.trained(step), scale)
 
     def factors(self, step: int | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None:
-        """(B, A, scale) of every matrix for LoRA, None for full fine-tuning."""
+        """(B, A, scale) of Wt - W0 of every matrix for LoRA, None for full fine-tuning.
+
+        In a sequence the stages' factors stand side by side, scaled as this one's.
+        """
         if self.spec.method.kind == "full":
             return None
-        trained = self.trained(step)
-        return {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], self.spec.method.scale)
-                for name in self.base_matrices()}
+        trained, scale = self.trained(step), self.spec.method.scale
+        own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()}
+        before = self.start.factors() if self.start else None
+        if not before:
+            return own if self.start is None else None
+        return {name: (torch.cat([before[name][0] * (before[name][2] / scale), b], dim=1),
+                       torch.cat([before[name][1], a]), scale) for name, (b, a, _) in own.items()}
 
     def classifier(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
         """The tuned classifier at a step, or with other matrices put in its place."""
@@ -163,6 +174,10 @@ class RunStore:
         Two processes that ask for the same run train it once: the second waits for the first.
         """
         base = self._base(spec)
+        start = self.get(spec.start) if spec.start else None
+        if start and start.diverged:
+            raise CourseError(f"Run {spec.key} starts from {start.spec.key} ({start.spec.method.label} on "
+                              f"{start.spec.task}), which diverged; lower its learning rate in the profile.")
         folder = self.folder / spec.key
         lock = FileLock(self.folder / f"{spec.key}.lock")
         try:
@@ -171,10 +186,10 @@ class RunStore:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
         try:
-            result = self._finished(folder) or self._train(spec, base, folder)
+            result = self._finished(folder) or self._train(spec, base, folder, start)
         finally:
             lock.release()  # a traceback that a notebook keeps would keep the lock alive with it
-        return Run(spec, folder, base, result)
+        return Run(spec, folder, base, result, start)
 
     def stored(self, spec: RunSpec) -> bool:
         """Whether the run is finished, without verifying its files."""
@@ -197,10 +212,11 @@ class RunStore:
                               f"at hand are {base.revision}; build the specification anew.")
         return base
 
-    def _train(self, spec: RunSpec, base: BaseModel, folder: Path) -> dict:
+    def _train(self, spec: RunSpec, base: BaseModel, folder: Path, start: Run | None) -> dict:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
-            result = train(spec, base, folder) | {"provenance": provenance() | {"base_revision": base.revision}}
+            result = train(spec, base, folder, start.tuned_matrices() if start else None)
+            result |= {"provenance": provenance() | {"base_revision": base.revision}}
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_write_error(error):
                 raise

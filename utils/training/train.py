@@ -21,7 +21,8 @@ from utils.training.device import compute_dtype, device_name, limit_threads, qui
 from utils.training.metrics import accuracy, causal_loss, predict
 from utils.training.spec import RunSpec
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
-from utils.training.weights import prepare, trained_tensors
+from utils.training.variants import AllocateRanks, optimiser_of
+from utils.training.weights import Tensors, load_into, prepare, trained_tensors
 
 METRICS = "metrics.jsonl"
 
@@ -33,8 +34,8 @@ class Checkpoints(TrainerCallback):
     the rows of steps that it will do again.
     """
 
-    def __init__(self, folder: Path, steps: list[int], measure):
-        self.folder, self.steps, self.measure = folder, set(steps), measure
+    def __init__(self, folder: Path, steps: list[int], measure, scale: float):
+        self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
         self.rows, self.train_seconds, self.diverged = read_metrics(folder), 0.0, False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -48,7 +49,7 @@ class Checkpoints(TrainerCallback):
         self.train_seconds += time.perf_counter() - self.started
         if state.global_step not in self.steps:
             return
-        tensors = trained_tensors(model)
+        tensors = trained_tensors(model, self.scale)
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             self.diverged = control.should_training_stop = True
             return
@@ -85,8 +86,13 @@ def planned_steps(total: int, count: int) -> list[int]:
     return sorted({max(1, round(total * part / count)) for part in range(1, count + 1)})
 
 
-def train(spec: RunSpec, base: BaseModel, folder: Path) -> dict:
+def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = None) -> dict:
     """Train a run in `folder`, going on from its last whole resume point.
+
+    Parameters
+    ----------
+    start : dict of str to Tensor, optional
+        The matrices to start from instead of W0: those of the run that ``spec.start`` names.
 
     Returns
     -------
@@ -98,15 +104,21 @@ def train(spec: RunSpec, base: BaseModel, folder: Path) -> dict:
     set_seed(spec.seed)
     causal = task(spec.task).kind == "causal"
     model, rows, measure = (_causal if causal else _classifier)(spec, base)
+    load_into(model, start or {})
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
-    model = prepare(model, spec.method, causal=causal)
     steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / spec.batch_size))
-    checkpoints = Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure)
+    model = prepare(model, spec.method, causal=causal, steps=steps)
+    scale = 1.0 if spec.method.kind == "full" else spec.method.scale
+    checkpoints = Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, scale)
+    # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
+    resumable = spec.method.variant != "adalora"
     arguments = common_arguments(
         folder / "resume", steps=steps, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
         warmup_fraction=spec.warmup_fraction, schedule=spec.schedule, seed=spec.seed,
-        save_every=max(1, math.ceil(steps / 4)), bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
+        save_every=max(1, math.ceil(steps / 4)) if resumable else steps + 1,
+        bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
     callbacks = [checkpoints, MarkComplete(), Progress(f"{spec.task}, {spec.method.label}, seed {spec.seed}")]
+    callbacks += [] if resumable else [AllocateRanks()]
     build = _sft_trainer if causal else _trainer
     trainer = build(model, rows, arguments, callbacks, base, spec)
     trainer.remove_callback(PrinterCallback)
@@ -168,6 +180,7 @@ def _classifier(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, obj
 
 def _trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks,
+                   optimizers=(optimiser_of(model, spec.method, arguments), None),
                    data_collator=DataCollatorWithPadding(tokenizer_of(base.folder)),
                    args=TrainingArguments(**arguments, train_sampling_strategy="group_by_length",
                                           length_column_name="length"))
@@ -186,6 +199,7 @@ def _sft_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: B
     # SFTConfig's own defaults ask for checkpointing; the loss is on the completion because the data says so.
     config = SFTConfig(**arguments, gradient_checkpointing=False, max_length=spec.sizes.max_length)
     return SFTTrainer(model=model, args=config, train_dataset=rows, callbacks=callbacks,
+                      optimizers=(optimiser_of(model, spec.method, arguments), None),
                       processing_class=tokenizer_of(base.folder))
 
 

@@ -1,19 +1,21 @@
 """The trained tensors of a model, in and out, under names that do not depend on how the model was wrapped.
 
-``lora_A.<matrix>`` and ``lora_B.<matrix>`` for LoRA, ``weight.<matrix>`` for full fine-tuning, ``head.<parameter>``
-for the classifier; ``<matrix>`` is the short name of :mod:`utils.training.targets`.
+``lora_A.<matrix>`` and ``lora_B.<matrix>`` for LoRA and its variants (the factors of Wt - W0), ``weight.<matrix>`` for
+full fine-tuning, ``head.<parameter>`` for the classifier; ``<matrix>`` is the short name of
+:mod:`utils.training.targets`.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType
 from torch import nn
 from transformers import AutoModel
 
 from utils.training.spec import Method
 from utils.training.targets import HEADS, lora_pattern, tuned_modules
+from utils.training.variants import adapter_config, update_factors, wrap
 
 Tensors = dict[str, torch.Tensor]
 
@@ -28,41 +30,40 @@ def base_matrices(folder: Path) -> Tensors:
     return {name: module.weight.detach().clone() for name, module in tuned_modules(model).items()}
 
 
-def prepare(model: nn.Module, method: Method, *, causal: bool) -> nn.Module:
+def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None = None) -> nn.Module:
     """Make exactly the method's parameters trainable: what the first paper trains.
 
     Full fine-tuning trains the tuned matrices and the head; biases, LayerNorm and embeddings stay frozen, as in the
-    authors' code since its fix of March 2025. LoRA trains its factors and the head.
+    authors' code since its fix of March 2025. LoRA and its variants train their factors and the head.
     """
     model_type = model.config.model_type
     heads = () if causal else HEADS.get(model_type, ("score",))
     if method.kind == "lora":
-        config = LoraConfig(
-            r=method.r, lora_alpha=method.lora_alpha, use_rslora=method.rank_stabilised, lora_dropout=0.0, bias="none",
-            target_modules=lora_pattern(model_type), modules_to_save=list(heads) or None,
-            task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
-        return get_peft_model(model, config)
+        config = adapter_config(method, steps=steps, target_modules=lora_pattern(model_type),
+                                modules_to_save=list(heads) or None,
+                                task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
+        return wrap(model, method, config)
     trained = {id(module.weight) for module in tuned_modules(model).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(id(parameter) in trained or any(part in heads for part in name.split(".")))
     return model
 
 
-def trained_tensors(model: nn.Module) -> Tensors:
-    """Every trained tensor of a prepared model as float32 on the CPU."""
+def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
+    """Every trained tensor of a prepared model as float32 on the CPU; adapters as factors of (Wt - W0) / `scale`."""
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().float().cpu().clone().contiguous()
 
     modules, found = tuned_modules(model), {}
-    for name, module in modules.items():
-        if isinstance(model, PeftModel):
-            found[f"lora_A.{name}"] = copy(module.lora_A["default"].weight)
-            found[f"lora_B.{name}"] = copy(module.lora_B["default"].weight)
-        else:
-            found[f"weight.{name}"] = copy(module.weight)
+    if isinstance(model, PeftModel):
+        for name, (b, a) in update_factors(model, scale).items():
+            found |= {f"lora_A.{name}": copy(a), f"lora_B.{name}": copy(b)}
+    else:
+        found = {f"weight.{name}": copy(module.weight) for name, module in modules.items()}
     matrices = {id(module.weight) for module in modules.values()}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in matrices and "lora_" not in name:
+        adapter = any(part in name for part in ("lora_", "vera_"))
+        if parameter.requires_grad and id(parameter) not in matrices and not adapter:
             plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
             found[f"head.{plain}"] = copy(parameter)
     return found

@@ -1,0 +1,54 @@
+"""A stored run as a PEFT model again, and PEFT's own mitigation of intruders on it."""
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.intruders import reduce_intruder_dimension
+from transformers import AutoModelForSequenceClassification
+
+from utils.errors import UsageError
+from utils.sources.tasks import task
+from utils.training.store import Run
+from utils.training.targets import tuned_modules
+from utils.training.weights import Tensors, prepare
+
+REDUCED = "intruder_reduced"
+
+
+def as_peft_model(run: Run) -> PeftModel:
+    """A finished LoRA run as a PEFT classifier with its adapter and head; UsageError for anything but plain LoRA."""
+    method = run.spec.method
+    if method.kind != "lora" or method.variant != "lora" or run.start is not None:
+        raise UsageError(f"Run {run.spec.key} is {method.label}; only a plain LoRA run that starts from the base can "
+                         "be put back into PEFT's form.")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        run.base.folder, num_labels=len(task(run.spec.task).labels), dtype=torch.float32)
+    model, trained = prepare(model, method, causal=False), run.trained()
+    with torch.no_grad():
+        for name, module in tuned_modules(model).items():
+            module.lora_A["default"].weight.copy_(trained[f"lora_A.{name}"])
+            module.lora_B["default"].weight.copy_(trained[f"lora_B.{name}"])
+        for name, parameter in model.named_parameters():
+            plain = "head." + name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+            if plain in trained:
+                parameter.copy_(trained[plain])
+    return model.eval()
+
+
+def mitigated_by_peft(run: Run, *, k: int, epsilon: float, factor: float) -> tuple[Tensors, PeftModel]:
+    """What PEFT's ``reduce_intruder_dimension`` makes of a run: its merged matrices, and the model as PEFT leaves it.
+
+    It scales every intruder among the k leading vectors, not only the first, and fits the result back into rank r by a
+    further SVD, so that a part of what it computed is lost. Its new adapter gets a classification head of its own, not
+    the trained one: the returned model shows that.
+
+    References
+    ----------
+    huggingface/peft pull request 2999.
+    """
+    model = as_peft_model(run)
+    reduce_intruder_dimension(model, new_adapter_name=REDUCED, top_k=k, threshold_epsilon=epsilon,
+                              mitigation_lambda=factor, logging_sink=None)
+    base = run.base_matrices()
+    merged = {name: base[name] + module.get_delta_weight(REDUCED).detach()
+              for name, module in tuned_modules(model).items()}
+    return merged, model
