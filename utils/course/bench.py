@@ -172,7 +172,8 @@ def _real_spectra() -> dict[str, list[np.ndarray]]:
 
 
 def _pairs(base, tuned: Path) -> list[Pair]:
-    from utils.course.intruders import checkpoint_pairs, matched_names
+    from utils.reporting.matrices import checkpoint_pairs
+    from utils.sources.pairs import matched_names
 
     other = open_checkpoint(str(tuned))
     return list(checkpoint_pairs(base, other, matched_names(base, other)))

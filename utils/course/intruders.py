@@ -2,20 +2,19 @@
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from utils.course.progress import followed
 from utils.errors import CourseError, UsageError
 from utils.files import replacing
 from utils.provenance import provenance
-from utils.sources.checkpoints import Adapter, Checkpoint, match_names, open_checkpoint
+from utils.reporting.matrices import checkpoint_pairs, stored_floor, stored_types
+from utils.sources.checkpoints import Adapter, Checkpoint, some
+from utils.sources.pairs import open_pair, place_of
 from utils.spectra.cache import SpectrumCache
-from utils.spectra.fast import Leading, LowRank, Pair, is_far, leading_cosines
-from utils.spectra.precision import precision_floor
+from utils.spectra.fast import Leading, leading_cosines
 from utils.spectra.svd import random_level
 from utils.training.device import device_name, limit_threads
 
@@ -56,18 +55,13 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     epsilons = epsilons or [round(0.1 * part, 1) for part in range(1, 10)]
     device = _device(device)
     limit_threads()
-    changed = open_checkpoint(tuned, allow_pickle=allow_pickle)
-    if base == "-":
-        base = _named_base(changed)
-    original = open_checkpoint(base, allow_pickle=allow_pickle)
-    if isinstance(original, Adapter):
-        raise UsageError(f"{base} is an adapter; the first argument is the model that it was trained on.")
-    sources = matched_names(original, changed, layers)
+    pair = open_pair(base, tuned, layers=layers, allow_pickle=allow_pickle, allow_base_pickle=allow_pickle)
+    original, changed, sources, base = pair.original, pair.changed, pair.sources, pair.original.name
     notes = []
     if isinstance(changed, Adapter) and changed.base_name and not _same(changed.base_name, base, original.folder):
         notes.append(f"The adapter names {changed.base_name} as its base; {base} was used.")
     if original.left_out:
-        notes.append(f"Left out, because only matrices are counted: {_some(list(original.left_out))}.")
+        notes.append(f"Left out, because only matrices are counted: {some(list(original.left_out))}.")
     started, matrices = time.perf_counter(), []
     try:
         found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
@@ -97,71 +91,17 @@ def _device(asked: str) -> str:
     return device_name() if asked == "auto" else asked
 
 
-def _named_base(changed: Checkpoint | Adapter) -> str:
-    if not isinstance(changed, Adapter):
-        raise UsageError(f"{changed.name} is a whole model and names no base; give its base instead of '-'.")
-    if not changed.base_name:
-        raise UsageError(f"The configuration of {changed.name} names no base model; give the base instead of '-'.")
-    return changed.base_name
-
-
 def _same(named: str, base: str, folder: Path) -> bool:
     return named == base or Path(named).expanduser().resolve() == folder.resolve()
 
 
-def matched_names(original: Checkpoint, changed: Checkpoint | Adapter,
-                  layers: re.Pattern | None = None) -> dict[str, str]:
-    """Base matrix -> name in the tuned checkpoint, in the base's order; UsageError where they do not go together."""
-    adapter = isinstance(changed, Adapter)
-    names = list(changed.tensors if adapter else changed.entries)
-    matched = match_names(names, original.entries)
-    twice = len(set(matched.values())) < len(matched)
-    extra = [name for name in names if name not in matched and (not adapter or re.search(r"\.\d+\.", name))]
-    missing = [] if adapter else [name for name in original.entries if name not in matched.values()]
-    for what, which in (("lacks", missing), ("also has", extra)):
-        if which:
-            raise UsageError(f"{changed.name} {what} {_some(which)} of which {original.name} "
-                             f"{'has its own' if what == 'lacks' else 'knows nothing'}; are they of one architecture?")
-    if twice:
-        raise UsageError(f"Two matrices of {changed.name} stand for one of {original.name}; are they of one "
-                         "architecture?")
-    by_base = {base: name for name, base in matched.items()}
-    sources = {base: by_base[base] for base in original.entries
-               if base in by_base and (layers is None or layers.search(base))}
-    if not sources:
-        raise UsageError(f"No matrix is left to compare: {changed.name} has {_some(names)}"
-                         f"{f', and none matches --layers {layers.pattern}' if layers else ''}.")
-    return sources
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter,
-                     sources: dict[str, str]) -> Iterator[Pair]:
-    """The matrices of two checkpoints, each read when it is its turn."""
-    def load(base_name: str, tuned_name: str):
-        weight, other = original.read(base_name), changed.read(tuned_name)
-        if isinstance(other, torch.Tensor):
-            return weight, other
-        if other.magnitude is None or (len(other.b), other.a.shape[1]) != tuple(weight.shape):
-            return weight, LowRank(other.b, other.a, other.scale)
-        return weight, other.merged(weight)
-
-    for base_name, tuned_name in sources.items():
-        yield Pair(base_name, lambda base_name=base_name, tuned_name=tuned_name: load(base_name, tuned_name))
-
-
 def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str],
          epsilons: list[float], vectors: str) -> dict:
-    stored = original.entries[found.name].dtype
-    tuned = stored if isinstance(changed, Adapter) else changed.entries[sources[found.name]].dtype
-    floor = precision_floor(found, stored, tuned, far=is_far(found.shape, vectors))
+    stored = stored_types(original, changed, found.name, sources[found.name])
+    floor = stored_floor(found, stored, vectors)
     cosines = found.max_cosines
     return {"name": found.name, "shape": list(found.shape), "method": found.method,
-            "stored": [str(kind).removeprefix("torch.") for kind in (stored, tuned)],
+            "stored": [str(kind).removeprefix("torch.") for kind in stored],
             "singular_values": found.singular_values.tolist(), "max_cosines": cosines.tolist(),
             "margin": min((cosines - epsilon).abs().min().item() for epsilon in epsilons),
             "precision_floor": floor.max().item(), "base_largest": found.base_values[0].item(),
@@ -202,22 +142,12 @@ def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Counts by epsilon, places by layer and type, and the epsilon of the places (the one nearest to 0.5)."""
     epsilon = min(report["epsilons"], key=lambda value: abs(value - 0.5))
     counts = pd.DataFrame({"epsilon": report["epsilons"], "n_intruders": list(report["total"].values())})
-    split = [_place(row["name"]) for row in report["matrices"]]
+    split = [place_of(row["name"]) for row in report["matrices"]]
     several = len({prefix for prefix, _, _ in split}) > 1
     places = pd.DataFrame([{"layer": layer, "type": f"{prefix}…{kind}" if several else kind,
                             "n_intruders": row["counts"][_key(epsilon)]}
                            for (prefix, layer, kind), row in zip(split, report["matrices"], strict=True)])
     return counts, places, epsilon
-
-
-def _place(name: str) -> tuple[str, int, str]:
-    """What stands before the block's number, the number, and what stands after it.
-
-    >>> _place("encoder.layer.11.attention.self.query")
-    ('encoder.layer', 11, 'attention.self.query')
-    """
-    prefix, number, kind = re.fullmatch(r"(?:(.*?)\.)?(\d+)\.(.+)", name).groups()
-    return prefix or "", int(number), kind
 
 
 def _short(source: str) -> str:

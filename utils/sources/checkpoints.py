@@ -69,6 +69,12 @@ class Checkpoint:
     entries: dict[str, Entry] = field(repr=False)
     left_out: tuple[str, ...] = ()  # weights within blocks that are no matrices, such as stacked experts
 
+    @property
+    def files(self) -> list[Path]:
+        """What its matrices are read from."""
+        config = self.folder / CONFIG
+        return [*([config] if config.exists() else []), *sorted({entry.file for entry in self.entries.values()})]
+
     def read(self, matrix: str) -> torch.Tensor:
         """A matrix as (out, in), in the type it is stored in."""
         entry = self.entries[matrix]
@@ -89,6 +95,16 @@ class Adapter:
     def base_name(self) -> str:
         """The base model that its configuration names."""
         return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its factors, whatever its name or configuration says."""
+        return max(len(self.read(module).a) for module in self.tensors)
+
+    @property
+    def files(self) -> list[Path]:
+        """What it was read from."""
+        return [self.folder / ADAPTER_CONFIG, _adapter_file(self.name, self.folder, pickled=True)]
 
     @property
     def _reader(self) -> "_Reader":
@@ -121,13 +137,15 @@ class Adapter:
         return alpha / r**0.5 if self.config.get("use_rslora") else alpha / r
 
 
-def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | Adapter:
+def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint | Adapter:
     """A model or adapter, from a folder or from the Hub.
 
     Parameters
     ----------
     source : str
         A folder as ``save_pretrained`` writes it, or a Hub name such as ``"FacebookAI/roberta-base"``.
+    revision : str, optional
+        A branch, tag or commit on the Hub; a folder has none.
     allow_pickle : bool
         Read ``.bin`` files where there are no safetensors, by torch's restricted loader (``weights_only=True``).
 
@@ -136,17 +154,18 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
     UsageError
         If it is out of reach, damaged, a pickle without leave, quantised, or an adapter of another kind than LoRA.
     """
-    folder = _folder(source, allow_pickle)
+    folder = _folder(source, revision, allow_pickle)
     if (folder / ADAPTER_CONFIG).exists():
         return _open_adapter(source, folder, allow_pickle)
     config = _json(folder / CONFIG) if (folder / CONFIG).exists() else None
-    types, entries, left_out = _model_types(config or {}), {}, []
+    types, entries, left_out, others = _model_types(config or {}), {}, [], []
     for file in _weight_files(source, folder, allow_pickle):
         for tensor, (shape, dtype) in _Reader.of(file).shapes().items():
             module = tensor.removesuffix(".weight")
             if len(shape) > 2 and _BLOCK.search(tensor) and not tensor.endswith("bias"):
                 left_out.append(tensor)
             if module == tensor or len(shape) != 2 or not _BLOCK.search(module) or _NOT_LINEAR.search(module):
+                others += [tensor] if len(shape) == 2 else []
                 continue
             if not isinstance(dtype, torch.dtype):
                 raise UsageError(f"Matrix '{module}' of {source} is stored as {dtype}, a quantised type; save a copy "
@@ -158,7 +177,9 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False) -> Checkpoint | 
             transposed = transposed and not types.isdisjoint(_TRANSPOSED_TYPES)
             entries[module] = Entry(tensor, file, tuple(shape[::-1] if transposed else shape), dtype, transposed)
     if not entries:
-        raise UsageError(f"{source} holds no weight matrices inside numbered blocks; is it a transformers model?")
+        raise UsageError(f"{source} holds no weight matrices inside numbered blocks; it has {some(others)}, but "
+                         "what is counted has a name like 'model.layers.0.mlp.up_proj.weight', the layer's number "
+                         "between dots and '.weight' at the end, so save it with transformers or rename its weights.")
     ordered = dict(sorted(entries.items(), key=lambda item: _natural(item[0])))
     return Checkpoint(source, folder, ordered, tuple(left_out))
 
@@ -203,7 +224,17 @@ def _natural(name: str) -> list:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
 
 
-def _folder(source: str, allow_pickle: bool) -> Path:
+def some(names: list[str]) -> str:
+    """A few of the names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    shown = ", ".join(f"'{name}'" for name in names[:3]) or "nothing"
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _folder(source: str, revision: str | None, allow_pickle: bool) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -211,7 +242,7 @@ def _folder(source: str, allow_pickle: bool) -> Path:
         raise UsageError(f"{source} is a file; give the folder that holds the model or adapter.")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UsageError(f"There is no folder {source}, and it is not a Hub name of the form owner/name either.")
-    return hub.checkpoint_snapshot(source, allow_pickle=allow_pickle)
+    return hub.checkpoint_snapshot(source, revision=revision, allow_pickle=allow_pickle)
 
 
 def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
@@ -254,7 +285,9 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(_REWRITING):
         raise UsageError(f"{source} started from '{start}', which rewrites the base weight, so its factors alone do "
-                         "not give the tuned one; merge it with PEFT's `merge_and_unload` and give the merged copy.")
+                         "not give the tuned one over the original base; merge it into the rewritten base with PEFT's "
+                         "`merge_and_unload` and give the merged copy, or save it anew with PEFT's "
+                         "`path_initial_model_for_weight_conversion`, which makes plain LoRA of it.")
     if beyond := [name for name in _BEYOND_LORA if config.get(name)]:
         raise UsageError(f"{source} uses {beyond[0]}, which is more than scale * B A; merge it with PEFT's "
                          "`merge_and_unload` and give the merged copy.")

@@ -35,7 +35,7 @@ def model_snapshot(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def checkpoint_snapshot(name: str, *, allow_pickle: bool = False) -> Path:
+def checkpoint_snapshot(name: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """The folder of any Hub model or adapter, for a command that was given its name.
 
     Raises
@@ -44,7 +44,7 @@ def checkpoint_snapshot(name: str, *, allow_pickle: bool = False) -> Path:
         If it is gated, unknown or out of reach; what is in the folder is the reader's to judge.
     """
     try:
-        return _snapshot(name, None, MODEL_FILES + (["*.bin"] if allow_pickle else []), "run the command again, or "
+        return _snapshot(name, revision, MODEL_FILES + (["*.bin"] if allow_pickle else []), "run the command again, or "
                          "give a folder that holds the model")
     except CourseError as error:
         raise UsageError(str(error)) from error

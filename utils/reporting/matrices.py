@@ -1,0 +1,43 @@
+"""Two checkpoints as the spectra's functions take them: pairs of matrices, each read when it is its turn."""
+
+from collections.abc import Iterator
+
+import torch
+
+from utils.sources.checkpoints import Adapter, Checkpoint
+from utils.spectra.fast import Leading, LowRank, Pair, is_far
+from utils.spectra.precision import precision_floor
+
+
+def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str]) -> Iterator[Pair]:
+    """The matrices of two checkpoints, each read when it is its turn.
+
+    Parameters
+    ----------
+    original, changed
+        A base and what was tuned from it.
+    sources : dict of str to str
+        Base matrix -> name in the tuned checkpoint (:func:`utils.sources.pairs.matched_names`).
+    """
+    def load(base_name: str, tuned_name: str):
+        weight, other = original.read(base_name), changed.read(tuned_name)
+        if isinstance(other, torch.Tensor):
+            return weight, other
+        if other.magnitude is None or (len(other.b), other.a.shape[1]) != tuple(weight.shape):
+            return weight, LowRank(other.b, other.a, other.scale)
+        return weight, other.merged(weight)
+
+    for base_name, tuned_name in sources.items():
+        yield Pair(base_name, lambda base_name=base_name, tuned_name=tuned_name: load(base_name, tuned_name))
+
+
+def stored_types(original: Checkpoint, changed: Checkpoint | Adapter, name: str,
+                 tuned_name: str) -> tuple[torch.dtype, torch.dtype]:
+    """In which types a matrix is stored in the two; an adapter's merged weight is no better known than its base's."""
+    stored = original.entries[name].dtype
+    return stored, stored if isinstance(changed, Adapter) else changed.entries[tuned_name].dtype
+
+
+def stored_floor(found: Leading, stored: tuple[torch.dtype, torch.dtype], vectors: str = "left") -> torch.Tensor:
+    """What the stored types leave open of each largest cosine (:func:`utils.spectra.precision.precision_floor`)."""
+    return precision_floor(found, *stored, far=is_far(found.shape, vectors))
