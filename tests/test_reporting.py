@@ -16,7 +16,7 @@ from utils.reporting import claims as ledger
 from utils.reporting import plots
 from utils.reporting.claims import NOT_REPRODUCED, OUT_OF_REACH, PARTLY, REPRODUCED, RULES, TOO_FEW, Claim, claims, \
     own_verdicts, verdict, verdicts, write_ledger
-from utils.reporting.measure import MEASUREMENTS
+from utils.reporting.measurements import MEASUREMENTS
 from utils.reporting.publish import STAMP, publish, published_alt
 from utils.reporting.reference import build_reference, mean_interval, paper_accuracies, reference_note, \
     reference_table, summarise

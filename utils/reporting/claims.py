@@ -5,7 +5,6 @@ is "reproduced", some "partly", none "not reproduced"; fewer seeds than the clai
 """
 
 import tomllib
-from collections.abc import Callable
 from functools import cache
 
 import pandas as pd
@@ -15,8 +14,8 @@ from utils.errors import CourseError
 from utils.files import write_text
 from utils.paths import PAPER, reference_dir, writable
 from utils.profiles import Profile
-from utils.reporting.measure import last_steps
 from utils.reporting.reference import mean_interval, reference_note, reference_table
+from utils.reporting.rules import RULES
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 OUT_OF_REACH, TOO_FEW = "out of reach at this scale", "too few seeds to say"
@@ -127,97 +126,3 @@ def write_ledger(profile: Profile) -> str:
     text = "\n".join(lines) + "\n"
     write_text(writable(reference_dir() / profile.profile) / "LEDGER.md", text)
     return text
-
-
-def _by_seed(table: pd.DataFrame, effect: Callable[[pd.DataFrame], float]) -> pd.Series:
-    """Apply `effect` to the rows of each seed of the first experiment; NaN where a run that it needs diverged."""
-    def effect_or_nan(part: pd.DataFrame) -> float:
-        try:
-            return effect(part)
-        except (IndexError, KeyError):
-            return float("nan")
-
-    ranks = table[table["experiment"] == "ranks"]
-    return pd.Series({seed: effect_or_nan(part) for seed, part in ranks.groupby("seed")}, dtype=float)
-
-
-def _full(part: pd.DataFrame) -> pd.Series:
-    return part[part["r"] == 0].iloc[0]
-
-
-def accuracy_within(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Tolerance minus the largest distance of any LoRA run from full fine-tuning, at the last step."""
-    return _by_seed(last_steps(table), lambda part: rule["tolerance"] - (
-        part[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
-
-
-def no_intruders_in_full(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """0.5 minus the count of full fine-tuning: positive for a count of exactly zero."""
-    at = table[table["epsilon"] == rule["epsilon"]]
-    return _by_seed(at, lambda part: 0.5 - _full(part)["n_intruders"])
-
-
-def more_intruders_at_equal_accuracy(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Largest LoRA count minus full's, among LoRA runs within the tolerance of full's accuracy."""
-    at = table[table["epsilon"] == rule["epsilon"]]
-
-    def effect(part: pd.DataFrame) -> float:
-        full = _full(part)
-        near = part[(part["r"] > 0) & ((part["accuracy"] - full["accuracy"]).abs() <= rule["tolerance"])]
-        return near["n_intruders"].max() - full["n_intruders"] if len(near) else float("nan")
-
-    return _by_seed(at, effect)
-
-
-def fewer_at_full_width(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Count at the low rank minus count at the highest rank."""
-    at, width = table[table["epsilon"] == rule["epsilon"]], table["r"].max()
-
-    def effect(part: pd.DataFrame) -> float:
-        counts = part.set_index("r")["n_intruders"]
-        return counts.loc[rule["low_rank"]] - counts.loc[width]
-
-    return _by_seed(at, effect)
-
-
-def grows_through_training(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """LoRA's count at the last checkpoint minus the first; the strongest intruder must not be weaker at the end."""
-    def effect(part: pd.DataFrame) -> float:
-        lora = part[part["r"] > 0].sort_values("step")
-        first, last = lora.iloc[0], lora.iloc[-1]
-        strengths = lora["strongest_ratio"].dropna()
-        weaker = len(strengths) > 1 and strengths.iloc[-1] < strengths.iloc[0]
-        return -1.0 if weaker else last["n_intruders"] - first["n_intruders"]
-
-    return _by_seed(table, effect)
-
-
-def above_full_at_every_k(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Smallest difference LoRA minus full over k, plus a half, so that a tie counts as holding."""
-    def effect(part: pd.DataFrame) -> float:
-        low = part[part["r"] == rule["low_rank"]].set_index("k")["n_intruders"]
-        return (low - part[part["r"] == 0].set_index("k")["n_intruders"]).min() + 0.5
-
-    return _by_seed(table, effect)
-
-
-def full_forgets_more(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Full's pseudo-loss minus the largest one of LoRA up to the given rank."""
-    return _by_seed(table, lambda part: _full(part)["pseudo_loss"] - part[
-        part["r"].between(1, rule["max_rank"])]["pseudo_loss"].max())
-
-
-def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """The smaller of: r = 1 minus the low rank, and the highest rank minus the low rank, in pseudo-loss."""
-    width = table["r"].max()
-
-    def effect(part: pd.DataFrame) -> float:
-        lora = part.set_index("r")["pseudo_loss"]
-        return min(lora.loc[1], lora.loc[width]) - lora.loc[rule["low_rank"]]
-
-    return _by_seed(table, effect)
-
-
-RULES: dict[str, Callable[[pd.DataFrame, dict], pd.Series]] = {rule.__name__: rule for rule in (
-    accuracy_within, no_intruders_in_full, more_intruders_at_equal_accuracy, fewer_at_full_width,
-    grows_through_training, above_full_at_every_k, full_forgets_more, u_shape)}

@@ -125,13 +125,13 @@ def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
 
 def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Vector tables of the final weights of every run."""
-    return _collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments)
+    return collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments)
 
 
 def accuracy_over_steps(profile: Profile, seeds: Seeds = None,
                         experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Test accuracy with its binomial standard error at each checkpoint of each run."""
-    return _collect(profile, seeds, lambda run: run.metrics(), experiments)
+    return collect(profile, seeds, lambda run: run.metrics(), experiments)
 
 
 def last_steps(table: pd.DataFrame, by: tuple[str, ...] | list[str] = ("experiment", "run")) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def intruder_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
     spectra = profile.spectra
     counts = count_intruders(all_vectors(profile, seeds), spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
-    return counts.merge(_final_accuracy(profile, seeds), on="run")
+    return counts.merge(final_accuracy(profile, seeds), on="run")
 
 
 def intruder_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             leading = run_vectors(run, spectra, metric["step"], spectra.k)
             found = leading[leading["max_cosine"] < spectra.epsilon]
             ratio = found["singular_value"] / found["base_largest"]
-            rows.append(_identity(profile, "ranks", run) | {
+            rows.append(identity(profile, "ranks", run) | {
                 "step": metric["step"], "accuracy": metric["accuracy"], "n_intruders": len(found),
                 "strongest_ratio": ratio.max(), "first_index": found["index"].min(),
                 "least_cosine": leading["max_cosine"].min()})
@@ -211,7 +211,7 @@ def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
             settings = {"version": 2, "k": spectra.k, "epsilons": spectra.epsilons}
             table = run.measured(f"control-rank-{rank or 'full'}", settings, compute)
-            rows.append(_with_identity(profile, "ranks", table).assign(control=control))
+            rows.append(with_identity(profile, "ranks", table).assign(control=control))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -221,7 +221,7 @@ def update_sizes(profile: Profile, seeds: Seeds = None, experiments: tuple[str, 
         return run.measured("updates", {"version": 1}, lambda run: update_table(
             run.base_matrices(), run.tuned_matrices(), run.factors()))
 
-    return _collect(profile, seeds, measure, experiments)
+    return collect(profile, seeds, measure, experiments)
 
 
 def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
@@ -229,24 +229,27 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
     rows = []
     for experiment in experiments or profile.shown_experiments:
         for run in experiment_runs(profile, experiment, seeds):
-            row = _identity(profile, experiment, run)
-            row["pseudo_loss"] = corpus_loss(run.measured(
-                "pseudo_loss", {"version": 1} | profile.pseudo_loss.model_dump(),
-                lambda run: _pseudo_loss(run.base, run.masked_lm(), profile.pseudo_loss)))
+            row = identity(profile, experiment, run)
+            row["pseudo_loss"] = run_pseudo_loss(run, profile.pseudo_loss)
             row["base_pseudo_loss"] = base_pseudo_loss(run.base, profile.pseudo_loss)
             cosines = run_vectors(run, profile.spectra, k=profile.spectra.k)["max_cosine"]
             row["n_intruders"] = int((cosines < profile.spectra.epsilon).sum())
             rows.append(row)
-    table = pd.DataFrame(rows).merge(_final_accuracy(profile, seeds, experiments), on="run")
+    table = pd.DataFrame(rows).merge(final_accuracy(profile, seeds, experiments), on="run")
     norms = update_sizes(profile, seeds, experiments).groupby("run")["relative_norm"].mean().reset_index()
     return table.assign(forgetting=table["pseudo_loss"] - table["base_pseudo_loss"]).merge(norms, on="run")
 
 
 def learning_rate_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """:func:`forgetting` over the learning-rate sweep, which is made for the reference alone and with one seed."""
-    if "learning_rates" not in profile.experiments:
-        return pd.DataFrame()
-    return forgetting(profile, (seeds or profile.reference_seeds)[:1], ("learning_rates",))
+    """:func:`forgetting` over the learning-rate sweep."""
+    return forgetting(profile, seeds, ("learning_rates",))
+
+
+def run_pseudo_loss(run: Run, settings: PseudoLoss, step: int | None = None) -> float:
+    """Pseudo-loss of a run at a step (the last by default) in nats per token; kept beside the run."""
+    at = "" if step in (None, run.steps[-1]) else f"-{step:06d}"
+    return corpus_loss(run.measured(f"pseudo_loss{at}", {"version": 1} | settings.model_dump(), lambda run: (
+        model_pseudo_loss(run.base, run.masked_lm(step), settings))))
 
 
 @lru_cache(maxsize=4)
@@ -256,39 +259,36 @@ def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32).eval()
-    return corpus_loss(_pseudo_loss(base, model, settings))
+    return corpus_loss(model_pseudo_loss(base, model, settings))
 
 
-def _pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
+def model_pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
+    """Pseudo-loss of each passage of the settings' text, for a masked-LM on a base's tokenizer."""
     limit_threads()
     texts = pretraining_passages(settings.corpus, settings.passages)
     return pseudo_loss(model.to(device_name()), tokenizer_of(base.folder), texts, tokens=settings.tokens)
 
 
-def _identity(profile: Profile, experiment: str, run: Run) -> dict:
+def identity(profile: Profile, experiment: str, run: Run) -> dict:
+    """The columns that say which run of which experiment a row is about."""
     return {"profile": profile.profile, "experiment": experiment} | run.spec.columns
 
 
-def _with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd.DataFrame:
+def with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of one run with profile and experiment as its first columns."""
     return pd.DataFrame({"profile": profile.profile, "experiment": experiment}, index=table.index).join(table)
 
 
-def _collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
-             experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
-    parts = [_with_identity(profile, experiment, measure(run))
+def collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
+            experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """One tidy table of what `measure` returns for every run of the experiments, the main ones by default."""
+    parts = [with_identity(profile, experiment, measure(run))
              for experiment in experiments or profile.shown_experiments
              for run in experiment_runs(profile, experiment, seeds)]
     return pd.concat(parts, ignore_index=True)
 
 
-def _final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+def final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Each run's accuracy at its last step, with its binomial standard error, by run."""
     last = last_steps(accuracy_over_steps(profile, seeds, experiments), by=["run"])
     return last[["run", "accuracy", "accuracy_se"]].reset_index(drop=True)
-
-
-MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {
-    "accuracy_over_steps": accuracy_over_steps, "intruder_counts": intruder_counts,
-    "intruder_counts_by_k": intruder_counts_by_k, "intruder_places": intruder_places,
-    "intruder_growth": intruder_growth, "random_controls": random_controls, "forgetting": forgetting,
-    "learning_rate_sweep": learning_rate_sweep,
-}

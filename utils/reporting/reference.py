@@ -11,7 +11,8 @@ from utils.files import write_json, write_text
 from utils.paths import PAPER, reference_dir, writable
 from utils.profiles import Profile
 from utils.provenance import provenance
-from utils.reporting.measure import MEASUREMENTS, Seeds
+from utils.reporting.measure import Seeds
+from utils.reporting.measurements import MEASUREMENTS
 
 PROVENANCE = "provenance.json"
 
@@ -28,8 +29,9 @@ def build_reference(profile: Profile, seeds: Seeds = None) -> list[str]:
         raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
     seeds = seeds or profile.reference_seeds
     folder = writable(reference_dir() / profile.profile)
+    whole = profile.with_reference_runs()
     for name, measure in MEASUREMENTS.items():
-        table = measure(profile, seeds)
+        table = measure(whole, seeds)
         if table.empty:
             continue  # a profile without a learning-rate sweep
         write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
@@ -71,6 +73,14 @@ def paper_accuracies() -> pd.DataFrame:
     return pd.read_csv(PAPER / "accuracy_tables.csv")
 
 
+def paper_scaling() -> pd.DataFrame:
+    """Tables 3 and 4 of arXiv 2410.21228v3: percent change of accuracy and forgetting when intruders are scaled.
+
+    Columns ``table``, ``base``, ``task``, ``r``, ``factor``, ``accuracy_change``, ``forgetting_change``.
+    """
+    return pd.read_csv(PAPER / "scaling_tables.csv")
+
+
 def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and t-interval of a sample (one value per seed); a single value has no interval (NaN).
 
@@ -83,6 +93,37 @@ def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float
         return mean, float("nan"), float("nan")
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return mean, mean - half, mean + half
+
+
+def rank_correlation(x, y, confidence: float = 0.95) -> dict:
+    """Spearman's rho with p, exact n, and an interval by Fisher's transformation.
+
+    Returns
+    -------
+    dict
+        ``rho``, ``low``, ``high``, ``p``, ``n``; NaN where a column is constant or fewer than four pairs are given.
+
+    References
+    ----------
+    Bonett & Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman correlations", 2000: the
+    standard error sqrt((1 + rho^2 / 2) / (n - 3)) of atanh(rho).
+
+    Examples
+    --------
+    >>> rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])["rho"]
+    0.9
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    empty = dict.fromkeys(("rho", "low", "high", "p"), float("nan")) | {"n": len(x)}
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return empty
+    found = stats.spearmanr(x, y)
+    rho, p = round(float(found.statistic), 12), float(found.pvalue)
+    if abs(rho) == 1:
+        return {"rho": rho, "low": rho, "high": rho, "p": p, "n": len(x)}
+    half = stats.norm.ppf((1 + confidence) / 2) * ((1 + rho**2 / 2) / (len(x) - 3)) ** 0.5
+    return {"rho": rho, "low": float(np.tanh(np.arctanh(rho) - half)), "high": float(np.tanh(np.arctanh(rho) + half)),
+            "p": p, "n": len(x)}
 
 
 def summarise(table: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:

@@ -1,0 +1,159 @@
+"""Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import mannwhitneyu
+
+from utils.profiles import Profile
+from utils.reporting.measure import Seeds, base_factors, base_spectra, collect, experiment_runs, identity, run_pairs, \
+    run_vectors
+from utils.spectra import adapter_strengths, critical_strength, measured_critical_strength, similarity, thin_svd, \
+    toy_sweep, window_level, window_table
+from utils.training.store import Run
+from utils.training.targets import split_name
+
+TOP = 64  # leading vectors of a similarity map
+RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+WINDOWS = (1, 2, 4, 8, 16)
+DRAWS = 3
+
+
+def clearest_matrix(run: Run, profile: Profile) -> str:
+    """The matrix that holds a run's least pretrained-like leading vector: a clear example, not a typical one."""
+    leading = run_vectors(run, profile.spectra, k=profile.spectra.k)
+    return leading.loc[leading["max_cosine"].idxmin(), "matrix"]
+
+
+def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in the clearest matrix of each seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per run: ``shift`` (median of tuned index minus best-matching pretrained index over the leading
+        vectors beyond the k-th; positive where others were pushed down), ``mean_cosine`` (of the leading vectors' best
+        matches), ``blank_rows`` (intruders among the k leading), ``flattest`` (best match of the least alike).
+    """
+    spectra, rows = profile.spectra, []
+    runs = [run for run in experiment_runs(profile, "ranks", seeds)
+            if run.spec.method.r in (None, spectra.showcase_rank)]
+    for full in (run for run in runs if run.spec.method.r is None):
+        for lora in (run for run in runs if run.spec.method.r and run.spec.seed == full.spec.seed):
+            matrix = clearest_matrix(lora, profile)
+            rows += [identity(profile, "ranks", run) | {"matrix": matrix} | _alignment(run, matrix, profile)
+                     for run in (full, lora)]
+    return pd.DataFrame(rows)
+
+
+def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
+    cosines = similarity(thin_svd(run.tuned_matrices()[matrix]), base_factors(run.base)[matrix], top=TOP)
+    best, place = cosines.max(1)
+    k = profile.spectra.k
+    beyond = torch.arange(len(place))[k:] - place[k:]
+    alike = best[k:] >= profile.spectra.epsilon  # where nothing matches, the best match's place means nothing
+    return {"shift": beyond[alike].double().median().item() if alike.any() else float("nan"),
+            "mean_cosine": best.mean().item(), "blank_rows": int((best[:k] < profile.spectra.epsilon).sum()),
+            "flattest": best[:k].min().item()}
+
+
+def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
+    rows = []
+    for run in experiment_runs(profile, "ranks", seeds):
+        if run.spec.method.r == profile.spectra.showcase_rank:
+            matrix = clearest_matrix(run, profile)
+            sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
+                              base_factors=base_factors(run.base)[matrix])
+            rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
+    return pd.concat(rows, ignore_index=True)
+
+
+def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """The strength at which a random direction becomes an intruder in each base matrix, predicted and measured. Ours.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per seed (of the random directions) and matrix: ``layer``, ``type``, ``predicted`` from W0's singular
+        values, ``measured`` (median of a few draws) with ``smallest`` and ``largest``, all in units of them.
+    """
+    spectra, spectrum, rows = profile.spectra, base_spectra().spectrum, []
+    chosen = profile.seeds if seeds is None else seeds
+    run = experiment_runs(profile, "ranks", chosen[:1])[0]
+    for name, base in run.base_matrices().items():
+        predicted = critical_strength(spectrum(base, name=name).values, tuple(base.shape), spectra.epsilon, spectra.k)
+        layer, kind = split_name(name)
+        for seed in chosen:
+            found = measured_critical_strength(base, epsilon=spectra.epsilon, k=spectra.k, draws=DRAWS, seed=seed,
+                                               spectrum=spectrum)
+            rows.append({"profile": profile.profile, "seed": seed, "matrix": name, "layer": layer, "type": kind,
+                         "predicted": predicted, "measured": found.median, "smallest": found.smallest,
+                         "largest": found.largest})
+    return pd.DataFrame(rows)
+
+
+def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Each trained matrix's strength over the critical one, and its number of intruders, for the sweep's LoRA runs."""
+    spectra = profile.spectra
+
+    def measure(run: Run) -> pd.DataFrame:
+        settings = {"version": 1, "epsilon": spectra.epsilon, "k": spectra.k}
+        table = run.measured("strengths", settings, lambda run: adapter_strengths(
+            run_pairs(run), epsilon=spectra.epsilon, k=spectra.k, spectrum=base_spectra().spectrum))
+        leading = run_vectors(run, spectra, k=spectra.k)
+        counts = leading["max_cosine"].lt(spectra.epsilon).groupby(leading["matrix"]).sum()
+        return table.assign(n_intruders=table["matrix"].map(counts))
+
+    return collect(profile, seeds, measure, ("learning_rates",))
+
+
+def separation(table: pd.DataFrame) -> pd.DataFrame:
+    """How well the ratio of strength to critical strength orders matrices with intruders above those without.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per method and learning rate: ``matrices``, ``with_intruders``, ``above_critical`` (ratio over 1),
+        ``largest_ratio``, ``auc`` (NaN where all or none have intruders).
+    """
+    rows = []
+    for (method, rate), part in table.groupby(["method", "learning_rate"], sort=False):
+        has = part["n_intruders"] > 0
+        auc = float("nan")
+        if has.any() and not has.all():
+            auc = mannwhitneyu(part.loc[has, "ratio"], part.loc[~has, "ratio"]).statistic / (has.sum() * (~has).sum())
+        rows.append({"method": method, "learning_rate": rate, "matrices": len(part), "with_intruders": int(has.sum()),
+                     "above_critical": int((part["ratio"] > 1).sum()), "largest_ratio": part["ratio"].max(),
+                     "auc": auc})
+    return pd.DataFrame(rows)
+
+
+def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Each leading vector's projection onto windows of pretrained ones, for full fine-tuning and the showcase rank.
+
+    Width 1 is the maximal cosine; a vector that is an intruder there and none at width 8 only turned within a cluster.
+    """
+    spectra = profile.spectra
+
+    def measure(run: Run) -> pd.DataFrame:
+        return run.measured("windows", {"version": 1, "k": spectra.k, "widths": WINDOWS}, lambda run: window_table(
+            run_pairs(run), WINDOWS, k=spectra.k, spectrum=base_spectra().spectrum))
+
+    table = collect(profile, seeds, measure, ("ranks",))
+    return table[table["r"].isin([0, spectra.showcase_rank])]
+
+
+def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Intruders at the profile's epsilon by window width."""
+    table = window_cosines(profile, seeds)
+    by = ["profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "width"]
+    counts = table["max_cosine"].lt(profile.spectra.epsilon).groupby([table[name] for name in by], sort=False).sum()
+    return counts.rename("n_intruders").reset_index()
+
+
+def window_levels(profile: Profile) -> dict[int, float]:
+    """What a random direction reaches at each width, for the model's narrowest output."""
+    shapes = {tuple(weight.shape) for weight in experiment_runs(profile, "ranks")[0].base_matrices().values()}
+    return {width: float(np.max([window_level(out, min(out, wide), width) for out, wide in shapes]))
+            for width in WINDOWS}

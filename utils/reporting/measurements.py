@@ -1,0 +1,23 @@
+"""The register of measurements: what ``python -m utils reference`` makes, claims judge and notebooks draw as bands."""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from utils.profiles import Profile
+from utils.reporting import causes, geometry, measure, moves, released, sequence
+from utils.reporting.measure import Seeds
+
+def released_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Figs 4a-c: counts in the released checkpoints that the profile names; empty where it names none."""
+    return released.released_counts(profile) if profile.released else pd.DataFrame()
+
+
+MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name__: one for one in (
+    measure.accuracy_over_steps, measure.intruder_counts, measure.intruder_counts_by_k, measure.intruder_places,
+    measure.intruder_growth, measure.random_controls, measure.forgetting, measure.learning_rate_sweep,
+    geometry.similarity_summary, geometry.planted_directions, geometry.window_counts, geometry.critical_strengths,
+    geometry.trained_strengths, moves.what_moves, moves.sweep_over_steps, moves.alpha_counts,
+    moves.alpha_counts_by_k, moves.data_counts, moves.data_counts_by_k, moves.variant_counts, moves.update_ranks,
+    causes.interventions, causes.removals, causes.norm_matched, causes.mitigations,
+    sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra, released_counts)}
