@@ -88,8 +88,9 @@ def test_trainer_callbacks_have_the_events_that_ours_override():
     from utils.training.masked_lm import HeldOutCurve
     from utils.training.train import Checkpoints
     from utils.training.trainer import MarkComplete, Progress
+    from utils.training.variants import AllocateRanks
 
-    for ours in (Checkpoints, HeldOutCurve, MarkComplete, Progress):
+    for ours in (AllocateRanks, Checkpoints, HeldOutCurve, MarkComplete, Progress):
         events = [name for name in vars(ours) if name.startswith("on_")]
         assert events and all(hasattr(TrainerCallback, name) for name in events), ours
 
@@ -330,3 +331,100 @@ def test_fused_adamw_runs_on_a_cpu():
     weight.sum().backward()
     optimiser.step()
     torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+
+
+def test_adalora_has_a_schedule_and_a_pruning_call(classifier):
+    """Without `total_step` and the call at every step nothing is ever pruned, and the run is a wider LoRA."""
+    from peft import AdaLoraConfig, TaskType, get_peft_model
+
+    config = AdaLoraConfig(init_r=6, target_r=4, lora_alpha=8, total_step=20, tinit=2, tfinal=4, deltaT=1,
+                           target_modules=lora_pattern("bert"), task_type=TaskType.SEQ_CLS)
+    model = get_peft_model(classifier, config)
+    layer = model.base_model.model.bert.encoder.layer[0].output.dense
+    assert layer.lora_A["default"].shape == (6, 64) and layer.lora_E["default"].shape == (6, 1)
+    assert layer.lora_B["default"].shape == (32, 6) and layer.scaling["default"] == 8
+    assert layer.ranknum["default"].item() == 6 and not layer.ranknum["default"].requires_grad
+    assert list(inspect.signature(model.base_model.update_and_allocate).parameters) == ["global_step"]
+
+
+def test_vera_shares_its_matrices_and_trains_two_vectors(classifier):
+    """`_vera_pair` cuts the shared matrices to a layer's size; other names, and every VeRA run ends in an error."""
+    from peft import TaskType, VeraConfig, get_peft_model
+
+    model = get_peft_model(classifier, VeraConfig(r=8, target_modules=lora_pattern("bert"),
+                                                  task_type=TaskType.SEQ_CLS))
+    layers = model.base_model.model.bert.encoder.layer
+    narrow, wide = layers[0].attention.self.query, layers[0].intermediate.dense
+    assert narrow.vera_A["default"] is wide.vera_A["default"] and narrow.vera_A["default"].shape == (8, 64)
+    assert narrow.vera_B["default"].shape == (64, 8)
+    assert wide.vera_lambda_b["default"].shape == (64,) and wide.vera_lambda_d["default"].shape == (8,)
+    assert wide.vera_lambda_b["default"].abs().sum() == 0, "no update at the start"
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "vera" in name}
+    assert len(trained) == 24 and all("vera_lambda" in name for name in trained)
+
+
+def test_pissa_is_an_initialisation_that_rewrites_the_base(classifier):
+    """Under another name PEFT would start from zero, and from a base that is whole: the wrong update is stored."""
+    from peft import LoraConfig, get_peft_model
+
+    layer = classifier.bert.encoder.layer[0].output.dense
+    before = layer.weight.detach().clone()
+    model = get_peft_model(classifier, LoraConfig(r=4, lora_alpha=8, init_lora_weights="pissa",
+                                                  target_modules=lora_pattern("bert")))
+    wrapped = model.base_model.model.bert.encoder.layer[0].output.dense
+    residual, update = wrapped.get_base_layer().weight, wrapped.get_delta_weight("default")
+    assert update.norm() > 0.1 * before.norm()
+    torch.testing.assert_close(residual + update, before, rtol=0, atol=1e-6)
+
+
+def test_lora_plus_puts_b_into_a_group_of_its_own(classifier):
+    """Its learning rate is a ratio of A's; a renamed keyword would go on to AdamW, and there it is an error."""
+    from peft import LoraConfig, get_peft_model
+    from peft.optimizers import create_loraplus_optimizer
+
+    model = get_peft_model(classifier, LoraConfig(r=4, lora_alpha=8, target_modules=lora_pattern("bert")))
+    optimiser = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-3, weight_decay=0.0, loraplus_lr_ratio=16)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(parameter)]: group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    assert len(rates) == 24 and all(group["weight_decay"] == 0 for group in optimiser.param_groups)
+    assert {("lora_B" in name, round(rate, 6)) for name, rate in rates.items()} == {(True, 0.016), (False, 0.001)}
+
+
+def test_pefts_mitigation_takes_our_keywords_and_leaves_its_adapter_active(classifier):
+    """Notebook 07 reads the merged factors of the adapter that it makes, and says which head it leaves."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    model = get_peft_model(classifier, LoraConfig(r=2, lora_alpha=4, target_modules=lora_pattern("bert"),
+                                                  task_type=TaskType.SEQ_CLS, modules_to_save=["classifier"]))
+    reduce_intruder_dimension(model, new_adapter_name="less", top_k=3, threshold_epsilon=0.5, mitigation_lambda=0.75,
+                              logging_sink=None)
+    layer = model.base_model.model.bert.encoder.layer[0].output.dense
+    assert model.active_adapters == ["less"] and layer.get_delta_weight("less").shape == (32, 64)
+    assert set(model.base_model.model.classifier.modules_to_save) == {"default", "less"}
+
+
+def test_logistic_regression_is_multinomial_and_takes_an_inverse_penalty():
+    """The refitted heads: `multi_class` went in 2025; one-against-rest in its place would be another head."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = torch.randn(90, 5, generator=torch.Generator().manual_seed(0)).numpy()
+    y = torch.arange(90).remainder(3).numpy()
+    head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x, y)
+    scores, shares = (getattr(head, name)(x) for name in ("decision_function", "predict_proba"))
+    torch.testing.assert_close(torch.tensor(scores).softmax(1), torch.tensor(shares))
+    assert head[-1].coef_.shape == (3, 5) and head.predict(x).dtype == y.dtype
+
+
+def test_a_callback_is_called_between_the_optimisers_step_and_the_clearing_of_gradients():
+    """AdaLoRA's importance is weight times gradient: after `zero_grad` every direction would look unimportant."""
+    from transformers import Trainer, TrainerCallback
+
+    assert hasattr(TrainerCallback, "on_optimizer_step")
+    source = "".join(inspect.getsource(method) for name, method in inspect.getmembers(Trainer, inspect.isfunction)
+                     if "on_optimizer_step(" in inspect.getsource(method))
+    after = source[source.index("on_optimizer_step("):]
+    assert "optimizer.step()" in source[:source.index("on_optimizer_step(")]
+    assert after.index("zero_grad()") < after.index("global_step += 1")

@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from utils.errors import UsageError
-from utils.profiles import PROFILE_NAMES, load_profile
+from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles import loader as loader_module
+from utils.profiles.schema import NOTEBOOK_EXPERIMENTS
+from utils.sources.models import BaseModel
 from utils.sources.tasks import TASKS
-from utils.training.spec import run_specs
+from utils.training import spec as spec_module
+from utils.training.spec import continual_specs, run_specs
 
 LAPTOP = yaml.safe_load((Path(loader_module.__file__).parent / "laptop.yaml").read_text(encoding="utf-8"))
 
@@ -28,7 +31,7 @@ def variant(tmp_path):
                 del place[keys[-1]]
             else:
                 place[keys[-1]] = value
-        path = tmp_path / "variant.yaml"
+        path = tmp_path / f"variant{len(list(tmp_path.iterdir()))}.yaml"  # a path once loaded is remembered
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
 
@@ -79,7 +82,7 @@ GROUPS = ("experiments", "ranks", "runs")
     ({("spectra",): ...}, ("'spectra' is missing",)),
     ({("training", "batch_size"): ...}, ("'training.batch_size' is missing",)),
     ({("experiments", "second"): ...}, ("'experiments' must name 'second'",)),
-    ({("experiments", "ranks", "task"): "mnli"}, ("'ranks'", "'mnli'", "movies, topics")),
+    ({("experiments", "ranks", "task"): "mnli"}, ("'ranks'", "'mnli'", "it has continues, genre, movies", "topics)")),
     ({("spectra", "showcase_rank"): 7}, ("'spectra.showcase_rank' is 7", "ranks [1, ")),
     ({(*GROUPS, 0, "lora_alpha"): 8}, ("'experiments.ranks.runs.0'", "method 'full' takes one number")),
     ({(*GROUPS, 0, "learning_rate"): "1e-4"}, ("'experiments.ranks.runs.0.learning_rate'", "valid number", "'1e-4'")),
@@ -88,6 +91,44 @@ GROUPS = ("experiments", "ranks", "runs")
     ({(*GROUPS, 1, "lora_alpha"): "3r"}, ("'experiments.ranks.runs.1.lora_alpha'", "integer or '2r'", "'3r'")),
     ({(*GROUPS, 1, "lora_alpha"): ...}, ("'experiments.ranks.runs.1'", "method 'lora' takes 'lora_alpha'")),
     ({("experiments", "second", "reference_only"): True}, ("cannot be 'reference_only'",)),
+    ({(*GROUPS, 0, "variant"): "pissa"}, ("'experiments.ranks.runs.0'", "variant 'pissa' goes with method 'lora'")),
+    ({(*GROUPS, 1, "variant"): "b_only", (*GROUPS, 1, "rank_stabilised"): True}, ("'b_only'", "its own scaling")),
+    ({(*GROUPS, 1, "variant"): "vera"}, ("variant 'vera' takes a 'learning_rate' for each rank and no 'lora_alpha'",)),
+    ({(*GROUPS, 1, "variant"): "vera", (*GROUPS, 1, "lora_alpha"): ..., (*GROUPS, 1, "learning_rate"): 1e-3},
+     ("variant 'vera' takes a 'learning_rate' for each rank",)),
+    ({(*GROUPS, 0, "variant"): "vera"}, ("variant 'vera' goes with method 'lora'",)),
+    ({(*GROUPS, 1, "variant"): "dora"}, ("'experiments.ranks.runs.1.variant'", "'adalora' or 'vera'", "'dora'")),
+    ({(*GROUPS, 1, "train_rows"): []}, ("'experiments.ranks.runs.1.train_rows'", "at least 1")),
+    ({(*GROUPS, 1, "train_rows"): [600, 0]}, ("'experiments.ranks.runs.1.train_rows.1'", "equal to 1")),
+    ({(*GROUPS, 1, "train_rows"): 600}, ("'experiments.ranks.runs.1.train_rows'", "600")),
+    ({(*GROUPS, 1, "checkpoints"): 0}, ("'experiments.ranks.runs.1.checkpoints'", "equal to 1")),
+    ({(*GROUPS, 1, "first_seed_only"): "yes"}, ("'experiments.ranks.runs.1.first_seed_only'", "valid boolean")),
+    ({("experiments", "ranks", "side"): 1}, ("'experiments.ranks.side'", "valid boolean")),
+    ({("experiments", "ranks", "runs"): []}, ("'experiments.ranks.runs'", "at least 1")),
+    ({("intervention",): ...}, ("'intervention' is missing",)),
+    ({("intervention", "experiment"): ...}, ("'intervention.experiment' is missing",)),
+    ({("intervention", "experiment"): "rates"}, ("'intervention' names experiment 'rates', which is not there",)),
+    ({("intervention", "runs"): []}, ("'intervention.runs'", "at least 1")),
+    ({("intervention", "runs", 0, "r"): 0}, ("'intervention.runs.0.r'", "equal to 1")),
+    ({("intervention", "lambdas"): []}, ("'intervention.lambdas'", "at least 1")),
+    ({("intervention", "lambdas"): [0, 1, 4.5]}, ("'intervention.lambdas.2'", "less than or equal to 4", "4.5")),
+    ({("intervention", "control_lambdas"): [-0.5, 1]}, ("'intervention.control_lambdas.0'", "equal to 0", "-0.5")),
+    ({("intervention", "lambdas"): [1]}, ("'intervention'", "need a value besides 1, which changes nothing")),
+    ({("intervention", "control_lambdas"): [1.0, 1.0]}, ("need a value besides 1, which changes nothing",)),
+    ({("intervention", "lambdas"): [0, 0.5]}, ("'intervention'", "must both have 1, with which the others")),
+    ({("intervention", "control_lambdas"): [0.5, 1.5]}, ("'intervention'", "must both have 1, with which the others")),
+    ({("continual",): ...}, ("'continual' is missing",)),
+    ({("continual", "tasks"): ["movies"]}, ("'continual'", "a sequence needs two tasks or more, since with 1 nothing "
+                                                           "can be forgotten that was learnt before")),
+    ({("continual", "tasks"): []}, ("'continual'", "two tasks or more, since with 0 nothing")),
+    ({("continual", "tasks"): ["movies", "topics", "movies"]}, ("'continual'", "'tasks' names a task twice")),
+    ({("continual", "tasks"): ["movies", "mnli"]}, ("'continual' names task 'mnli', which 'tasks' gives no sizes",)),
+    ({("continual", "runs"): []}, ("'continual.runs'", "at least 1")),
+    ({("continual", "runs", 0, "lora_alpha"): 8}, ("'continual.runs.0'", "method 'full' takes one number")),
+    ({("continual", "probe_train_rows"): 0}, ("'continual.probe_train_rows'", "equal to 1")),
+    ({("continual", "probe_rows"): 9}, ("unknown key 'continual.probe_rows'", "probe_train_rows, probe_test_rows")),
+    *(({("experiments", name): ...}, (f"'experiments' must name '{name}', which the notebooks read",))
+      for name in NOTEBOOK_EXPERIMENTS),
 ], ids=lambda value: ".".join(map(str, next(iter(value)))) if isinstance(value, dict) else "")
 def test_a_wrong_value_is_named_with_what_is_allowed(variant, changes, said):
     sentence = sentence_for(variant(changes))
@@ -143,26 +184,210 @@ def test_an_unknown_task_names_the_known_ones_before_anything_is_fetched(variant
     assert not (tmp_path / "untouched").exists()
 
 
+def methods_of(runs) -> set[tuple]:
+    return {(group.method, group.variant, group.lora_alpha, group.rank_stabilised) for group in runs}
+
+
+def ranks_of(runs) -> set[int]:
+    return {r for group in runs if group.method == "lora" for r in group.learning_rate}
+
+
 def test_smoke_and_laptop_differ_in_scale_alone():
+    """The same experiments on the same tasks with the same kinds of LoRA, so that smoke proves the laptop's cells run.
+
+    The main experiments have the same groups of runs. Scale justifies this much and no more: the sequence has its
+    first tasks only, its high ranks (two more chains of six tasks) are left to the laptop, alpha at a matched rate is
+    tried one way round, and ranks are fewer, VeRA's smaller.
+    """
     smoke, laptop = load_profile("smoke"), load_profile("laptop")
-    assert (smoke.encoder, smoke.sources, tuple(smoke.tasks)) == (laptop.encoder, laptop.sources, tuple(laptop.tasks))
+    assert (smoke.encoder, smoke.sources) == (laptop.encoder, laptop.sources)
+    assert list(smoke.experiments) == list(laptop.experiments)
     assert smoke.shown_experiments == laptop.shown_experiments
     for name in laptop.shown_experiments:
         mine, theirs = smoke.experiments[name], laptop.experiments[name]
-        assert mine.task == theirs.task
         assert [(group.method, group.lora_alpha, group.rank_stabilised) for group in mine.runs] == \
                [(group.method, group.lora_alpha, group.rank_stabilised) for group in theirs.runs]
         for small, large in zip(mine.runs, theirs.runs, strict=True):
             if small.method == "lora":
                 assert set(small.learning_rate) <= set(large.learning_rate)
+    anywhere = set().union(*(ranks_of(experiment.runs) for experiment in laptop.experiments.values()))
+    for name, theirs in laptop.experiments.items():
+        mine = smoke.experiments[name]
+        assert (mine.task, mine.side) == (theirs.task, theirs.side)
+        if name == "matched_alpha":
+            assert methods_of(mine.runs) < methods_of(theirs.runs)
+        else:
+            assert methods_of(mine.runs) == methods_of(theirs.runs), name
+        assert ranks_of(mine.runs) <= anywhere
+        assert any(group.train_rows for group in mine.runs) == any(group.train_rows for group in theirs.runs)
+        assert not any(group.reference_only or group.first_seed_only for group in mine.runs)  # smoke has no reference
+    assert laptop.continual.tasks[:len(smoke.continual.tasks)] == smoke.continual.tasks
+    assert set(smoke.tasks) == set(smoke.continual.tasks) and set(laptop.tasks) == set(laptop.continual.tasks)
+    assert methods_of(smoke.continual.runs) <= methods_of(laptop.continual.runs)
+    assert ranks_of(smoke.continual.runs) <= ranks_of(laptop.continual.runs)
+    assert smoke.intervention.experiment == laptop.intervention.experiment
+    assert {run.r for run in smoke.intervention.runs} == {run.r for run in laptop.intervention.runs}
+    assert set(smoke.intervention.lambdas) <= set(laptop.intervention.lambdas)
+    assert set(smoke.intervention.control_lambdas) <= set(laptop.intervention.control_lambdas)
     for field in ("k", "epsilon", "showcase_rank"):
         assert getattr(smoke.spectra, field) == getattr(laptop.spectra, field)
     assert set(smoke.spectra.epsilons) <= set(laptop.spectra.epsilons)
     assert smoke.pseudo_loss.corpus == laptop.pseudo_loss.corpus
     for name in ("steps", "batch_size", "checkpoints"):
         assert getattr(smoke.training, name) < getattr(laptop.training, name)
+    for name in ("steps", "probe_train_rows", "probe_test_rows"):
+        assert getattr(smoke.continual, name) < getattr(laptop.continual, name)
     for name, sizes in smoke.tasks.items():
         assert sizes.train_rows and sizes.test_rows and sizes.max_length <= laptop.tasks[name].max_length
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_the_intervention_scales_runs_that_its_experiment_trains(name):
+    """A rank or rate that no run has would end a notebook with an error after all the training; so would a run that
+    only the reference trains, where the intervention asks it of the reader.
+    """
+    profile = load_profile(name)
+    groups = [group for group in profile.experiments[profile.intervention.experiment].runs if group.method == "lora"]
+    for chosen in profile.intervention.runs:
+        assert any(group.learning_rate.get(chosen.r) == chosen.learning_rate
+                   and (chosen.reference_only or not group.reference_only)
+                   and (chosen.first_seed_only or not group.first_seed_only) for group in groups), chosen
+
+
+LORA = {"method": "lora", "lora_alpha": "2r", "learning_rate": {8: 1e-3}}
+
+
+@pytest.mark.parametrize("place", [("experiments", "second"), ("continual",)], ids=lambda place: place[-1])
+@pytest.mark.parametrize("twice", [LORA, LORA | {"lora_alpha": 16}, LORA | {"checkpoints": 1},
+                                   LORA | {"learning_rate": {1: 1e-3, 8: 1e-3}}],
+                         ids=["the same", "2r in numbers", "fewer checkpoints", "among others"])
+def test_a_run_named_twice_is_refused(variant, place, twice):
+    """The paper profile's sequence had rank 4 under alpha = 2r and under alpha = 8, which are one: that chain stood in
+    the table twice, and its summary failed after all of the training.
+    """
+    sentence = sentence_for(variant({(*place, "runs"): [LORA, twice]}))
+    assert f"'{'.'.join(place)}.runs'" in sentence
+    assert "rank 8, alpha 16 at learning rate 0.001 is named twice; a run must be there once" in sentence
+
+
+def test_runs_that_differ_are_no_run_twice(variant):
+    """Another rate, alpha, scaling, variant or amount of data is another run; full fine-tuning's rates likewise."""
+    runs = [LORA, LORA | {"learning_rate": {8: 2e-3}}, LORA | {"lora_alpha": 8}, LORA | {"rank_stabilised": True},
+            LORA | {"variant": "pissa"}, LORA | {"train_rows": [600, 1200]}, LORA | {"train_rows": [2400]},
+            {"method": "full", "learning_rate": 1e-4}, {"method": "full", "learning_rate": 2e-4}]
+    assert len(load_profile(variant({("experiments", "second", "runs"): runs})).experiments["second"].runs) == len(runs)
+    full = {"method": "full", "learning_rate": 1e-4}
+    assert "full at learning rate 0.0001 is named twice" in sentence_for(
+        variant({("experiments", "second", "runs"): [full, full]}))
+
+
+# --- which runs a profile stands for ---------------------------------------------------------------------------------
+
+FULL = {"method": "full", "learning_rate": 1e-4}
+ONLY_REFERENCE = {"method": "lora", "lora_alpha": 8, "learning_rate": {1: 1e-3, 4: 2e-3}, "reference_only": True}
+FIRST_SEED = {"method": "lora", "lora_alpha": "2r", "learning_rate": {64: 1e-4}, "first_seed_only": True}
+BOTH = {"method": "lora", "variant": "vera", "learning_rate": {256: 1e-2}, "reference_only": True,
+        "first_seed_only": True, "checkpoints": 1}
+
+
+@pytest.fixture
+def planned(variant, monkeypatch):
+    """A laptop profile with chosen runs whose base model is nowhere fetched."""
+    monkeypatch.setattr(spec_module, "resolve", lambda reference: BaseModel("base", Path("nowhere"), "revision"))
+
+    def load(changes: dict) -> Profile:
+        return load_profile(variant(changes))
+
+    return load
+
+
+def seen(specs) -> list[tuple]:
+    return [(spec.seed, spec.method.label, spec.learning_rate) for spec in specs]
+
+
+def test_a_reader_trains_no_reference_runs_and_one_seed_the_first_seeds(planned):
+    """`reference_only` waits for the reference, `first_seed_only` for the first of the seeds given, whatever it is."""
+    profile = planned({("experiments", "second", "runs"): [FULL, ONLY_REFERENCE, FIRST_SEED, BOTH]})
+    assert seen(run_specs(profile, "second", (7, 3))) == [
+        (7, "full", 1e-4), (7, "LoRA r=64", 1e-4), (3, "full", 1e-4)]
+    whole = run_specs(profile.with_reference_runs(), "second", (7, 3))
+    assert seen(whole) == [
+        (7, "full", 1e-4), (7, "LoRA r=1", 1e-3), (7, "LoRA r=4", 2e-3), (7, "LoRA r=64", 1e-4),
+        (7, "VeRA r=256", 1e-2), (3, "full", 1e-4), (3, "LoRA r=1", 1e-3), (3, "LoRA r=4", 2e-3)]
+    assert [(spec.method.lora_alpha, spec.checkpoints) for spec in whole[1:5]] == [(8, 5), (8, 5), (128, 5), (None, 1)]
+    assert len({spec.key for spec in whole}) == len(whole)
+    assert {spec.seed for spec in run_specs(profile, "second")} == set(profile.seeds)
+    assert not profile.whole and profile.with_reference_runs().whole
+    assert profile.with_reference_runs().model_copy(update={"whole": False}) == profile
+
+
+def test_reference_runs_of_one_kind_are_no_others(planned):
+    """With the reference's runs a reader's runs are still there, under the same keys: nothing is trained twice."""
+    profile = load_profile("laptop")
+    planned({})  # no base is fetched
+    for name in profile.experiments:
+        own, whole = ({spec.key for spec in run_specs(one, name, profile.reference_seeds)}
+                      for one in (profile, profile.with_reference_runs()))
+        assert own <= whole, name
+
+
+def test_an_experiment_for_the_reference_is_trained_by_no_reader(planned):
+    """The laptop's matched_alpha and rank_stabilised are `reference_only` as a whole: no reader waits for them."""
+    planned({})
+    profile = load_profile("laptop")
+    assert profile.experiments["matched_alpha"].reference_only
+    assert run_specs(profile.with_reference_runs(), "matched_alpha") and run_specs(profile, "matched_alpha") == []
+
+
+def test_amounts_of_data_are_runs_of_their_own(planned):
+    """One run per number of rows, each row seen once where the profile counts in steps; else as often as the whole."""
+    group = {"method": "lora", "lora_alpha": "2r", "learning_rate": {8: 1e-3}, "train_rows": [600, 1200]}
+    found = run_specs(planned({("experiments", "second", "runs"): [FULL, group]}), "second")
+    assert [(spec.sizes.train_rows, spec.steps, spec.epochs) for spec in found] == [
+        (None, 100, None), (600, None, 1.0), (1200, None, 1.0)]
+    assert {spec.sizes.max_length for spec in found} == {48} and len({spec.key for spec in found}) == 3
+    by_epochs = planned({("experiments", "ranks", "runs", 1, "train_rows"): [600], ("training", "steps"): ...,
+                         ("training", "epochs"): 3.0})
+    assert {(spec.sizes.train_rows, spec.steps, spec.epochs) for spec in run_specs(by_epochs, "ranks")} == {
+        (None, None, 3.0), (600, None, 3.0)}
+
+
+def test_a_sequence_is_a_chain_per_seed_and_method(planned):
+    """One run per task in the order of the profile, each from the weights of its own chain's run before."""
+    profile = planned({("continual", "tasks"): ["movies", "genre", "topics"], ("continual", "steps"): 60,
+                       ("continual", "runs"): [FULL, ONLY_REFERENCE, FIRST_SEED],
+                       ("continual", "reference_seeds"): None})
+    chains = continual_specs(profile, (7, 3))
+    assert [(chain[0].seed, chain[0].method.label) for chain in chains] == [(7, "full"), (7, "LoRA r=64"), (3, "full")]
+    for chain in chains:
+        assert [spec.task for spec in chain] == ["movies", "genre", "topics"]
+        assert [spec.start for spec in chain] == [None, chain[0], chain[1]]
+        assert {(spec.seed, spec.method, spec.learning_rate, spec.steps) for spec in chain} == {
+            (chain[0].seed, chain[0].method, chain[0].learning_rate, 60)}
+        assert [spec.sizes for spec in chain] == [profile.tasks[spec.task] for spec in chain]
+    assert len({spec.key for chain in chains for spec in chain}) == 9
+    assert [(chain[0].seed, chain[0].method.label) for chain in continual_specs(
+        profile.with_reference_runs(), (7, 3))] == [
+            (7, "full"), (7, "LoRA r=1"), (7, "LoRA r=4"), (7, "LoRA r=64"), (3, "full"), (3, "LoRA r=1"),
+            (3, "LoRA r=4")]
+    assert [chain[0].seed for chain in continual_specs(profile)] == [0, 0]  # the profile's own seeds
+
+
+def test_a_sequence_may_have_fewer_reference_seeds(planned):
+    """Chains are dear: with `reference_seeds` of their own the reference makes fewer; a reader's seeds stay."""
+    profile = planned({("continual", "runs"): [FULL, FIRST_SEED], ("continual", "reference_seeds"): [1, 2]})
+    whole = continual_specs(profile.with_reference_runs(), (0, 1, 2))
+    assert [(chain[0].seed, chain[0].method.label) for chain in whole] == [(1, "full"), (1, "LoRA r=64"), (2, "full")]
+    assert [chain[0].seed for chain in continual_specs(profile, (0, 2))] == [0, 0, 2]
+
+
+def test_a_stage_depends_on_all_that_went_before(planned):
+    """The same task after another one, or as the first, is another run; without `steps` a stage is the profile's."""
+    runs = {("continual", "runs"): [FULL], ("continual", "steps"): ...}
+    one, other = (continual_specs(planned(runs | {("continual", "tasks"): tasks}))[0]
+                  for tasks in (["movies", "genre", "topics"], ["genre", "movies", "topics"]))
+    assert one[2].task == other[2].task and one[2].key != other[2].key
+    assert one[0].key != other[1].key and one[0].steps == 300
 
 
 def test_gpu_chooses_its_decoder_by_memory():

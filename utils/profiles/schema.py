@@ -110,6 +110,25 @@ class RunGroup(_Checked):
         return self
 
 
+def _each_once(groups: tuple[RunGroup, ...]) -> tuple[RunGroup, ...]:
+    """Two groups that name one and the same run give every table two rows where one belongs."""
+    seen = set()
+    for group in groups:
+        rates = group.learning_rate if isinstance(group.learning_rate, dict) else {0: group.learning_rate}
+        for r, rate in rates.items():
+            alpha = 2 * r if group.lora_alpha == "2r" else group.lora_alpha
+            for rows in group.train_rows or (None,):
+                run = (r, alpha, rate, group.rank_stabilised, group.variant, rows)
+                if run in seen:
+                    raise ValueError(f"{'full' if r == 0 else f'rank {r}, alpha {alpha}'} at learning rate {rate:g} is "
+                                     "named twice; a run must be there once")
+                seen.add(run)
+    return groups
+
+
+RunGroups = Annotated[tuple[RunGroup, ...], Field(min_length=1), AfterValidator(_each_once)]
+
+
 class Experiment(_Checked):
     """One task and the runs on it. `steps`, where given, replaces the profile's own length.
 
@@ -120,7 +139,7 @@ class Experiment(_Checked):
     task: str
     reference_only: bool = False
     side: bool = False
-    runs: Annotated[tuple[RunGroup, ...], Field(min_length=1)]
+    runs: RunGroups
     steps: Positive | None = None
 
 
@@ -140,6 +159,7 @@ class ScaledRun(_Checked):
     r: Positive
     learning_rate: Rate
     reference_only: bool = False
+    first_seed_only: bool = False
 
 
 class Intervention(_Checked):
@@ -154,6 +174,8 @@ class Intervention(_Checked):
     def _moves_something(self):
         if set(self.lambdas) <= {1.0} or set(self.control_lambdas) <= {1.0}:
             raise ValueError("'lambdas' and 'control_lambdas' need a value besides 1, which changes nothing")
+        if 1 not in self.lambdas or 1 not in self.control_lambdas:
+            raise ValueError("'lambdas' and 'control_lambdas' must both have 1, with which the others are compared")
         return self
 
 
@@ -162,9 +184,10 @@ class Continual(_Checked):
 
     tasks: tuple[str, ...]
     steps: Positive | None = None
-    runs: Annotated[tuple[RunGroup, ...], Field(min_length=1)]
+    runs: RunGroups
     probe_train_rows: Positive
     probe_test_rows: Positive
+    reference_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # the profile's own by default
 
     @model_validator(mode="after")
     def _a_sequence(self):

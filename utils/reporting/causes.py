@@ -12,8 +12,8 @@ import torch
 from utils.errors import CourseError
 from utils.evaluation.pseudo import corpus_loss
 from utils.profiles import Profile
-from utils.reporting.measure import Seeds, base_pseudo_loss, base_spectra, experiment_runs, model_pseudo_loss, \
-    run_pairs, with_identity
+from utils.reporting.measure import Seeds, accuracy_over_steps, base_pseudo_loss, base_spectra, experiment_runs, \
+    learnt, model_pseudo_loss, run_pairs, with_identity
 from utils.spectra.intervention import Direction, Directions, leading_directions, neighbour, random_direction, \
     require_factor, scaled, shrunk, with_norm
 from utils.training.data import classification_data, evaluation_batches
@@ -56,24 +56,28 @@ def chosen_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
     """
     settings = profile.intervention
     runs = experiment_runs(profile, settings.experiment, seeds)
-    wanted = {(one.r, one.learning_rate) for one in settings.runs if profile.whole or not one.reference_only}
-    found = [run for run in runs if (run.spec.method.r, run.spec.learning_rate) in wanted
-             and (not profile.evidence or _learnt(run, runs))]
+    first = runs[0].spec.seed if runs else None
+    included = [one for one in settings.runs if profile.whole or not one.reference_only]
+    found = [run for run in runs if any(
+        (run.spec.method.r, run.spec.learning_rate) == (one.r, one.learning_rate)
+        and (run.spec.seed == first or not one.first_seed_only) for one in included)]
+    if profile.evidence:
+        found = _without_failed(found, accuracy_over_steps(profile, seeds, (settings.experiment,)))
     if not found:
-        wanted = ", ".join(f"r = {r} at {rate:g}" for r, rate in sorted(wanted))
+        wanted = ", ".join(f"r = {one.r} at {one.learning_rate:g}" for one in included)
         raise CourseError(f"Experiment '{settings.experiment}' of profile {profile.profile} has no finished run of "
                           f"those that 'intervention' names ({wanted}).")
     return found
 
 
-def _learnt(run: Run, runs: list[Run]) -> bool:
-    """Whether a run ended within 0.1 of its seed's best accuracy; what scaling does to a failed one means nothing."""
-    ends = {other.spec.key: other.metrics()["accuracy"].iloc[-1] for other in runs if other.spec.seed == run.spec.seed}
-    learnt = ends[run.spec.key] >= max(ends.values()) - 0.1
-    if not learnt:
-        print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: accuracy "
-              f"{ends[run.spec.key]:.2f}, it did not learn its task and is left out.")
-    return learnt
+def _without_failed(runs: list[Run], accuracies: pd.DataFrame) -> list[Run]:
+    """The runs that learnt their task; each other one is said: what scaling does to a failed run means nothing."""
+    kept = set(learnt(accuracies)["run"])
+    for run in runs:
+        if run.spec.key not in kept:
+            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}, did not "
+                  "learn its task and is left out.")
+    return [run for run in runs if run.spec.key in kept]
 
 
 def run_directions(run: Run, profile: Profile) -> dict[str, Directions]:
@@ -96,6 +100,8 @@ def changed_matrices(run: Run, directions: dict[str, Directions], kind: str, fac
     """
     require_factor(factor)
     tuned = run.tuned_matrices()
+    if factor == 1:
+        return tuned  # to the last bit, which W0 + (Wt - W0) is not
     if kind == "whole update":
         base = run.base_matrices()
         return {name: shrunk(base[name], weight, factor) for name, weight in tuned.items()}
@@ -129,10 +135,10 @@ def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
     def compute(run: Run) -> pd.DataFrame:
         changed, directions = Changed(run, profile), run_directions(run, profile)
-        with_intruder = sum(bool(found.intruders) for found in directions.values())
         rows = [{"kind": "unchanged", "factor": 1.0, "changed": 0} | changed.measure(run.tuned_matrices())]
         for kind, factors in grids.items():
-            count = len(directions) if kind == "whole update" else with_intruder
+            count = len(directions) if kind == "whole update" else sum(
+                bool(_picked(found, kind, seed=0)) for found in directions.values())
             for factor in factors:
                 same = factor == 1 or count == 0  # then nothing changes, and nothing needs measuring
                 values = {key: rows[0][key] for key in ("accuracy", "pseudo_loss")} if same \
@@ -272,6 +278,6 @@ def _kept(profile: Profile, seeds: Seeds, name: str, settings: dict,
     for run in chosen_runs(profile, seeds):
         table = with_identity(profile, profile.intervention.experiment, run.measured(name, key, compute))
         before = base_pseudo_loss(run.base, profile.pseudo_loss)
-        name = f"{run.spec.method.label}, {run.spec.learning_rate:g}"
-        tables.append(table.assign(method=name, base_pseudo_loss=before, forgetting=table["pseudo_loss"] - before))
+        label = f"{run.spec.method.label}, {run.spec.learning_rate:g}"
+        tables.append(table.assign(method=label, base_pseudo_loss=before, forgetting=table["pseudo_loss"] - before))
     return tables

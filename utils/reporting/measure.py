@@ -139,6 +139,16 @@ def last_steps(table: pd.DataFrame, by: tuple[str, ...] | list[str] = ("experime
     return table.loc[table.groupby(list(by))["step"].idxmax()]
 
 
+def learnt(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a table with ``seed``, ``run``, ``step``, ``accuracy``: the runs within 0.1 of their seed's best at the end.
+
+    A run that did not learn its task has intruders and forgetting that say nothing about a method.
+    """
+    last = last_steps(table, by=["run"])
+    best = last.groupby("seed")["accuracy"].transform("max")
+    return table[table["run"].isin(last.loc[last["accuracy"] >= best - 0.1, "run"])]
+
+
 def intruder_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
     spectra = profile.spectra

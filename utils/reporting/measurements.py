@@ -19,5 +19,5 @@ MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name_
     geometry.similarity_summary, geometry.planted_directions, geometry.window_counts, geometry.critical_strengths,
     geometry.trained_strengths, moves.what_moves, moves.sweep_over_steps, moves.alpha_counts,
     moves.alpha_counts_by_k, moves.data_counts, moves.data_counts_by_k, moves.variant_counts, moves.update_ranks,
-    causes.interventions, causes.removals, causes.norm_matched, causes.mitigations,
+    causes.interventions, causes.removals, causes.norm_matched,
     sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra, released_counts)}

@@ -25,10 +25,15 @@ def what_moves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """Fig 7: count, accuracy and forgetting at every checkpoint, for the showcase rank's rates and full fine-tuning."""
+    """Fig 7: count, accuracy and forgetting at every checkpoint, for the showcase rank's rates and full fine-tuning.
+
+    Full fine-tuning is taken at its first rate in the profile, its usual one.
+    """
     spectra, rows = profile.spectra, []
-    for run in experiment_runs(profile, "learning_rates", seeds):
-        if run.spec.method.r not in (None, spectra.showcase_rank):
+    runs = experiment_runs(profile, "learning_rates", seeds)
+    usual = next((run.spec.learning_rate for run in runs if run.spec.method.r is None), None)
+    for run in runs:
+        if run.spec.method.r != spectra.showcase_rank and (run.spec.method.r or run.spec.learning_rate != usual):
             continue
         before = base_pseudo_loss(run.base, profile.pseudo_loss)
         for metric in run.metrics().to_dict("records"):
@@ -74,14 +79,24 @@ def update_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table with ``method``, ``learning_rate`` and ``accuracy``: each method at its best mean accuracy.
+    """Of a table with ``method``, ``learning_rate``, ``seed`` and ``accuracy``: each method at its best mean accuracy.
 
-    A comparison of methods at one rate each says more about the rates than about the methods.
+    A comparison of methods at one rate each says more about the rates than about the methods. Rates are compared over
+    the seeds that all of a method's rates have: one made with the first seed alone wins or loses on that seed. Where
+    they share none, those with the most seeds are compared; of equal ones the smaller rate is taken.
     """
-    means = table.groupby(["method", "learning_rate"], sort=False)["accuracy"].mean()
-    best = means.groupby("method", sort=False).idxmax()
-    chosen = pd.Series(list(zip(table["method"], table["learning_rate"], strict=True)), index=table.index)
-    return table[chosen.isin(set(best))]
+    best = {method: _best_rate(part) for method, part in table.groupby("method", sort=False)}
+    return table[table["learning_rate"] == table["method"].map(best)]
+
+
+def _best_rate(table: pd.DataFrame) -> float:
+    seeds = table.groupby("learning_rate")["seed"].agg(set)
+    shared = set.intersection(*seeds)
+    if not shared:
+        most = seeds.map(len)
+        table = table[table["learning_rate"].isin(most.index[most == most.max()])]
+    means = (table[table["seed"].isin(shared)] if shared else table).groupby("learning_rate")["accuracy"].mean()
+    return means.idxmax()
 
 
 def _counts(profile: Profile, seeds: Seeds, experiments: tuple[str, ...]) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from utils.paths import cache_dir, writable
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
 from utils.reporting.matrices import checkpoint_pairs, stored_floor, stored_types
 from utils.sources.checkpoints import Adapter, match_names, some
+from utils.sources.corpora import pretraining_passages
 from utils.sources.pairs import CheckpointPair, identity, open_pair, place_of
 from utils.spectra.base import small_side
 from utils.spectra.cache import SpectrumCache
@@ -239,6 +240,18 @@ def released_interventions(pair: ReleasedPair, texts: Sequence[str], spectra: Sp
     table["base_loss_nats_per_token"] = base["loss_nats_per_token"].item()
     table["forgetting"] = table["loss_nats_per_token"] - table["base_loss_nats_per_token"]
     return pd.DataFrame(_identity(pair, opened), index=table.index).join(table)
+
+
+def released_losses(profile: Profile) -> pd.DataFrame:
+    """Fig 13: :func:`released_interventions` of every pair at hand, on the profile's pre-training text and lambdas."""
+    settings = profile.pseudo_loss
+
+    def measure(pair: ReleasedPair) -> pd.DataFrame:
+        texts = pretraining_passages(settings.corpus, settings.passages)
+        return released_interventions(pair, texts, profile.spectra, profile.intervention.lambdas,
+                                      tokens=settings.tokens)
+
+    return _of_each(profile, measure)
 
 
 def open_released(pair: ReleasedPair, matrices: str | None = None) -> CheckpointPair:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from utils.reporting.geometry import separation
-from utils.reporting.measure import last_steps
+from utils.reporting.measure import last_steps, learnt
 from utils.reporting.moves import best_rates
 
 Effect = Callable[[pd.DataFrame], float]
@@ -31,10 +31,25 @@ def _full(part: pd.DataFrame) -> pd.Series:
     return part[part["r"] == 0].iloc[0]
 
 
+def _with_all(part: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One seed's rows, if they have every value of `column` that any seed has: for sentences about all of them."""
+    if set(table[column]) - set(part[column]):
+        raise ValueError(f"a run of those that differ in {column} is missing")
+    return part
+
+
+def _trend(setting: pd.Series, outcome: pd.Series) -> float:
+    """Spearman's rho: 0 where all outcomes are equal (no trend), NaN where fewer than two settings are left."""
+    if setting.nunique() < 2:
+        return float("nan")
+    return 0.0 if outcome.nunique() == 1 else float(spearmanr(setting, outcome).statistic)
+
+
 def accuracy_within(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Tolerance minus the largest distance of any LoRA run from full fine-tuning, at the last step."""
-    return _by_seed(last_steps(table), lambda part: rule["tolerance"] - (
-        part[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
+    last = last_steps(table[table["experiment"] == "ranks"])
+    return _by_seed(last, lambda part: rule["tolerance"] - (
+        _with_all(part, last, "r")[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
 
 
 def no_intruders_in_full(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -89,8 +104,9 @@ def above_full_at_every_k(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 def full_forgets_more(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Full's pseudo-loss minus the largest one of LoRA up to the given rank."""
-    return _by_seed(table, lambda part: _full(part)["pseudo_loss"] - part[
-        part["r"].between(1, rule["max_rank"])]["pseudo_loss"].max())
+    at = table[(table["experiment"] == "ranks") & (table["r"] <= rule["max_rank"])]
+    return _by_seed(at, lambda part: _full(part)["pseudo_loss"] - _with_all(part, at, "r")[
+        part["r"] > 0]["pseudo_loss"].max())
 
 
 def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -105,25 +121,40 @@ def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def higher_rates_more(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Spearman's rho between learning rate and `column` over one rank's runs at the last step."""
-    lora = last_steps(table[table["r"] > 0])
-    return _by_seed(lora, lambda part: spearmanr(part["learning_rate"], part[rule["column"]]).statistic,
-                    "learning_rates")
+    """Spearman's rho between learning rate and `column` over one rank's runs that learnt, at the last step."""
+    lora = last_steps(learnt(table[table["r"] > 0]))
+    return _by_seed(lora, lambda part: _trend(part["learning_rate"], part[rule["column"]]), "learning_rates")
 
 
 def goes_together(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Spearman's rho between two columns over the checkpoints of one rank's runs, minus `least`; `sign` -1 turns it."""
-    return _by_seed(table[table["r"] > 0], lambda part: rule.get("sign", 1) * spearmanr(
-        part[rule["column"]], part[rule["other"]]).statistic - rule.get("least", 0.0), "learning_rates")
+    """Spearman's rho of two columns over the checkpoints of one rank's learnt runs, minus `least`; `sign` -1 turns it.
+
+    NaN where one of the columns never changes, as where no run has an intruder: then nothing can go together.
+    """
+    def effect(part: pd.DataFrame) -> float:
+        column, other = part[rule["column"]], part[rule["other"]]
+        if min(part["learning_rate"].nunique(), column.nunique(), other.nunique()) < 2:
+            return float("nan")
+        return rule.get("sign", 1) * spearmanr(column, other).statistic - rule.get("least", 0.0)
+
+    return _by_seed(learnt(table[table["r"] > 0]), effect, "learning_rates")
 
 
 def largest_rate_passes_full(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Forgetting at LoRA's largest rate minus full fine-tuning's at its smallest rate, its usual one, last step."""
-    def effect(part: pd.DataFrame) -> float:
-        full = part[part["r"] == 0].sort_values("learning_rate").iloc[0]
-        return part[part["r"] > 0].sort_values("learning_rate").iloc[-1]["forgetting"] - full["forgetting"]
+    """Forgetting at LoRA's largest rate minus full fine-tuning's at its smallest rate, its usual one, last step.
 
-    return _by_seed(last_steps(table), effect, "learning_rates")
+    NaN where the run at that rate did not learn its task.
+    """
+    last = last_steps(table[table["experiment"] == "learning_rates"])
+    largest = last[last["r"] > 0]["learning_rate"].max()
+    smallest = last[last["r"] == 0]["learning_rate"].min()
+
+    def effect(part: pd.DataFrame) -> float:
+        lora = part[(part["r"] > 0) & (part["learning_rate"] == largest)].iloc[0]
+        full = part[(part["r"] == 0) & (part["learning_rate"] == smallest)].iloc[0]
+        return lora["forgetting"] - full["forgetting"]
+
+    return _by_seed(learnt(last), effect, "learning_rates")
 
 
 def falls_with_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -136,47 +167,61 @@ def falls_with_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
         trained = part[(part["r"] > 0) & (part["accuracy"] >= part["accuracy"].max() - rule["tolerance"])]
         if trained["r"].nunique() < 3:
             return float("nan")
-        rho = spearmanr(trained["r"], trained["n_intruders"]).statistic
-        return -(0.0 if np.isnan(rho) else rho)  # equal counts at every rank: no trend
+        return -_trend(trained["r"], trained["n_intruders"])
 
     return _by_seed(table, effect, rule["in_experiment"])
 
 
 def alpha_adds(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """`column` at alpha = 8 minus alpha = 2r for one rank, each in its own experiment (rates as the rule sets them)."""
+    """`column` at alpha = 8 minus alpha = 2r for one rank, each in its own experiment (rates as the rule sets them).
+
+    An `allowance` is added, so that the sentence "no more than so much below" holds where the effect is positive.
+    """
     at = table[table["epsilon"] == rule["epsilon"]] if "epsilon" in rule else table
     at = at[(at["r"] == rule["rank"]) & at["experiment"].isin(["rule", "alpha_8"])]
 
     def effect(part: pd.DataFrame) -> float:
         values = part.groupby("experiment")[rule["column"]].mean()
-        return values.loc["alpha_8"] - values.loc["rule"]
+        return values.loc["alpha_8"] - values.loc["rule"] + rule.get("allowance", 0.0)
 
     return _by_seed(at, effect, None)
 
 
 def alpha_alone(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """`column` at the smaller alpha minus the larger, among runs of one rank at one and the same learning rate."""
+    """`column` at the smaller alpha minus the larger, among runs of one rank at one and the same learning rate.
+
+    The mean over such rates. Runs of another scaling (rsLoRA) are another method, not another alpha.
+    """
     def effect(part: pd.DataFrame) -> float:
-        pairs = part[part["r"] == rule["rank"]].drop_duplicates("run").groupby("learning_rate").filter(
+        alike = ["method", "learning_rate"]
+        pairs = part[part["r"] == rule["rank"]].drop_duplicates("run").groupby(alike).filter(
             lambda same: same["lora_alpha"].nunique() > 1)
-        ordered = pairs.sort_values("lora_alpha").groupby("learning_rate")[rule["column"]]
-        return float((ordered.first() - ordered.last()).iloc[0])
+        ordered = pairs.sort_values("lora_alpha").groupby(alike)[rule["column"]]
+        return float((ordered.first() - ordered.last()).mean())
 
     return _by_seed(table, effect, None)
 
 
 def grows_with_data(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Spearman's rho between training rows and count at one rank; with `flat`, that minus the allowed change."""
+    """Spearman's rho between training rows and count at one rank; with `flat`, the allowed change minus the change.
+
+    A change of exactly `flat` counts as allowed. Fewer than three amounts of data show no course.
+    """
     at = table[(table["epsilon"] == rule["epsilon"]) & (table["r"] == rule["rank"])]
-    if "flat" in rule:
-        return _by_seed(at, lambda part: rule["flat"] + 0.5 - (
-            part["n_intruders"].max() - part["n_intruders"].min()), None)
-    return _by_seed(at, lambda part: spearmanr(part["train_rows"], part["n_intruders"]).statistic, None)
+
+    def effect(part: pd.DataFrame) -> float:
+        if part["train_rows"].nunique() < 3:
+            return float("nan")
+        counts = part["n_intruders"]
+        return rule["flat"] + 0.5 - (counts.max() - counts.min()) if "flat" in rule else _trend(
+            part["train_rows"], counts)
+
+    return _by_seed(at, effect, None)
 
 
 def variant_below(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """LoRA's count minus a variant's, each method at its best rate by accuracy over the seeds."""
-    at = best_rates(table[table["epsilon"] == rule["epsilon"]])
+    """Count of method `beside` minus count of `method`, each at its best rate by accuracy over the seeds."""
+    at = best_rates(table[(table["epsilon"] == rule["epsilon"]) & (table["experiment"] == "variants")])
 
     def effect(part: pd.DataFrame) -> float:
         counts = part.set_index("method")["n_intruders"]
@@ -187,16 +232,26 @@ def variant_below(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 def every_variant_has(table: pd.DataFrame, rule: dict) -> pd.Series:
     """The smallest count of any variant at its best rate, minus a half: positive where all have an intruder."""
-    at = best_rates(table[(table["epsilon"] == rule["epsilon"]) & (table["r"] > 0)])
-    return _by_seed(at, lambda part: part["n_intruders"].min() - 0.5, "variants")
+    at = best_rates(table[(table["epsilon"] == rule["epsilon"]) & (table["r"] > 0)
+                          & (table["experiment"] == "variants")])
+    return _by_seed(at, lambda part: _with_all(part, at, "method")["n_intruders"].min() - 0.5, "variants")
 
 
 def seeds_overlap(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Largest gap between methods' mean counts, minus the largest distance of a seed's counts from those means."""
+    """Largest gap between methods' mean counts, minus the largest distance of a seed's counts from those means.
+
+    NaN for a single seed, which has nothing to differ from.
+    """
     at = table[(table["epsilon"] == rule["epsilon"]) & (table["experiment"] == "ranks")]
     means = at.groupby("method")["n_intruders"].mean()
-    return _by_seed(at, lambda part: (means.max() - means.min()) - (
-        part.set_index("method")["n_intruders"] - means).abs().max())
+
+    def effect(part: pd.DataFrame) -> float:
+        if at["seed"].nunique() < 2:
+            return float("nan")
+        counts = _with_all(part, at, "method").set_index("method")["n_intruders"]
+        return means.max() - means.min() - (counts - means).abs().max()
+
+    return _by_seed(at, effect)
 
 
 def larger_effective_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -212,7 +267,7 @@ def larger_effective_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 def alpha_collapses_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Mean effective rank under alpha = 2r minus under alpha = 8, at one rank."""
-    at = table[table["r"] == rule["rank"]]
+    at = table[(table["r"] == rule["rank"]) & table["experiment"].isin(["rule", "alpha_8"])]
 
     def effect(part: pd.DataFrame) -> float:
         means = part.groupby("experiment")["effective_rank"].mean()
@@ -227,6 +282,16 @@ def _scaled(table: pd.DataFrame, rule: dict) -> pd.DataFrame:
     return at[at["learning_rate"] == at["learning_rate"].min()]
 
 
+def _change(row: pd.Series) -> float:
+    """Forgetting's change in percent; NaN without an intruder to scale, and where nothing had been forgotten.
+
+    A change of what was forgotten and a change of the loss have different signs where the run forgot less than nothing.
+    """
+    if row["changed"] == 0 or row["forgetting_change"] * row["loss_change"] < 0:
+        return float("nan")
+    return row["forgetting_change"]
+
+
 def scaling_helps(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Scaling intruders down: the fall of forgetting in percent, if accuracy falls by less than `tolerance` percent."""
     at = _scaled(table, rule)
@@ -234,9 +299,8 @@ def scaling_helps(table: pd.DataFrame, rule: dict) -> pd.Series:
 
     def effect(part: pd.DataFrame) -> float:
         row = part.iloc[0]
-        if row["changed"] == 0:
-            return float("nan")  # no intruder to scale
-        return -row["forgetting_change"] if row["accuracy_change"] > -rule["tolerance"] else row["accuracy_change"]
+        change = _change(row)
+        return -change if np.isnan(change) or row["accuracy_change"] > -rule["tolerance"] else row["accuracy_change"]
 
     return _by_seed(at, effect, None)
 
@@ -245,48 +309,61 @@ def scaling_up_hurts(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Forgetting's change in percent when intruders are scaled up."""
     at = _scaled(table, rule)
     at = at[(at["kind"] == "intruder") & (at["factor"] == rule["factor"])]
-    return _by_seed(at, lambda part: part["forgetting_change"].iloc[0], None)
+    return _by_seed(at, lambda part: _change(part.iloc[0]), None)
 
 
 def neighbour_hurts(table: pd.DataFrame, rule: dict) -> pd.Series:
     """The smaller rise of forgetting, in percent, when the neighbour is scaled down or up by the given factors."""
     at = _scaled(table, rule)
-    at = at[(at["kind"] == "neighbour") & at["factor"].isin(rule["factors"])]
-    return _by_seed(at, lambda part: part["forgetting_change"].min(), None)
+    at = at[at["kind"] == "neighbour"]
+
+    def effect(part: pd.DataFrame) -> float:
+        rows = part.set_index("factor")
+        changes = [_change(rows.loc[factor]) for factor in rule["factors"]]
+        return float("nan") if np.isnan(changes).any() else min(changes)
+
+    return _by_seed(at, effect, None)
 
 
 def intruder_beats(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Forgetting saved per accuracy lost: how much lower the intruder's curve is than another kind's at equal accuracy.
 
-    The other kind's forgetting is interpolated at the accuracy that scaling intruders by `factor` leaves; its curve
-    includes factor 1. Nats per token, positive where scaling intruders forgets less.
+    The other kind's frontier (its points than which none is as accurate and forgets no more) is interpolated at the
+    accuracy that scaling intruders by `factor` leaves; its curve includes factor 1. Nats per token, positive where
+    scaling intruders forgets less; NaN without an intruder to scale.
     """
     def effect(part: pd.DataFrame) -> float:
         row = part[(part["kind"] == "intruder") & (part["factor"] == rule["factor"])].iloc[0]
         other = part[(part["kind"] == rule["kind"]) & (part["factor"] <= 1)]
-        frontier = other.sort_values("accuracy").drop_duplicates("accuracy")
-        return float(np.interp(row["accuracy"], frontier["accuracy"], frontier["forgetting"]) - row["forgetting"])
+        if row["changed"] == 0 or other.empty:
+            return float("nan")
+        least = other.groupby("accuracy")["forgetting"].min()
+        frontier = least[least < least[::-1].cummin()[::-1].shift(-1, fill_value=np.inf)]
+        return float(np.interp(row["accuracy"], frontier.index, frontier) - row["forgetting"])
 
     return _by_seed(_scaled(table, rule), effect, None)
 
 
 def removal_monotone(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Minus Spearman's rho between how many intruders are removed and forgetting."""
+    """Minus Spearman's rho between how many intruders are removed and forgetting; NaN where there is none to remove."""
     at = _scaled(table, rule)
     at = at[at["kind"] == "intruders"]
-    return _by_seed(at, lambda part: -spearmanr(part["removed"], part["forgetting"]).statistic, None)
+    return _by_seed(at, lambda part: -_trend(part["removed"], part["forgetting"]), None)
 
 
 def intruders_beyond_norm(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Forgetting with intruders minus without, at one and the same norm of every matrix's update (the smaller one)."""
-    at = _scaled(table, rule)
-    at = at[at["norm"] == "smaller"]
+    """Forgetting with intruders minus without, at one and the same norm of every matrix's update (the smaller one).
 
+    NaN where removing them leaves the norm as it was: there was none to remove.
+    """
     def effect(part: pd.DataFrame) -> float:
-        values = part.set_index("intruders")["forgetting"]
-        return values.loc["kept"] - values.loc["removed"]
+        by = part.set_index(["norm", "intruders"])
+        norms, values = by["relative_norm"], by["forgetting"]
+        if norms.loc["own", "kept"] == norms.loc["smaller", "kept"]:
+            return float("nan")
+        return values.loc["smaller", "kept"] - values.loc["smaller", "removed"]
 
-    return _by_seed(at, effect, None)
+    return _by_seed(_scaled(table, rule), effect, None)
 
 
 def summary_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -303,14 +380,14 @@ def summary_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def accumulates(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Count after the last stage minus after the first, at one rank, less full fine-tuning's same difference."""
+    """Count after the last stage minus after the first, at one rank; less full's same difference, where that rises."""
     def effect(part: pd.DataFrame) -> float:
         def rise(rows: pd.DataFrame) -> float:
             ordered = rows.sort_values("stage")["n_intruders"]
             return ordered.iloc[-1] - ordered.iloc[0]
 
         lora = part[(part["r"] == rule["rank"]) & (part["lora_alpha"] == 2 * rule["rank"])]
-        return rise(lora) - rise(part[part["r"] == 0])
+        return rise(lora) - max(0, rise(part[part["r"] == 0]))
 
     return _by_seed(table, effect, None)
 
@@ -336,18 +413,22 @@ def planted_on_top(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def predicts_strength(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Share of matrices whose critical strength is predicted within `factor`, minus `least`."""
+    """Share of matrices whose critical strength is predicted within `factor`, minus `least`.
+
+    Where no strength makes an intruder (infinity), the prediction has to say so.
+    """
     def effect(part: pd.DataFrame) -> float:
-        ratio = part["measured"] / part["predicted"]
-        return float(ratio.between(1 / rule["factor"], rule["factor"]).mean()) - rule["least"]
+        right = (part["measured"] / part["predicted"]).between(1 / rule["factor"], rule["factor"])
+        never = np.isinf(part["measured"]) & np.isinf(part["predicted"])
+        return float((right | never).mean()) - rule["least"]
 
     return _by_seed(table, effect, None)
 
 
 def threshold_separates(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Mean over one rank's runs of the area under the curve of strength over critical strength, minus `least`."""
-    return _by_seed(table[table["r"] == rule["rank"]], lambda part: float(np.nanmean(separation(part)["auc"]))
-                    - rule["least"], "learning_rates")
+    return _by_seed(table[table["r"] == rule["rank"]], lambda part: separation(part)["auc"].mean() - rule["least"],
+                    "learning_rates")
 
 
 def released_lora_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from transformers import AutoModel
 
+from utils.errors import CourseError
 from utils.evaluation.continual import sequence_summary
 from utils.evaluation.probe import first_token_states, head_accuracy
 from utils.profiles import Profile
@@ -25,10 +26,15 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
     """The finished chains of the profile's sequence, one run per task, trained now where missing.
 
     A chain in which a stage diverged is reported and left out: what would follow starts from no weights.
+
+    Raises
+    ------
+    CourseError
+        If that leaves none of the chains.
     """
     quiet_libraries()
-    store, chains = RunStore(), []
-    for chain in continual_specs(profile, seeds):
+    store, chains, wanted = RunStore(), [], continual_specs(profile, seeds)
+    for chain in wanted:
         runs: list[Run] = []
         for spec in chain:
             runs.append(store.get(spec))
@@ -38,6 +44,9 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
                 break
         if not runs[-1].diverged:
             chains.append(runs)
+    if wanted and not chains:
+        raise CourseError(f"Of profile {profile.profile} every sequence of tasks diverged; lower the learning rates of "
+                          "its 'continual' runs.")
     return chains
 
 
@@ -58,15 +67,17 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         for stage, accuracies in enumerate(stages):
             parts.append(_chain_columns(profile, chain, stage).merge(accuracies, how="cross").merge(
                 base.rename(columns={"accuracy": "base_accuracy"}), on="tested_task"))
+    if not parts:
+        return pd.DataFrame()  # reference results of seeds that the sequence is not made for
     table = pd.concat(parts, ignore_index=True)
     return table.assign(tested_place=table["tested_task"].map(places))
 
 
 def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`utils.evaluation.continual.sequence_summary` of every chain."""
-    rows = []
+    rows, table = [], sequence_accuracies(profile, seeds)
     by = ["profile", "seed", "method", "r", "lora_alpha", "learning_rate"]
-    for keys, part in sequence_accuracies(profile, seeds).groupby(by, sort=False):
+    for keys, part in table.groupby(by, sort=False) if len(table) else ():
         matrix = part.pivot(index="stage", columns="tested_place", values="accuracy").sort_index()
         rows.append(dict(zip(by, keys, strict=True)) | sequence_summary(matrix.to_numpy()))
     return pd.DataFrame(rows)

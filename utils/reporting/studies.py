@@ -65,7 +65,7 @@ def rank_rate_maps(table: pd.DataFrame, values: dict[str, str]) -> Figure:
         for (row, place), value in np.ndenumerate(grid.values):
             if not np.isnan(value):
                 axis.text(place, row, f"{value:.3g}", ha="center", va="center", fontsize=8,
-                          color="white" if value < (low + high) / 2 else "black")
+                          color="white" if value <= (low + high) / 2 else "black")
         axis.set(xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), title=label, xlabel="learning rate")
         axis.set_xticklabels([f"{rate:.2g}" for rate in grid.columns], rotation=50, ha="right", fontsize=8)
         axis.set_yticklabels(grid.index)
@@ -108,7 +108,7 @@ def pareto_curves(own: pd.DataFrame) -> Figure:
         for kind, style in styles.items():
             line = down[down["kind"] == kind].groupby("factor")[["accuracy", "forgetting"]].mean().sort_index()
             axis.plot(line["accuracy"], line["forgetting"], label=kind, markersize=5, **style)
-        start = down[down["factor"] == 1].iloc[0]
+        start = down[down["factor"] == 1][["accuracy", "forgetting"]].mean()
         axis.plot(start["accuracy"], start["forgetting"], "o", color="red", markersize=11, fillstyle="none",
                   label="lambda = 1")
         axis.set(title=name, xlabel="test accuracy", ylabel="forgetting, nats per token")
@@ -157,8 +157,11 @@ def sequence_curves(own: pd.DataFrame, reference: pd.DataFrame | None = None) ->
         axis.axvline(place, color="black", linewidth=1)
         axis.axhline(part["base_accuracy"].mean(), color="black", linestyle=":", linewidth=1)
         axis.set(title=f"{place}. {task}", xticks=range(len(tasks) + 1))
-    for axis in grid.flat[len(tasks):]:
-        axis.remove()
+    for place, axis in enumerate(grid.flat):
+        if place >= len(tasks):
+            axis.remove()
+        elif place + columns >= len(tasks):  # the lowest of its column, though perhaps not in the last row
+            axis.tick_params(labelbottom=True)
     figure.supxlabel("stage: tasks trained so far", fontsize="small")
     figure.supylabel("accuracy, head refitted", fontsize="small")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center")

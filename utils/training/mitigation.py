@@ -20,8 +20,10 @@ def as_peft_model(run: Run) -> PeftModel:
     if method.kind != "lora" or method.variant != "lora" or run.start is not None:
         raise UsageError(f"Run {run.spec.key} is {method.label}; only a plain LoRA run that starts from the base can "
                          "be put back into PEFT's form.")
-    model = AutoModelForSequenceClassification.from_pretrained(
-        run.base.folder, num_labels=len(task(run.spec.task).labels), dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):  # the head under the trained one: an adapter added later starts from it
+        torch.manual_seed(run.spec.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            run.base.folder, num_labels=len(task(run.spec.task).labels), dtype=torch.float32)
     model, trained = prepare(model, method, causal=False), run.trained()
     with torch.no_grad():
         for name, module in tuned_modules(model).items():

@@ -117,6 +117,8 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
                          f"{', '.join(profile.experiments)}.")
     chosen = profile.experiments[experiment]
     task(chosen.task)  # an unknown name fails here, before anything is downloaded
+    if chosen.reference_only and not profile.whole:
+        return []
     chosen_seeds = profile.seeds if seeds is None else seeds
     return [spec for seed in chosen_seeds
             for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
@@ -131,6 +133,8 @@ def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> l
     """
     settings, chains = profile.continual, []
     chosen_seeds = profile.seeds if seeds is None else seeds
+    if profile.whole and settings.reference_seeds:
+        chosen_seeds = tuple(seed for seed in chosen_seeds if seed in settings.reference_seeds)
     for seed in chosen_seeds:
         for group in _included(profile, settings.runs, first=seed == chosen_seeds[0]):
             for method, rate in _methods(group):

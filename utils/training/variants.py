@@ -61,6 +61,10 @@ def wrap(model: nn.Module, method: Method, config: PeftConfig) -> nn.Module:
             a.requires_grad_(False)
     wrapped.initial_factors = {}
     if method.variant == "pissa":
+        for name, module in modules.items():
+            if (width := _lora_pair(module)[1].shape[0]) < method.r:
+                raise UsageError(f"PiSSA of rank {method.r} starts from as many directions of W0, but {name} has only "
+                                 f"{width}; choose a rank up to that.")
         wrapped.initial_factors = {name: tuple(part.detach().clone() for part in _lora_pair(module))
                                    for name, module in modules.items()}
     return wrapped
@@ -81,7 +85,7 @@ def update_factors(model: nn.Module, method_scale: float) -> dict[str, Factors]:
         else:
             b, a = _lora_pair(module)
             if name in model.initial_factors:
-                b_0, a_0 = model.initial_factors[name]
+                b_0, a_0 = (part.to(b.device) for part in model.initial_factors[name])  # no buffers: left behind
                 b, a = torch.cat([b, -b_0], dim=1), torch.cat([a, a_0])
         found[name] = (b, a)
     return found

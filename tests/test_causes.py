@@ -1,0 +1,645 @@
+"""Interventions on planted intruders, where every answer is known before: one matrix, a model, and whole tables."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
+
+from utils.errors import CourseError, UsageError
+from utils.profiles import Profile, load_profile
+from utils.profiles.schema import ModelReference, TaskSizes
+from utils.reporting import causes
+from utils.sources.models import resolve
+from utils.spectra import LowRank, Pair, thin_svd
+from utils.spectra.base import base_spectrum
+from utils.spectra.intervention import Direction, Directions, leading_directions, leading_intruder, neighbour, \
+    random_direction, require_factor, scaled, shrunk, with_norm
+from utils.training.mitigation import REDUCED, as_peft_model, mitigated_by_peft
+from utils.training.spec import Method, RunSpec
+from utils.training.store import Run
+from utils.training.targets import tuned_modules
+from utils.training.train import checkpoint_path
+from utils.training.weights import trained_tensors
+
+K, EPSILON = 10, 0.5
+TWO, ONE = "encoder.layer.0.intermediate.dense", "encoder.layer.1.attention.self.value"  # how many intruders each gets
+BLOCKS = (slice(-8, None), slice(-16, -8))  # of W0's trailing vectors, mixed into one that resembles none of them
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def planted_update(base: torch.Tensor, intruders: int, strength: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, A) of rank 2 with that many intruders, every other leading vector staying W0's own.
+
+    An intruder mixes eight trailing vectors of W0 evenly: its cosine with each is about 0.35, and W0's leading
+    vectors, in whose span it has no part, stay exactly as they are. With none, W0's own first directions grow.
+    """
+    u, s, vt = thin_svd(base.double())
+    columns, rows = [], []
+    for place in range(2):
+        if place < intruders:
+            left, right = u[:, BLOCKS[place]].sum(1) / 8**0.5, vt[BLOCKS[place]].sum(0) / 8**0.5
+            size = strength * (1.5 - place / 2) * s[0]
+        else:
+            left, right, size = u[:, place], vt[place], 0.1 * s[place]
+        columns.append(size.sqrt() * left)
+        rows.append(size.sqrt() * right)
+    return torch.stack(columns, dim=1).float(), torch.stack(rows).float()
+
+
+# --- one matrix -----------------------------------------------------------------------------------------------------
+
+
+def planted_pair(intruders: int, shape: tuple[int, int] = (40, 24), low_rank: bool = True) -> Pair:
+    base = gaussian(*shape, seed=5)
+    b, a = planted_update(base, intruders)
+    tuned = LowRank(b, a, 1.0) if low_rank else base + b @ a
+    return Pair("w", lambda: (base, tuned))
+
+
+def tuned_of(pair: Pair) -> torch.Tensor:
+    base, tuned = pair.load()
+    return tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
+
+
+@pytest.mark.parametrize("low_rank", [True, False], ids=["factors", "dense"])
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32), (200, 160)], ids=str)
+@pytest.mark.parametrize("intruders", [0, 1, 2])
+def test_leading_directions_are_those_of_a_plain_svd(shape, intruders, low_rank):
+    """On planted intruders, by the definition alone: which vectors are foreign, their sigma, u and v up to one sign."""
+    pair = planted_pair(intruders, shape, low_rank)
+    found = leading_directions(pair, k=6, epsilon=EPSILON)
+    tuned = tuned_of(pair)
+    u, s, vt = torch.linalg.svd(tuned, full_matrices=False)
+    cosines = (torch.linalg.svd(pair.load()[0].double(), full_matrices=False)[0].T @ u[:, :6]).abs().amax(0)
+    foreign = [place + 1 for place in range(6) if cosines[place] < EPSILON]
+    assert len(foreign) == intruders and [one.index for one in found.intruders] == foreign
+    if not intruders:
+        assert found == Directions([], []), "a matrix without an intruder is left alone, and nothing is computed for it"
+        return
+    assert [one.index for one in found.others] == [place for place in range(1, 7) if place not in foreign]
+    for one in (*found.intruders, *found.others):
+        place = one.index - 1
+        assert one.sigma == pytest.approx(s[place].item(), rel=1e-9)
+        torch.testing.assert_close(torch.outer(one.u, one.v), torch.outer(u[:, place], vt[place]), rtol=0, atol=1e-7)
+
+
+def test_the_leading_intruder_is_the_highest_ranked():
+    """The paper scales the first intruder alone; which one that is follows from sigma, not from the cosine."""
+    pair = planted_pair(2)
+    found = leading_directions(pair, k=K)
+    assert leading_intruder(pair, k=K).index == found.intruders[0].index == 1
+    assert found.intruders[0].sigma > found.intruders[1].sigma
+    assert leading_intruder(planted_pair(0), k=K) is None
+
+
+def test_epsilon_and_k_decide_what_is_an_intruder():
+    """The planted cosine is about 0.35: an epsilon below it finds nothing, and k = 1 leaves no other vector."""
+    pair = planted_pair(1)
+    assert leading_directions(pair, k=K, epsilon=0.2) == Directions([], [])
+    alone = leading_directions(pair, k=1, epsilon=EPSILON)
+    assert len(alone.intruders) == 1 and alone.others == [] and neighbour(alone) is None
+
+
+def direction(index: int, sigma: float) -> Direction:
+    return Direction(index, torch.tensor([1.0, 0.0]), sigma, torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("intruder, others, nearest", [
+    (5.0, [9.0, 4.0, 1.0], 4.0), (8.0, [9.0, 4.0, 1.0], 9.0), (0.5, [9.0, 4.0, 1.0], 1.0), (5.0, [], None)])
+def test_the_neighbour_has_the_nearest_singular_value(intruder, others, nearest):
+    """On either side; nothing where every leading vector is an intruder."""
+    found = neighbour(Directions([direction(1, intruder), direction(9, 4.1)],
+                                 [direction(place, sigma) for place, sigma in enumerate(others)]))
+    assert found is None if nearest is None else found.sigma == nearest
+    assert neighbour(Directions([], [direction(1, 3.0)])) is None
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 2.0, 4.0])
+def test_scaling_changes_one_singular_value_and_nothing_else(factor):
+    """W_new's SVD is Wt's with one sigma multiplied: the paper's formula, read off a plain SVD."""
+    pair = planted_pair(2)
+    tuned, one = tuned_of(pair), leading_directions(pair, k=K).intruders[1]
+    before = torch.linalg.svdvals(tuned).tolist()
+    expected = sorted([*before[:one.index - 1], factor * one.sigma, *before[one.index:]], reverse=True)
+    after = scaled(tuned, one, factor)
+    torch.testing.assert_close(torch.linalg.svdvals(after), torch.tensor(expected, dtype=torch.float64), rtol=1e-7,
+                               atol=1e-7)
+    assert (after - tuned).norm().item() == pytest.approx(abs(factor - 1) * one.sigma, abs=1e-9)
+
+
+def test_factor_one_gives_the_same_bits_back():
+    """In float32, too: a table's row at lambda 1 is the run itself."""
+    weight = gaussian(24, 16, seed=3)
+    one = Direction(1, gaussian(24, seed=4).double(), 7.3, gaussian(16, seed=5).double())
+    assert torch.equal(scaled(weight, one, 1.0), weight) and scaled(weight, one, 0.5).dtype == torch.float32
+
+
+def test_a_random_direction_changes_the_norm_by_as_much():
+    """Unit vectors, the intruder's sigma, one direction per seed: at every lambda the same size of change."""
+    pair = planted_pair(1)
+    tuned, one = tuned_of(pair), leading_intruder(pair)
+    other = random_direction(one, seed=3)
+    assert other.u.norm().item() == pytest.approx(1) and other.v.norm().item() == pytest.approx(1)
+    assert (len(other.u), len(other.v), other.sigma) == (40, 24, one.sigma)
+    assert torch.equal(random_direction(one, seed=3).u, other.u)
+    assert not torch.equal(random_direction(one, seed=4).u, other.u)
+    for factor in (0.0, 0.5, 2.0):
+        sizes = [(scaled(tuned, which, factor) - tuned).norm().item() for which in (one, other)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=1e-9)
+    assert abs(float(other.u @ one.u)) < 0.5
+
+
+@pytest.mark.parametrize("factor", [-0.01, 4.01, math.nan, math.inf, -math.inf])
+def test_a_factor_out_of_range_is_one_sentence(factor):
+    """NaN compares false with everything, so a check written the other way round lets it through."""
+    weight, one = gaussian(3, 3), Direction(1, gaussian(3), 1.0, gaussian(3))
+    for attempt in (lambda: require_factor(factor), lambda: scaled(weight, one, factor),
+                    lambda: shrunk(weight, weight, factor)):
+        with pytest.raises(UsageError, match="lambda must lie between 0 .remove. and 4") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", [0, 1, 4, 0.0, 4.0])
+def test_the_ends_of_the_range_are_allowed(factor):
+    require_factor(factor)
+
+
+def test_shrinking_the_whole_update():
+    base, tuned = gaussian(5, 4, seed=1), gaussian(5, 4, seed=2)
+    assert torch.equal(shrunk(base, tuned, 0.0), base)
+    torch.testing.assert_close(shrunk(base, tuned, 1.0), tuned)
+    torch.testing.assert_close(shrunk(base, tuned, 2.0), 2 * tuned - base)
+
+
+def test_an_update_of_another_norm_keeps_its_direction():
+    """The norm asked for, the same direction; a matrix without an update stays, whatever norm is asked for."""
+    base, tuned = gaussian(5, 4, seed=1), gaussian(5, 4, seed=2)
+    moved = with_norm(base, tuned, 0.7)
+    assert (moved - base).norm().item() == pytest.approx(0.7, rel=1e-5)
+    torch.testing.assert_close((moved - base) / 0.7, (tuned - base) / (tuned - base).norm())
+    assert torch.equal(with_norm(base, base, 3.0), base) and torch.equal(with_norm(base, tuned, 0.0), base)
+
+
+# --- a run with planted intruders -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plant(tiny_base, tmp_path_factory):
+    """Builds a finished LoRA run, without training: chosen updates, and a head that is not the initial one."""
+    reference = ModelReference(source="local", name=str(tiny_base))
+    base = resolve(reference)
+
+    def build(intruders: dict[str, int], *, accuracy: float = 0.9, strength: float = 2.0, **changes) -> Run:
+        spec = RunSpec(**{
+            "base": reference, "base_revision": base.revision, "task": "movies",
+            "sizes": TaskSizes(train_rows=8, test_rows=16, max_length=16),
+            "method": Method(kind="lora", r=2, lora_alpha=4), "learning_rate": 1e-2, "schedule": "linear",
+            "warmup_fraction": 0.0, "steps": 8, "epochs": None, "batch_size": 4, "checkpoints": 1, "seed": 0} | changes)
+        folder = tmp_path_factory.mktemp("planted")
+        run = Run(spec, folder, base, {"run": {"status": "done"}, "measured": {"metrics": [
+            {"step": 8, "accuracy": accuracy, "accuracy_se": 0.0, "n": 16, "file": "f", "sha256": "s"}]}})
+        torch.manual_seed(spec.seed + 1)
+        model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=2, dtype=torch.float32)
+        tensors = {f"head.{name}": torch.randn_like(parameter) for name, parameter in model.named_parameters()
+                   if "classifier" in name or "pooler" in name}
+        for name, weight in run.base_matrices().items():
+            b, a = planted_update(weight, intruders.get(name, 0), strength)
+            scale = 1.0 if spec.method.kind == "full" else spec.method.scale
+            tensors |= {f"lora_B.{name}": b / scale, f"lora_A.{name}": a}
+        path = checkpoint_path(folder, 8)
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+        return run
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def planted(plant) -> Run:
+    return plant({TWO: 2, ONE: 1})
+
+
+@pytest.fixture(scope="module")
+def profile(tiny_base) -> Profile:
+    """The smoke profile on the tiny base, its intervention naming the planted runs."""
+    content = json.loads(load_profile("smoke").model_dump_json())
+    content["encoder"] = {"source": "local", "name": str(tiny_base), "revision": None}
+    content["pseudo_loss"] = {"corpus": "news", "passages": 2, "tokens": 12}
+    content["spectra"]["k"], content["spectra"]["epsilon"] = K, EPSILON
+    content["intervention"] = {"experiment": "learning_rates", "lambdas": [0, 0.5, 1, 2], "control_lambdas": [0, 1],
+                               "runs": [{"r": 2, "learning_rate": 1e-2}]}
+    return Profile.model_validate_json(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def _spectra_in_memory(monkeypatch):
+    """Nothing of these small matrices is worth a place in the cache on disk."""
+    class InMemory:
+        spectrum = staticmethod(base_spectrum)
+
+    monkeypatch.setattr(causes, "base_spectra", lambda: InMemory)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The finished runs of the profile's experiment, instead of training them."""
+    return lambda *runs: monkeypatch.setattr(causes, "experiment_runs", lambda *_: list(runs))
+
+
+def fresh(run: Run) -> Run:
+    """The same run with nothing kept beside it."""
+    for path in run.folder.glob("measurements/*"):
+        path.unlink()
+    return run
+
+
+def test_the_planted_run_has_the_intruders_that_were_planted(planted, profile):
+    found = causes.run_directions(planted, profile)
+    assert len(found) == 12
+    assert {name: len(one.intruders) for name, one in found.items() if one.intruders} == {TWO: 2, ONE: 1}
+    assert all(len(found[name].others) == K - len(found[name].intruders) for name in (TWO, ONE))
+
+
+@pytest.mark.parametrize("kind, touched", [
+    ("intruder", {TWO: 1, ONE: 1}), ("all intruders", {TWO: 2, ONE: 1}), ("neighbour", {TWO: 1, ONE: 1}),
+    ("random direction", {TWO: 1, ONE: 1})])
+def test_only_matrices_with_an_intruder_are_touched(planted, profile, kind, touched):
+    """The others keep their bits; each touched one moves by its directions' sigmas, and in no more directions."""
+    directions, tuned = causes.run_directions(planted, profile), planted.tuned_matrices()
+    changed = causes.changed_matrices(planted, directions, kind, 0.25)
+    assert list(changed) == list(tuned)
+    for name, weight in changed.items():
+        moved = weight - tuned[name]
+        if name not in touched:
+            assert torch.equal(weight, tuned[name]), name
+            continue
+        found = directions[name]
+        picked = {"intruder": found.intruders[:1], "all intruders": found.intruders,
+                  "neighbour": [neighbour(found)], "random direction": found.intruders[:1]}[kind]
+        values = torch.linalg.svdvals(moved.double())
+        expected = sorted((0.75 * one.sigma for one in picked), reverse=True)
+        assert values[:len(expected)].tolist() == pytest.approx(expected, rel=1e-4)
+        assert len(expected) == touched[name] and values[len(expected)] < 1e-4 * values[0]
+
+
+def test_the_whole_update_touches_every_matrix(planted, profile):
+    directions, base = causes.run_directions(planted, profile), planted.base_matrices()
+    half = causes.changed_matrices(planted, directions, "whole update", 0.5)
+    for name, weight in planted.tuned_matrices().items():
+        torch.testing.assert_close(half[name], (base[name] + weight) / 2)
+    none = causes.changed_matrices(planted, directions, "whole update", 0.0)
+    assert all(torch.equal(none[name], base[name]) for name in base), "lambda 0 of the whole update is the base"
+
+
+@pytest.mark.parametrize("kind", [*causes.KINDS, "all intruders"])
+def test_lambda_one_is_exactly_the_run(planted, profile, kind):
+    """W0 + (Wt - W0) is not Wt in float32: the row at 1 would not be the run to the last bit."""
+    changed = causes.changed_matrices(planted, causes.run_directions(planted, profile), kind, 1.0)
+    assert all(torch.equal(changed[name], weight) for name, weight in planted.tuned_matrices().items())
+    base, tuned = gaussian(30, 30, seed=1), 1e-3 * gaussian(30, 30, seed=2)
+    assert not torch.equal(shrunk(base, tuned, 1.0), tuned), "no example of it"
+    run = SimpleNamespace(spec=planted.spec, base_matrices=lambda: {"w": base}, tuned_matrices=lambda: {"w": tuned})
+    assert torch.equal(causes.changed_matrices(run, {"w": Directions([], [])}, kind, 1.0)["w"], tuned)
+
+
+@pytest.mark.parametrize("kind", [*causes.KINDS, "all intruders"])
+def test_a_wrong_lambda_is_refused_for_every_kind(planted, profile, kind):
+    """Without an intruder nothing is scaled, and NaN would have passed as a measurement of the run itself."""
+    with pytest.raises(UsageError, match="lambda must lie"):
+        causes.changed_matrices(planted, {name: Directions([], []) for name in planted.base_matrices()}, kind, math.nan)
+
+
+def test_removing_all_intruders_leaves_what_the_definition_counts_as_none(planted, profile):
+    """The planted blocks are trailing ones: with lambda 0 the leading vectors are W0's own again."""
+    directions = causes.run_directions(planted, profile)
+    assert sum(len(one.intruders) for one in directions.values()) == 3
+    base, removed = planted.base_matrices(), causes.changed_matrices(planted, directions, "all intruders", 0.0)
+    for name in (TWO, ONE):
+        after = leading_directions(Pair(name, lambda name=name: (base[name], removed[name])), k=5, epsilon=EPSILON)
+        assert after.intruders == []
+
+
+def test_the_random_control_of_a_run_is_one_direction_for_every_lambda(planted, profile):
+    """A new direction at each lambda would draw a jagged line; another seed's run has another."""
+    directions, tuned = causes.run_directions(planted, profile), planted.tuned_matrices()
+    moves = [causes.changed_matrices(planted, directions, "random direction", factor)[ONE] - tuned[ONE]
+             for factor in (0.0, 0.5)]
+    torch.testing.assert_close(moves[0], 2 * moves[1], rtol=0, atol=1e-5)
+    assert directions[ONE].intruders and not torch.equal(
+        *(causes._picked(directions[ONE], "random direction", seed=seed)[0].u for seed in (1, 1_000_004)))
+
+
+# --- order and counts of removal ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most, counts", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 4]),
+                                          (9, [0, 1, 2, 4, 8, 9])])
+def test_doubling_by_hand(most, counts):
+    assert causes.doubling(most) == counts
+
+
+def test_intruders_are_removed_the_strongest_first_over_all_matrices():
+    """Neighbours follow the same matrices, each the nearest one still there, and end where a matrix has no more."""
+    directions = {
+        "a": Directions([direction(1, 9.0), direction(4, 3.0)], [direction(2, 8.0), direction(3, 4.0)]),
+        "b": Directions([], [direction(1, 50.0)]),
+        "c": Directions([direction(2, 5.0), direction(3, 4.0)], [direction(1, 6.0)]),
+        "d": Directions([direction(1, 7.0)], [])}
+    orders = causes._removal_orders(directions)
+    assert [(name, one.sigma) for name, one in orders["intruders"]] == [
+        ("a", 9.0), ("d", 7.0), ("c", 5.0), ("c", 4.0), ("a", 3.0)]
+    assert [(name, one.sigma) for name, one in orders["neighbours"]] == [("a", 8.0), ("c", 6.0), ("a", 4.0)]
+    assert len(directions["a"].others) == 2, "the directions themselves must not be used up"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """Every set of matrices that is measured from now on; a measurement is a number of its order."""
+    measured = []
+
+    def measure(self, matrices):
+        measured.append(matrices)
+        return {"accuracy": 0.5 + len(measured) / 100, "pseudo_loss": 10.0 - len(measured) / 10}
+
+    monkeypatch.setattr(causes.Changed, "measure", measure)
+    return measured
+
+
+def test_interventions_are_the_planted_runs_numbers(planted, profile, given):
+    """Accuracy and pseudo-loss at each lambda from models built by hand; the percentages follow from them."""
+    from utils.evaluation.pseudo import corpus_loss
+    from utils.reporting.measure import base_pseudo_loss, model_pseudo_loss
+    from utils.training.data import classification_data, evaluation_batches
+    from utils.training.metrics import accuracy, predict
+
+    given(fresh(planted))
+    table = causes.interventions(profile)
+    assert len(table) == 4 + 3 * 2 and set(table["run"]) == {planted.spec.key}
+    assert {(row.kind, row.changed) for row in table.itertuples()} == {
+        ("intruder", 2), ("neighbour", 2), ("random direction", 2), ("whole update", 12)}
+    before = base_pseudo_loss(planted.base, profile.pseudo_loss)
+    directions = causes.run_directions(planted, profile)
+    _, test = classification_data("movies", planted.spec.sizes, planted.base.folder)
+    batches = evaluation_batches(test, planted.base.folder)
+    for row in table.itertuples():
+        matrices = causes.changed_matrices(planted, directions, row.kind, row.factor)
+        share = accuracy(*predict(planted.classifier(matrices=matrices), batches))["accuracy"]
+        loss = corpus_loss(model_pseudo_loss(planted.base, planted.masked_lm(matrices=matrices), profile.pseudo_loss))
+        assert row.accuracy == share and row.pseudo_loss == pytest.approx(loss, rel=1e-6)
+        assert row.base_pseudo_loss == before and row.forgetting == pytest.approx(loss - before, rel=1e-6, abs=1e-6)
+    nothing = table[(table["kind"] == "whole update") & (table["factor"] == 0)].iloc[0]
+    assert nothing["forgetting"] == pytest.approx(0, abs=1e-6), "lambda 0 of the whole update is the base"
+
+
+def test_the_papers_percentages_by_hand():
+    """Accuracy relative to lambda 1; the loss by what was forgotten and, the caption's other reading, by itself."""
+    table = pd.DataFrame({"factor": [0.0, 1.0, 2.0], "accuracy": [0.4, 0.8, 0.9], "pseudo_loss": [5.5, 6.0, 7.0],
+                          "forgetting": [0.5, 1.0, 2.0]})
+    found = causes._percentages(table)
+    assert found["accuracy_change"].tolist() == pytest.approx([-50, 0, 12.5])
+    assert found["forgetting_change"].tolist() == pytest.approx([-50, 0, 100])
+    assert found["loss_change"].tolist() == pytest.approx([-100 / 12, 0, 100 / 6])
+
+
+def test_lambda_one_and_runs_without_intruders_need_no_measuring(plant, planted, profile, given, seen):
+    """One measurement of the run, one for each lambda that changes something, none for the rest."""
+    given(fresh(planted))
+    table = causes.interventions(profile)
+    assert len(seen) == 1 + 3 + 1 + 1 + 1
+    at_one = table[table["factor"] == 1]
+    assert len(at_one) == 4 and (at_one[["accuracy", "pseudo_loss"]] == [0.51, 9.9]).all(axis=None)
+    none = plant({})
+    given(none)
+    seen.clear()
+    table = causes.interventions(profile)
+    assert len(seen) == 2, "the run, and the whole update at 0"
+    rest = table[table["kind"] != "whole update"]
+    assert (rest["changed"] == 0).all() and (rest["accuracy"] == 0.51).all()
+
+
+def test_changed_says_how_many_matrices_have_a_neighbour(plant, profile, given, seen):
+    """Where every examined vector is an intruder there is no neighbour, and the control changes nothing."""
+    content = json.loads(profile.model_dump_json())
+    content["spectra"]["k"] = 1
+    given(plant({TWO: 2, ONE: 1}))
+    table = causes.interventions(Profile.model_validate_json(json.dumps(content)))
+    counts = table.groupby("kind")["changed"].max().to_dict()
+    assert counts == {"intruder": 2, "neighbour": 0, "random direction": 2, "whole update": 12}
+
+
+def test_every_run_keeps_its_own_table_under_the_measurements_name(plant, profile, given, seen):
+    """The loop once reused `name` for the legend's label: from the second run on, all tables went into one file of
+    that label, and `norm_matched` read what `removals` had left there."""
+    content = json.loads(profile.model_dump_json())
+    content["intervention"]["runs"] = [{"r": 2, "learning_rate": rate} for rate in (1e-2, 2e-2, 3e-2)]
+    profile = Profile.model_validate_json(json.dumps(content))
+    runs = [plant({ONE: 1}, learning_rate=rate) for rate in (1e-2, 2e-2, 3e-2)]
+    given(*runs)
+    removals, matched = causes.removals(profile), causes.norm_matched(profile)
+    assert {"kind", "removed"} <= set(removals) and {"intruders", "norm"} <= set(matched)
+    assert set(removals["method"]) == {"LoRA r=2, 0.01", "LoRA r=2, 0.02", "LoRA r=2, 0.03"}
+    for run in runs:
+        assert sorted(path.name for path in run.folder.glob("measurements/*")) == ["norm-matched.csv", "removals.csv"]
+    count = len(seen)
+    pd.testing.assert_frame_equal(causes.removals(profile), removals)
+    pd.testing.assert_frame_equal(causes.norm_matched(profile), matched)
+    assert len(seen) == count, "kept tables were measured again"
+
+
+@pytest.mark.parametrize("change", [("spectra", "k", 9), ("spectra", "epsilon", 0.45), ("pseudo_loss", "passages", 3)])
+def test_other_settings_are_another_measurement(planted, profile, given, seen, change):
+    """What the numbers depend on is written beside them; with other settings they are measured anew."""
+    given(fresh(planted))
+    causes.removals(profile)
+    count = len(seen)
+    content = json.loads(profile.model_dump_json())
+    content[change[0]][change[1]] = change[2]
+    causes.removals(Profile.model_validate_json(json.dumps(content)))
+    assert len(seen) == 2 * count
+
+
+def test_removals_count_up_and_take_the_strongest_first(planted, profile, given, seen):
+    """Rows 0, 1, 2, 3; after one the strongest is gone, after three all are; neighbours as many."""
+    given(fresh(planted))
+    table = causes.removals(profile)
+    assert table.groupby("kind")["removed"].agg(list).to_dict() == {"intruders": [0, 1, 2, 3],
+                                                                     "neighbours": [0, 1, 2, 3]}
+    tuned, directions = planted.tuned_matrices(), causes.run_directions(planted, profile)
+    assert all(torch.equal(seen[place][name], weight) for place in (0, 4) for name, weight in tuned.items())
+    every = causes.changed_matrices(planted, directions, "all intruders", 0.0)
+    assert all(torch.equal(seen[3][name], weight) for name, weight in every.items())
+    strongest = max(((name, one) for name, found in directions.items() for one in found.intruders),
+                    key=lambda entry: entry[1].sigma)
+    moved = [name for name in tuned if not torch.equal(seen[1][name], tuned[name])]
+    assert moved == [strongest[0]]
+    assert torch.equal(seen[1][moved[0]], scaled(tuned[moved[0]], strongest[1], 0.0))
+
+
+def test_a_run_without_intruders_has_one_row_of_removals(plant, profile, given, seen):
+    given(plant({}))
+    assert causes.removals(profile)[["kind", "removed"]].values.tolist() == [["intruders", 0], ["neighbours", 0]]
+
+
+def test_norms_are_matched_matrix_by_matrix(planted, profile, given, seen):
+    """Kept and removed have the same norm in every matrix, at the run's own and at what removing leaves."""
+    given(fresh(planted))
+    table = causes.norm_matched(profile)
+    assert table[["intruders", "norm"]].values.tolist() == [["kept", "own"], ["kept", "smaller"], ["removed", "own"],
+                                                            ["removed", "smaller"]]
+    base, tuned = planted.base_matrices(), planted.tuned_matrices()
+    removed = causes.changed_matrices(planted, causes.run_directions(planted, profile), "all intruders", 0.0)
+    size = [{name: (one[name] - base[name]).norm().item() for name in base} for one in (*seen, tuned, removed)]
+    for name in base:
+        assert size[0][name] == pytest.approx(size[4][name], rel=1e-4) == pytest.approx(size[2][name], rel=1e-4)
+        assert size[1][name] == pytest.approx(size[5][name], rel=1e-4) == pytest.approx(size[3][name], rel=1e-4)
+        torch.testing.assert_close(seen[0][name], tuned[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(seen[3][name], removed[name], rtol=0, atol=1e-5)
+    relative = [sum(one[name] / base[name].norm().item() for name in base) / 12 for one in size[:4]]
+    assert table["relative_norm"].tolist() == pytest.approx(relative, rel=1e-5)
+    assert relative[0] > 1.2 * relative[1]
+
+
+# --- which runs -----------------------------------------------------------------------------------------------------
+
+
+def evidence(profile: Profile, **changes) -> Profile:
+    content = json.loads(profile.model_dump_json()) | {"evidence": True}
+    content["intervention"] |= changes
+    return Profile.model_validate_json(json.dumps(content))
+
+
+def test_a_run_that_did_not_learn_is_left_out_and_named(plant, profile, given, capsys):
+    """Removing intruders from a model that answers by chance shows nothing; the best of its own seed decides."""
+    good, fair, failed = (plant({}, accuracy=share, learning_rate=rate)
+                          for share, rate in ((0.9, 1e-2), (0.81, 2e-2), (0.55, 3e-2)))
+    other_seed = plant({}, accuracy=0.6, learning_rate=3e-2, seed=1)
+    given(good, fair, failed, other_seed)
+    chosen = evidence(profile, runs=[{"r": 2, "learning_rate": rate} for rate in (1e-2, 2e-2, 3e-2)])
+    assert [run.spec.key for run in causes.chosen_runs(chosen)] == [one.spec.key for one in (good, fair, other_seed)]
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "learning rate 0.03, seed 0: accuracy 0.55" in said and "left out" in said
+    given(good, failed)
+    assert len(causes.chosen_runs(chosen.model_copy(update={"evidence": False}))) == 2, "smoke learns nothing at all"
+
+
+def test_only_the_named_runs_are_chosen(plant, profile, given):
+    """By rank and rate; a reference-only one when reference results are made."""
+    runs = [plant({}, learning_rate=rate) for rate in (1e-2, 2e-2)]
+    given(*runs, plant({}, method=Method(kind="full")))
+    chosen = evidence(profile, runs=[{"r": 2, "learning_rate": 1e-2},
+                                     {"r": 2, "learning_rate": 2e-2, "reference_only": True}])
+    assert [run.spec.key for run in causes.chosen_runs(chosen)] == [runs[0].spec.key]
+    assert len(causes.chosen_runs(chosen.with_reference_runs())) == 2
+
+
+def test_a_run_for_the_first_seed_only_is_chosen_once(plant, profile, given):
+    """The first of the seeds that are asked for, whichever they are; the other run stands for every seed."""
+    given(*(plant({}, learning_rate=rate, seed=seed) for seed in (7, 3) for rate in (1e-2, 2e-2)))
+    chosen = evidence(profile, runs=[{"r": 2, "learning_rate": 1e-2, "first_seed_only": True},
+                                     {"r": 2, "learning_rate": 2e-2}])
+    found = [(run.spec.seed, run.spec.learning_rate) for run in causes.chosen_runs(chosen, (7, 3))]
+    assert found == [(7, 1e-2), (7, 2e-2), (3, 2e-2)]
+
+
+def test_no_chosen_run_is_one_sentence(plant, profile, given):
+    given(plant({}, learning_rate=5e-2))
+    with pytest.raises(CourseError, match="'learning_rates' .* no finished run .*r = 2 at 0.01") as caught:
+        causes.chosen_runs(profile)
+    assert "\n" not in str(caught.value)
+
+
+# --- PEFT's own mitigation ------------------------------------------------------------------------------------------
+
+
+def batch() -> dict:
+    ids = torch.randint(5, 90, (4, 12), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def test_a_run_back_in_pefts_form_is_the_run(planted):
+    """Its logits are the merged classifier's, its stored tensors the run's own, its head the trained one."""
+    model = as_peft_model(planted)
+    assert not model.training
+    torch.testing.assert_close(model(**batch()).logits, planted.classifier()(**batch()).logits, rtol=1e-4, atol=1e-4)
+    stored = planted.trained()
+    again = trained_tensors(model, planted.spec.method.scale)
+    assert again.keys() == stored.keys() and all(torch.equal(again[name], stored[name]) for name in stored)
+
+
+def test_only_plain_lora_from_the_base_goes_back(plant, planted):
+    """A variant's factors are not LoRA's, and a later stage's W0 is not its base: both would be another model."""
+    refused = [plant({}, method=Method(kind="lora", r=2, lora_alpha=4, variant=variant))
+               for variant in ("pissa", "b_only", "adalora")]
+    later = plant({}, start=planted.spec)
+    later.start = planted
+    for run in (*refused, later):
+        with pytest.raises(UsageError, match="only a plain LoRA run that starts from the base"):
+            as_peft_model(run)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.75, 1.0])
+def test_pefts_mitigation_against_the_papers_formula(planted, factor):
+    """W0 plus the best rank-2 part of Wt + (lambda - 1) sigma u v^T - W0, over all intruders: by plain SVDs.
+
+    PEFT's documentation says the opposite of what it computes: 1 changes nothing, 0 removes.
+    """
+    theirs, model = mitigated_by_peft(planted, k=K, epsilon=EPSILON, factor=factor)
+    base, tuned = planted.base_matrices(), planted.tuned_matrices()
+    assert theirs.keys() == base.keys() and model.active_adapters == [REDUCED]
+    for name, weight in tuned.items():
+        u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+        u_base = torch.linalg.svd(base[name].double(), full_matrices=False)[0]
+        foreign = [j for j in range(K) if (u_base.T @ u[:, j]).abs().max() < EPSILON]
+        assert len(foreign) == {TWO: 2, ONE: 1}.get(name, 0)
+        update = weight.double() - base[name].double()
+        for j in foreign:
+            update = update + (factor - 1) * s[j] * torch.outer(u[:, j], vt[j])
+        if foreign:
+            left, values, right = torch.linalg.svd(update, full_matrices=False)
+            update = (left[:, :2] * values[:2]) @ right[:2]
+        torch.testing.assert_close(theirs[name].double(), base[name] + update, rtol=0, atol=2e-5)
+    if factor == 1:
+        assert all((theirs[name] - tuned[name]).abs().max() < 2e-5 for name in tuned)
+
+
+@torch.no_grad()
+def test_pefts_model_comes_back_with_an_untrained_head_and_always_the_same_one(planted):
+    """What notebook 07 says of PEFT: the new adapter brings a head of its own. It once differed from call to call,
+    since the head under it was drawn anew each time, and the accuracy in the table with it."""
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = mitigated_by_peft(planted, k=K, epsilon=EPSILON, factor=0.75)[1]
+        heads.append(model.base_model.model.classifier.modules_to_save[REDUCED].weight.clone())
+        assert model.base_model.model.classifier.active_adapters == [REDUCED]
+    assert not torch.allclose(heads[0], planted.trained()["head.classifier.weight"])
+    assert torch.equal(*heads)
+
+
+def test_mitigations_set_pefts_way_beside_ours(planted, profile, given, monkeypatch):
+    """Five rows; PEFT's merged factors lose a part, its model as left answers with an untrained head."""
+    given(fresh(planted))
+    table = causes.mitigations(profile).set_index("way")
+    assert list(table.index) == ["unchanged", "ours, first intruder", "ours, all intruders", "PEFT's factors",
+                                 "PEFT's model, as left"]
+    assert table["distance"]["ours, all intruders"] == 0 < table["distance"]["PEFT's factors"]
+    tuned, directions = planted.tuned_matrices(), causes.run_directions(planted, profile)
+    ours = causes.changed_matrices(planted, directions, "all intruders", 0.75)
+    apart = math.sqrt(sum((tuned[name] - ours[name]).double().square().sum().item() for name in ours)
+                      / sum(weight.double().square().sum().item() for weight in ours.values()))
+    assert table["distance"]["unchanged"] == pytest.approx(apart, rel=1e-6)
+    assert math.isnan(table["pseudo_loss"]["PEFT's model, as left"])
+    assert tuned_modules(as_peft_model(planted)).keys() == ours.keys()
