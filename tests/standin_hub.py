@@ -193,7 +193,7 @@ def _build_models(root: Path, texts: list[str]) -> None:
     vocabulary = _save_tokenizer(folder, texts, ["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"], {
         "tokenizer_class": "RobertaTokenizer", "model_max_length": 512})
     model = RobertaForMaskedLM(RobertaConfig(
-        vocab_size=vocabulary, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        vocab_size=vocabulary, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2))
     model.save_pretrained(folder)
     for name in (SHARDED, PICKLED):

@@ -80,7 +80,9 @@ def profile_table() -> str:
 
 def _total(costs: dict, kind: str) -> str:
     seconds = [entry[kind]["seconds"] for entry in costs.values() if kind in entry]
-    return f"{sum(seconds) / 60:.1f} min" if seconds else "not measured yet"
+    missing = ", ".join(name[:2] for name, entry in sorted(costs.items()) if kind not in entry)
+    without = f" without {missing} (not measured)" if missing else ""
+    return f"{sum(seconds) / 60:.1f} min{without}" if seconds else "not measured yet"
 
 
 def benchmark_table() -> str:

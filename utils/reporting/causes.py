@@ -12,7 +12,7 @@ import torch
 from utils.errors import CourseError
 from utils.evaluation.pseudo import corpus_loss
 from utils.profiles import Profile
-from utils.reporting.measure import Seeds, accuracy_over_steps, base_pseudo_loss, base_spectra, experiment_runs, \
+from utils.reporting.measure import Seeds, base_pseudo_loss, base_spectra, experiment_runs, \
     learnt, model_pseudo_loss, run_pairs, with_identity
 from utils.spectra.intervention import Direction, Directions, leading_directions, neighbour, random_direction, \
     require_factor, scaled, shrunk, with_norm
@@ -62,7 +62,7 @@ def chosen_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
         (run.spec.method.r, run.spec.learning_rate) == (one.r, one.learning_rate)
         and (run.spec.seed == first or not one.first_seed_only) for one in included)]
     if profile.evidence:
-        found = _without_failed(found, accuracy_over_steps(profile, seeds, (settings.experiment,)))
+        found = _without_failed(found, pd.concat([run.metrics() for run in runs], ignore_index=True))
     if not found:
         wanted = ", ".join(f"r = {one.r} at {one.learning_rate:g}" for one in included)
         raise CourseError(f"Experiment '{settings.experiment}' of profile {profile.profile} has no finished run of "
@@ -75,8 +75,8 @@ def _without_failed(runs: list[Run], accuracies: pd.DataFrame) -> list[Run]:
     kept = set(learnt(accuracies)["run"])
     for run in runs:
         if run.spec.key not in kept:
-            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}, did not "
-                  "learn its task and is left out.")
+            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "
+                  f"accuracy {run.metrics()['accuracy'].iloc[-1]:.2f}, it did not learn its task and is left out.")
     return [run for run in runs if run.spec.key in kept]
 
 

@@ -1,7 +1,7 @@
 """From tidy frame to figure. The same function draws the reader's own data, the reference band and published values.
 
 No function here reads a file or a model: give it tables. Own results are lines with markers, the reference is a band
-from its smallest to its largest seed, published values are hollow grey symbols.
+from its smallest to its largest seed with a thin line at its mean, published values are hollow grey symbols.
 """
 
 import matplotlib.pyplot as plt
@@ -25,12 +25,16 @@ def panels(count: int, *, height: float = PANEL[1], width: float = PANEL[0], sha
 
 
 def draw_lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
-           styles: dict[str, dict]) -> None:
-    """One line per method of `own` (mean over its seeds) over the reference's smallest-to-largest band."""
+               styles: dict[str, dict]) -> None:
+    """One line per method of `own` (mean over its seeds) over the reference's smallest-to-largest band.
+
+    The thin line is the reference's mean: where it holds a single seed, a band alone would not be seen.
+    """
     for method, style in styles.items():
         if reference is not None:
-            band = reference[reference["method"] == method].groupby(x)[y].agg(["min", "max"])
+            band = reference[reference["method"] == method].groupby(x)[y].agg(["min", "mean", "max"])
             axis.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
+            axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference")
         line = own[own["method"] == method].groupby(x)[y].mean()
         axis.plot(line.index, line.values, label=method, markersize=4, **style)
 

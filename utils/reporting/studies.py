@@ -57,14 +57,14 @@ def by_value(table: pd.DataFrame | None, values: dict[str, str]) -> pd.DataFrame
 
 def rank_rate_maps(table: pd.DataFrame, values: dict[str, str]) -> Figure:
     """Rank by learning rate, one heat-map per column of `values`; each cell the mean over seeds, written in it."""
-    figure, axes = panels(len(values), width=4.8, height=4.0)
+    figure, axes = panels(len(values), width=6.0, height=4.0)
     for axis, (column, label) in zip(axes, values.items(), strict=True):
         grid = table.pivot_table(index="r", columns="learning_rate", values=column, aggfunc="mean")
         image = axis.imshow(grid.values, cmap="cividis", aspect="auto")
         low, high = np.nanmin(grid.values), np.nanmax(grid.values)
         for (row, place), value in np.ndenumerate(grid.values):
             if not np.isnan(value):
-                axis.text(place, row, f"{value:.3g}", ha="center", va="center", fontsize=8,
+                axis.text(place, row, f"{value:.2g}", ha="center", va="center", fontsize=8,
                           color="white" if value <= (low + high) / 2 else "black")
         axis.set(xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), title=label, xlabel="learning rate")
         axis.set_xticklabels([f"{rate:.2g}" for rate in grid.columns], rotation=50, ha="right", fontsize=8)
