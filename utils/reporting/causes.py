@@ -4,16 +4,15 @@ Every row of a table is the same run with some of its matrices changed and nothi
 are measured as everywhere else, through one classifier and one masked-LM whose matrices are exchanged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pandas as pd
-import torch
 
 from utils.errors import CourseError
 from utils.evaluation.pseudo import corpus_loss
 from utils.profiles import Profile
-from utils.reporting.measure import Seeds, base_pseudo_loss, base_spectra, experiment_runs, \
-    learnt, model_pseudo_loss, run_pairs, with_identity
+from utils.reporting.measure import Seeds, base_pseudo_loss, base_spectra, experiment_runs, learnt, \
+    model_pseudo_loss, run_pairs, with_identity
 from utils.spectra.intervention import Direction, Directions, leading_directions, neighbour, random_direction, \
     require_factor, scaled, shrunk, with_norm
 from utils.training.data import classification_data, evaluation_batches
@@ -213,8 +212,7 @@ def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Per run four rows, ``intruders`` (kept or removed) by ``norm`` (the run's own, or what removing leaves), matrix
-        by matrix: ``accuracy``, ``pseudo_loss``, ``forgetting``, ``n_intruders`` is counted anew by the notebook's
-        other tables and ``relative_norm`` is the mean of |update| / |W0|.
+        by matrix: ``accuracy``, ``pseudo_loss``, ``forgetting``, and ``relative_norm``, the mean of |update| / |W0|.
     """
     def compute(run: Run) -> pd.DataFrame:
         base, tuned = run.base_matrices(), run.tuned_matrices()
@@ -264,8 +262,7 @@ def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def _distance(matrices: Tensors, others: Tensors) -> float:
     """Relative Frobenius distance of two models' matrices."""
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]] = [(matrices[name], others[name]) for name in others]
-    apart = sum((one - other).double().square().sum().item() for one, other in pairs)
+    apart = sum((matrices[name] - other).double().square().sum().item() for name, other in others.items())
     return (apart / sum(other.double().square().sum().item() for other in others.values()))**0.5
 
 

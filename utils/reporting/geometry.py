@@ -1,15 +1,14 @@
 """Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
 
-import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import mannwhitneyu
 
 from utils.profiles import Profile
-from utils.reporting.measure import Seeds, base_factors, base_spectra, collect, experiment_runs, identity, run_pairs, \
-    run_vectors
-from utils.spectra import adapter_strengths, critical_strength, measured_critical_strength, similarity, thin_svd, \
-    toy_sweep, window_level, window_table
+from utils.reporting.measure import RUN_COLUMNS, Seeds, base_factors, base_spectra, collect, experiment_runs, \
+    identity, least_alike, run_pairs, run_vectors
+from utils.spectra import adapter_strengths, count_intruders, critical_strength, measured_critical_strength, \
+    similarity, thin_svd, toy_sweep, window_level, window_table
 from utils.training.store import Run
 from utils.training.targets import split_name
 
@@ -20,9 +19,8 @@ DRAWS = 3
 
 
 def clearest_matrix(run: Run, profile: Profile) -> str:
-    """The matrix that holds a run's least pretrained-like leading vector: a clear example, not a typical one."""
-    leading = run_vectors(run, profile.spectra, k=profile.spectra.k)
-    return leading.loc[leading["max_cosine"].idxmin(), "matrix"]
+    """The matrix that holds a run's least pretrained-like leading vector."""
+    return least_alike(run, profile.spectra)["matrix"]
 
 
 def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -147,13 +145,11 @@ def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon by window width."""
     table = window_cosines(profile, seeds)
-    by = ["profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "width"]
-    counts = table["max_cosine"].lt(profile.spectra.epsilon).groupby([table[name] for name in by], sort=False).sum()
-    return counts.rename("n_intruders").reset_index()
+    counts = count_intruders(table, [profile.spectra.epsilon], [profile.spectra.k], by=(*RUN_COLUMNS, "width"))
+    return counts.drop(columns=["epsilon", "k"])
 
 
 def window_levels(profile: Profile) -> dict[int, float]:
-    """What a random direction reaches at each width, for the model's narrowest output."""
+    """What a random direction reaches at each width, at most: in the model's narrowest output."""
     shapes = {tuple(weight.shape) for weight in experiment_runs(profile, "ranks")[0].base_matrices().values()}
-    return {width: float(np.max([window_level(out, min(out, wide), width) for out, wide in shapes]))
-            for width in WINDOWS}
+    return {width: max(window_level(out, min(out, wide), width) for out, wide in shapes) for width in WINDOWS}

@@ -88,9 +88,25 @@ def run_vectors(run: Run, spectra: Spectra, step: int | None = None, k: int | No
     table = run.measured(
         f"vectors-{step:06d}" + (f"-k{k}" if k else ""), {"version": 2, "step": step, "epsilons": spectra.epsilons},
         lambda run: cosine_table(run_pairs(run, step), spectra, k).assign(step=step))
+    return with_places(table)
+
+
+def with_places(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``matrix``, and its ``layer`` and ``type``."""
     named = {name: split_name(name) for name in table["matrix"].unique()}
     return table.assign(layer=table["matrix"].map(lambda name: named[name][0]),
                         type=table["matrix"].map(lambda name: named[name][1]))
+
+
+def run_intruders(run: Run, spectra: Spectra, step: int | None = None) -> int:
+    """Intruders of a run at a step among the k leading vectors of all matrices, at the profile's epsilon."""
+    return int((run_vectors(run, spectra, step, spectra.k)["max_cosine"] < spectra.epsilon).sum())
+
+
+def least_alike(run: Run, spectra: Spectra) -> pd.Series:
+    """The row of a run's least pretrained-like leading vector: a clear example, not a typical one."""
+    leading = run_vectors(run, spectra, k=spectra.k)
+    return leading.loc[leading["max_cosine"].idxmin()]
 
 
 def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
@@ -149,17 +165,20 @@ def learnt(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["run"].isin(last.loc[last["accuracy"] >= best - 0.1, "run"])]
 
 
-def intruder_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+def intruder_counts(profile: Profile, seeds: Seeds = None,
+                    experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
     spectra = profile.spectra
-    counts = count_intruders(all_vectors(profile, seeds), spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
-    return counts.merge(final_accuracy(profile, seeds), on="run")
+    vectors = collect(profile, seeds, lambda run: run_vectors(run, spectra, k=spectra.k), experiments)
+    counts = count_intruders(vectors, spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
+    return counts.merge(final_accuracy(profile, seeds, experiments), on="run")
 
 
-def intruder_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+def intruder_counts_by_k(profile: Profile, seeds: Seeds = None,
+                         experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon against the fraction of each matrix's vectors that is examined."""
-    spectra = profile.spectra
-    return count_intruders(all_vectors(profile, seeds), [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
+    vectors, spectra = all_vectors(profile, seeds, experiments), profile.spectra
+    return count_intruders(vectors, [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
 
 
 def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -198,8 +217,7 @@ def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
     tuple of str and DataFrame
         The matrix, and :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
     """
-    leading = run_vectors(run, spectra, k=spectra.k)
-    row = leading.loc[leading["max_cosine"].idxmin()]
+    row = least_alike(run, spectra)
     name, base = row["matrix"], base_factors(run.base)[row["matrix"]]
     direction = thin_svd(run.tuned_matrices()[name]).u[:, int(row["index"]) - 1]
     steps = {0: run.base_matrices()[name]} | {step: run.tuned_matrices(step)[name] for step in run.steps}
@@ -242,8 +260,7 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
             row = identity(profile, experiment, run)
             row["pseudo_loss"] = run_pseudo_loss(run, profile.pseudo_loss)
             row["base_pseudo_loss"] = base_pseudo_loss(run.base, profile.pseudo_loss)
-            cosines = run_vectors(run, profile.spectra, k=profile.spectra.k)["max_cosine"]
-            row["n_intruders"] = int((cosines < profile.spectra.epsilon).sum())
+            row["n_intruders"] = run_intruders(run, profile.spectra)
             rows.append(row)
     table = pd.DataFrame(rows).merge(final_accuracy(profile, seeds, experiments), on="run")
     norms = update_sizes(profile, seeds, experiments).groupby("run")["relative_norm"].mean().reset_index()

@@ -10,7 +10,7 @@ from utils.reporting.measure import Seeds
 
 def released_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 4a-c: counts in the released checkpoints that the profile names; empty where it names none."""
-    return released.released_counts(profile) if profile.released else pd.DataFrame()
+    return released.released_counts(profile)
 
 
 MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name__: one for one in (

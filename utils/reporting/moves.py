@@ -3,25 +3,16 @@
 import pandas as pd
 
 from utils.profiles import Profile
-from utils.reporting.measure import RUN_COLUMNS, Seeds, base_pseudo_loss, collect, experiment_runs, final_accuracy, \
-    forgetting, identity, run_pseudo_loss, run_vectors, update_sizes
-from utils.spectra import count_intruders
+from utils.reporting.measure import Seeds, base_pseudo_loss, experiment_runs, forgetting, identity, intruder_counts, \
+    intruder_counts_by_k, run_intruders, run_pseudo_loss, update_sizes, with_places
 from utils.training.store import Run
-from utils.training.targets import split_name
 
 MOVES = ("learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha", "rank_stabilised")
 
 
 def what_moves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """Count, accuracy, forgetting and size of the update for every run of notebook 05.
-
-    Returns
-    -------
-    pandas.DataFrame
-        :func:`utils.reporting.measure.forgetting` over the experiments that this profile trains now.
-    """
-    trained = tuple(name for name in MOVES if experiment_runs(profile, name, seeds))
-    return forgetting(profile, seeds, trained)
+    """Count, accuracy, forgetting and size of the update for every run of notebook 05."""
+    return forgetting(profile, seeds, MOVES)
 
 
 def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -37,45 +28,41 @@ def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             continue
         before = base_pseudo_loss(run.base, profile.pseudo_loss)
         for metric in run.metrics().to_dict("records"):
-            cosines = run_vectors(run, spectra, metric["step"], spectra.k)["max_cosine"]
             loss = run_pseudo_loss(run, profile.pseudo_loss, metric["step"])
             rows.append(identity(profile, "learning_rates", run) | {
                 "step": metric["step"], "accuracy": metric["accuracy"], "pseudo_loss": loss,
-                "forgetting": loss - before, "n_intruders": int((cosines < spectra.epsilon).sum())})
+                "forgetting": loss - before, "n_intruders": run_intruders(run, spectra, metric["step"])})
     return pd.DataFrame(rows)
 
 
 def alpha_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, top: count against epsilon under alpha = 2r (the rule) and alpha = 8, with accuracy."""
-    return _counts(profile, seeds, ("rule", "alpha_8"))
+    return intruder_counts(profile, seeds, ("rule", "alpha_8"))
 
 
 def alpha_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, bottom: count at the profile's epsilon against the share of vectors examined, under both alphas."""
-    return _counts_by_k(profile, seeds, ("rule", "alpha_8"))
+    return intruder_counts_by_k(profile, seeds, ("rule", "alpha_8"))
 
 
 def data_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, left: count against epsilon by the number of training rows seen; the main runs are the largest."""
-    return _with_rows(_counts(profile, seeds, ("data", "ranks")), profile, seeds)
+    return _with_rows(intruder_counts(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
 def data_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, right: count against the share of vectors examined, by the number of training rows seen."""
-    return _with_rows(_counts_by_k(profile, seeds, ("data", "ranks")), profile, seeds)
+    return _with_rows(intruder_counts_by_k(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
 def variant_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 10 and 23: count against epsilon for LoRA's variants, with accuracy."""
-    return _counts(profile, seeds, ("variants",))
+    return intruder_counts(profile, seeds, ("variants",))
 
 
 def update_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 14: effective rank of every matrix's update, under alpha = 2r (main runs and the rule) and alpha = 8."""
-    table = update_sizes(profile, seeds, ("ranks", "rule", "alpha_8"))
-    named = {name: split_name(name) for name in table["matrix"].unique()}
-    return table.assign(layer=table["matrix"].map(lambda name: named[name][0]),
-                        type=table["matrix"].map(lambda name: named[name][1])).drop(columns=["base_norm"])
+    return with_places(update_sizes(profile, seeds, ("ranks", "rule", "alpha_8"))).drop(columns=["base_norm"])
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,19 +84,6 @@ def _best_rate(table: pd.DataFrame) -> float:
         table = table[table["learning_rate"].isin(most.index[most == most.max()])]
     means = (table[table["seed"].isin(shared)] if shared else table).groupby("learning_rate")["accuracy"].mean()
     return means.idxmax()
-
-
-def _counts(profile: Profile, seeds: Seeds, experiments: tuple[str, ...]) -> pd.DataFrame:
-    spectra = profile.spectra
-    vectors = collect(profile, seeds, lambda run: run_vectors(run, spectra, k=spectra.k), experiments)
-    counts = count_intruders(vectors, spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
-    return counts.merge(final_accuracy(profile, seeds, experiments), on="run")
-
-
-def _counts_by_k(profile: Profile, seeds: Seeds, experiments: tuple[str, ...]) -> pd.DataFrame:
-    spectra = profile.spectra
-    vectors = collect(profile, seeds, lambda run: run_vectors(run, spectra), experiments)
-    return count_intruders(vectors, [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
 
 
 def _with_rows(table: pd.DataFrame, profile: Profile, seeds: Seeds) -> pd.DataFrame:

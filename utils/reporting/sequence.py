@@ -11,7 +11,7 @@ from utils.evaluation.continual import sequence_summary
 from utils.evaluation.probe import first_token_states, head_accuracy
 from utils.profiles import Profile
 from utils.profiles.schema import TaskSizes
-from utils.reporting.measure import Seeds, base_pseudo_loss, run_pseudo_loss, run_vectors
+from utils.reporting.measure import Seeds, base_pseudo_loss, run_intruders, run_pseudo_loss
 from utils.sources.models import BaseModel
 from utils.training.data import classification_data, evaluation_batches
 from utils.training.device import device_name, limit_threads, quiet_libraries
@@ -89,10 +89,9 @@ def sequence_spectra(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     for chain in sequence_runs(profile, seeds):
         before = base_pseudo_loss(chain[0].base, settings)
         for stage, run in enumerate(chain, start=1):
-            cosines = run_vectors(run, spectra, k=spectra.k)["max_cosine"]
             loss = run_pseudo_loss(run, settings)
             rows.append(_chain_columns(profile, chain, stage).iloc[0].to_dict() | {
-                "n_intruders": int((cosines < spectra.epsilon).sum()), "pseudo_loss": loss,
+                "n_intruders": run_intruders(run, spectra), "pseudo_loss": loss,
                 "forgetting": loss - before})
     return pd.DataFrame(rows)
 

@@ -9,7 +9,7 @@ from utils.errors import UsageError
 from utils.sources.tasks import task
 from utils.training.store import Run
 from utils.training.targets import tuned_modules
-from utils.training.weights import Tensors, prepare
+from utils.training.weights import Tensors, head_name, prepare
 
 REDUCED = "intruder_reduced"
 
@@ -30,9 +30,8 @@ def as_peft_model(run: Run) -> PeftModel:
             module.lora_A["default"].weight.copy_(trained[f"lora_A.{name}"])
             module.lora_B["default"].weight.copy_(trained[f"lora_B.{name}"])
         for name, parameter in model.named_parameters():
-            plain = "head." + name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
-            if plain in trained:
-                parameter.copy_(trained[plain])
+            if (stored := head_name(name)) in trained:
+                parameter.copy_(trained[stored])
     return model.eval()
 
 

@@ -41,13 +41,13 @@ class Method(BaseModel):
 
     @property
     def scale(self) -> float:
-        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 for VeRA, whose vectors scale.
+        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 where nothing scales (full and VeRA).
 
         >>> Method(kind="lora", r=16, lora_alpha=32).scale, Method(kind="lora", r=16, lora_alpha=32,
         ...                                                       rank_stabilised=True).scale
         (2.0, 8.0)
         """
-        if self.variant == "vera":
+        if self.lora_alpha is None:
             return 1.0
         return self.lora_alpha / (self.r**0.5 if self.rank_stabilised else self.r)
 

@@ -76,8 +76,8 @@ class Run:
 
     def tuned_matrices(self, step: int | None = None) -> Tensors:
         """The merged weight of every tuned matrix at a step, float32."""
-        scale = 0.0 if self.spec.method.kind == "full" else self.spec.method.scale
-        return merged(self.start.tuned_matrices() if self.start else self.base_matrices(), self.trained(step), scale)
+        before = self.start.tuned_matrices() if self.start else self.base_matrices()
+        return merged(before, self.trained(step), self.spec.method.scale)
 
     def factors(self, step: int | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None:
         """(B, A, scale) of Wt - W0 of every matrix for LoRA, None for full fine-tuning.
@@ -88,9 +88,10 @@ class Run:
             return None
         trained, scale = self.trained(step), self.spec.method.scale
         own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()}
-        before = self.start.factors() if self.start else None
-        if not before:
-            return own if self.start is None else None
+        if self.start is None:
+            return own
+        if (before := self.start.factors()) is None:
+            return None
         return {name: (torch.cat([before[name][0] * (before[name][2] / scale), b], dim=1),
                        torch.cat([before[name][1], a]), scale) for name, (b, a, _) in own.items()}
 

@@ -108,8 +108,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
     steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / spec.batch_size))
     model = prepare(model, spec.method, causal=causal, steps=steps)
-    scale = 1.0 if spec.method.kind == "full" else spec.method.scale
-    checkpoints = Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, scale)
+    checkpoints = Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
     resumable = spec.method.variant != "adalora"
     arguments = common_arguments(

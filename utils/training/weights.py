@@ -64,9 +64,17 @@ def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
     for name, parameter in model.named_parameters():
         adapter = any(part in name for part in ("lora_", "vera_"))
         if parameter.requires_grad and id(parameter) not in matrices and not adapter:
-            plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
-            found[f"head.{plain}"] = copy(parameter)
+            found[head_name(name)] = copy(parameter)
     return found
+
+
+def head_name(name: str) -> str:
+    """What a head's parameter is stored as, however PEFT wrapped it.
+
+    >>> head_name("base_model.model.classifier.modules_to_save.default.weight")
+    'head.classifier.weight'
+    """
+    return "head." + name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
 
 
 def merged(base: Tensors, trained: Tensors, scale: float) -> Tensors:
