@@ -17,6 +17,7 @@ import standin_hub
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.training import train as training
+from utils.training.checkpoints import checkpoint_path
 from utils.training.data import tokenizer_of
 from utils.training.spec import Method, RunSpec
 from utils.training.weights import base_matrices, load_into, merged, prepare
@@ -49,7 +50,7 @@ def _train(spec: RunSpec, folder: Path) -> dict:
 
 
 def _tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(training.checkpoint_path(folder, step))
+    return load_file(checkpoint_path(folder, step))
 
 
 def inside_training() -> dict:

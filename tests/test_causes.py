@@ -23,7 +23,7 @@ from utils.training.mitigation import REDUCED, as_peft_model, mitigated_by_peft
 from utils.training.spec import Method, RunSpec
 from utils.training.store import Run
 from utils.training.targets import tuned_modules
-from utils.training.train import checkpoint_path
+from utils.training.checkpoints import checkpoint_path
 from utils.training.weights import trained_tensors
 
 K, EPSILON = 10, 0.5

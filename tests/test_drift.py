@@ -86,7 +86,7 @@ def test_trainer_callbacks_have_the_events_that_ours_override():
     from transformers import TrainerCallback
 
     from utils.training.masked_lm import HeldOutCurve
-    from utils.training.train import Checkpoints
+    from utils.training.checkpoints import Checkpoints
     from utils.training.trainer import MarkComplete, Progress
     from utils.training.variants import AllocateRanks
 

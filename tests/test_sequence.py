@@ -25,7 +25,7 @@ from utils.training.data import classification_data, evaluation_batches
 from utils.training.spec import Method, RunSpec, continual_specs
 from utils.training.store import Run, RunStore
 from utils.training.targets import tuned_modules
-from utils.training.train import Checkpoints, checkpoint_path
+from utils.training.checkpoints import Checkpoints, checkpoint_path
 from utils.training.weights import load_into
 
 LORA = Method(kind="lora", r=4, lora_alpha=8)

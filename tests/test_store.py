@@ -24,7 +24,7 @@ from utils.training import store as module
 from utils.training import train as train_module
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RESULT, Run, RunStore
-from utils.training.train import METRICS, Checkpoints
+from utils.training.checkpoints import METRICS, Checkpoints
 from utils.training.trainer import COMPLETE, resume_point
 
 LORA = Method(kind="lora", r=4, lora_alpha=8)
@@ -238,7 +238,7 @@ from pathlib import Path
 import torch
 from utils.training import store as module, train as train_module
 from utils.training.spec import RunSpec
-from utils.training.train import Checkpoints
+from utils.training.checkpoints import Checkpoints
 
 train_module.limit_threads = lambda: torch.set_num_threads(1)
 spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]

@@ -18,7 +18,7 @@ from utils.training import train as train_module
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
 from utils.training.targets import tuned_modules
-from utils.training.train import Checkpoints, read_metrics
+from utils.training.checkpoints import Checkpoints, read_metrics
 from utils.training.variants import ADALORA_INITIAL, LORA_PLUS_RATIO, adapter_config, update_factors
 from utils.training.weights import load_into, merged, prepare, trained_tensors
 

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     benchmark.add_argument("--publish", action="store_true", help="write the record and README table to be committed")
     base = command("build-base", _build_base, "make a base model that the project trained itself", profile=False)
-    base.add_argument("which", choices=["encoder"])
+    base.add_argument("which", choices=["encoder", "decoder"])
     base.add_argument("--steps", type=_positive, default=None, help="optimiser steps; the recipe's own by default")
     reference = command("reference", _reference, "make the reference results anew")
     reference.add_argument("--seeds", type=_seeds, help="the profile's reference seeds by default")
@@ -245,8 +245,10 @@ def _bench(options) -> None:
 
 def _build_base(options) -> None:
     from utils.training.masked_lm import build_encoder_base
+    from utils.training.small_decoder import build_decoder_base
 
-    print(f"written: {build_encoder_base(**({'steps': options.steps} if options.steps else {}))}")
+    build = {"encoder": build_encoder_base, "decoder": build_decoder_base}[options.which]
+    print(f"written: {build(**({'steps': options.steps} if options.steps else {}))}")
 
 
 def _reference(options) -> None:

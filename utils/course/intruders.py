@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.course.progress import followed
+from utils.progress import followed
 from utils.errors import CourseError, UsageError
 from utils.files import replacing
 from utils.provenance import provenance

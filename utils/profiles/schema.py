@@ -69,7 +69,10 @@ class Training(_Checked):
 
 NOTEBOOK_EXPERIMENTS = ("ranks", "second", "learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha",
                         "rank_stabilised", "data", "variants")
+DECODER_EXPERIMENTS = ("code", "mathematics", "instruction", "regularisers", "rates", "optimisers", "alpha", "modules",
+                       "batches", "scalings")
 Variant = Literal["lora", "b_only", "lora_plus", "pissa", "adalora", "vera"]
+Targets = Literal["all", "attention", "mlp"]
 
 
 class RunGroup(_Checked):
@@ -78,8 +81,11 @@ class RunGroup(_Checked):
     `lora_alpha` is a number, or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of alpha / r.
     `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA has no alpha. With `train_rows` there is one
     run for each number of training rows, as many times over them as over the whole set, once where the profile counts
-    in steps. `checkpoints`, where given, replaces the profile's number. A `reference_only` group is trained when
-    reference results are made, and never by a reader; a `first_seed_only` group with the first of several seeds.
+    in steps. `targets` says which matrices are tuned; `weight_decay` is the second paper's: every step takes that share
+    of the weights, or of their way from W0 where `decay_towards` is ``base``, times rate over peak rate. `batch_size`
+    keeps the number of tokens: a larger batch takes fewer steps. `checkpoints`, where given, replaces the profile's
+    number. A `reference_only` group is trained when reference results are made, and never by a reader; a
+    `first_seed_only` group with the first of several seeds.
     """
 
     method: Literal["full", "lora"]
@@ -89,6 +95,12 @@ class RunGroup(_Checked):
     variant: Variant = "lora"
     train_rows: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     checkpoints: Positive | None = None
+    targets: Targets = "all"
+    optimiser: Literal["adamw", "lion"] = "adamw"
+    weight_decay: Fraction = 0.0
+    decay_towards: Literal["zero", "base"] = "zero"
+    attention_dropout: Fraction = 0.0
+    batch_size: Positive | None = None
     reference_only: bool = False
     first_seed_only: bool = False
 
@@ -118,7 +130,8 @@ def _each_once(groups: tuple[RunGroup, ...]) -> tuple[RunGroup, ...]:
         for r, rate in rates.items():
             alpha = 2 * r if group.lora_alpha == "2r" else group.lora_alpha
             for rows in group.train_rows or (None,):
-                run = (r, alpha, rate, group.rank_stabilised, group.variant, rows)
+                run = (r, alpha, rate, group.rank_stabilised, group.variant, rows, group.targets, group.optimiser,
+                       group.weight_decay, group.decay_towards, group.attention_dropout, group.batch_size)
                 if run in seen:
                     raise ValueError(f"{'full' if r == 0 else f'rank {r}, alpha {alpha}'} at learning rate {rate:g} is "
                                      "named twice; a run must be there once")
@@ -141,6 +154,47 @@ class Experiment(_Checked):
     side: bool = False
     runs: RunGroups
     steps: Positive | None = None
+
+
+class DecoderExperiment(Experiment):
+    """An experiment of the second paper, on a causal base.
+
+    `base` is the one of continued pretraining, or of instruction tuning. With `durations` (optimiser steps) one run
+    gives a learning curve whose every point had its own cooldown: the rate stays at its peak, and for each duration
+    falls to zero over that duration's last fifth, starting from a copy.
+    """
+
+    base: Literal["continued", "instruction"] = "continued"
+    durations: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    batch_size: Positive | None = None
+    warmup_fraction: Fraction = 0.02
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if self.durations is not None and (self.steps is not None or list(self.durations) != sorted({*self.durations})):
+            raise ValueError("'durations' must rise, and 'steps' is their last")
+        if self.durations is not None and self.durations[0] < 5:
+            raise ValueError("a duration of fewer than 5 steps leaves none to cool down")
+        return self
+
+
+class DecoderEvaluation(_Checked):
+    """What is measured on causal models: how much held-out text, which tasks, and how generations are drawn."""
+
+    general: str = "news"  # the text on which forgetting is measured: the base's pretraining, or near it
+    blocks: Positive  # held-out blocks of it for the base of continued pretraining
+    instruction_blocks: Positive  # and for that of instruction tuning
+    kl_batches: Positive  # held-out batches of the new task on which the distance from the base is measured
+    questions: Positive  # of generated mathematics, for exact match
+    choice_tasks: Annotated[tuple[str, ...], Field(min_length=1)]  # of the evaluation harness
+    choice_rows: Positive | None = None
+    instruction_choice: bool = True  # multiple choice for the instruction-tuned models as well
+    problems: Positive  # of HumanEval, the shortest ones
+    samples: Positive  # generations of each
+    max_new_tokens: Positive
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    top_p: Rate = 0.95
+    high_temperature: Annotated[float, Field(gt=0)] = 0.8  # of pass@k
 
 
 class Spectra(_Checked):
@@ -250,7 +304,11 @@ class Profile(_Checked):
     intervention: Intervention
     continual: Continual
     released: Annotated[tuple[ReleasedPair, ...], AfterValidator(_named_once)] = ()
+    continued: ModelReference | None = None  # the base of continued pretraining
+    decoder_experiments: dict[str, DecoderExperiment] = {}
+    decoder_evaluation: DecoderEvaluation | None = None
     whole: bool = False  # with the reference-only runs: what reference results are made of, never set in a file
+    run_code: bool = False  # generated code is run in the sandbox: asked for on the command line, never set in a file
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -266,6 +324,7 @@ class Profile(_Checked):
                                  f"(it has {', '.join(self.tasks)})")
         if any(self.experiments[name].reference_only for name in ("ranks", "second")):
             raise ValueError("experiments 'ranks' and 'second' are the notebooks' own and cannot be 'reference_only'")
+        self._consistent_decoders()
         for name in self.continual.tasks:
             if name not in self.tasks:
                 raise ValueError(f"'continual' names task '{name}', which 'tasks' gives no sizes")
@@ -277,6 +336,21 @@ class Profile(_Checked):
                              f"only ranks {sorted(ranks)}")
         return self
 
+    def _consistent_decoders(self) -> None:
+        if not self.decoder_experiments:
+            return
+        for name in DECODER_EXPERIMENTS:
+            if name not in self.decoder_experiments:
+                raise ValueError(f"'decoder_experiments' must name '{name}', which the notebooks read")
+        if self.continued is None or self.decoder_evaluation is None or not self.decoders:
+            raise ValueError("'decoder_experiments' need 'continued', 'decoders' and 'decoder_evaluation' beside them")
+        for name, experiment in self.decoder_experiments.items():
+            if name in self.experiments:
+                raise ValueError(f"'{name}' is an experiment and a decoder experiment; each name must be there once")
+            if experiment.task not in self.tasks:
+                raise ValueError(f"decoder experiment '{name}' uses task '{experiment.task}', which 'tasks' gives no "
+                                 f"sizes (it has {', '.join(self.tasks)})")
+
     @property
     def shown_experiments(self) -> tuple[str, ...]:
         """The main experiments that the notebooks train."""
@@ -286,6 +360,14 @@ class Profile(_Checked):
     def with_reference_runs(self) -> "Profile":
         """The same profile with its reference-only runs: what reference results are made of."""
         return self.model_copy(update={"whole": True})
+
+    def with_generated_code(self, run: bool = True) -> "Profile":
+        """The same profile with leave to run generated code, in the sandbox and nowhere else."""
+        return self.model_copy(update={"run_code": run})
+
+    def experiment(self, name: str) -> Experiment | None:
+        """The experiment of that name, of either paper; None if there is none."""
+        return self.experiments.get(name) or self.decoder_experiments.get(name)
 
     def decoder_for(self, gpu_memory_gib: float) -> Decoder | None:
         """The largest causal base that fits the memory at hand, or None if none does."""

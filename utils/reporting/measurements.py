@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from utils.profiles import Profile
-from utils.reporting import causes, geometry, measure, moves, released, sequence
+from utils.reporting import causes, generations, geometry, learning, measure, moves, released, sequence, updates
 from utils.reporting.measure import Seeds
+
 
 def released_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 4a-c: counts in the released checkpoints that the profile names; empty where it names none."""
@@ -20,4 +21,7 @@ MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name_
     geometry.trained_strengths, moves.what_moves, moves.sweep_over_steps, moves.alpha_counts,
     moves.alpha_counts_by_k, moves.data_counts, moves.data_counts_by_k, moves.variant_counts, moves.update_ranks,
     causes.interventions, causes.removals, causes.norm_matched,
-    sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra, released_counts)}
+    sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra, released_counts,
+    learning.learning_curves, learning.instruction_curves, learning.regulariser_curves, learning.sensitivity,
+    learning.shuffled_answers, generations.diversity, generations.pass_rates, generations.token_entropy,
+    updates.rank_dynamics, updates.rounding_effects, updates.random_ranks)}

@@ -20,7 +20,7 @@ from utils.paths import MODELS, cache_dir, writable
 from utils.profiles.schema import ModelReference
 from utils.sources import archives, hub
 
-PACKAGED = ("minilm-mlm", "minilm", "smollm2")
+PACKAGED = ("minilm-mlm", "minilm", "smollm2", "small-decoder")
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,21 @@ def _smollm2():
     return [gguf], build
 
 
-_BUILDERS = {"minilm-mlm": _minilm_mlm, "smollm2": _smollm2}
+def _small_decoder():
+    """The committed decoder of about a million parameters; its float16 weights as float32 are W0."""
+    parts = MODELS / "small-decoder"
+    if not (parts / "model.safetensors").exists():
+        raise CourseError(f"{parts} lacks the decoder's weights; run `python -m utils build-base decoder`.")
+
+    def build(target: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        weights = {name: tensor.float() for name, tensor in load_file(parts / "model.safetensors").items()}
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(parts / name, target / name)
+
+    return [parts / "model.safetensors", parts / "tokenizer.json"], build
+
+
+_BUILDERS = {"minilm-mlm": _minilm_mlm, "smollm2": _smollm2, "small-decoder": _small_decoder}

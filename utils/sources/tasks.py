@@ -13,6 +13,8 @@ import pandas as pd
 from utils.errors import CourseError, UsageError
 from utils.profiles.schema import TaskSizes
 from utils.sources import hub
+from utils.sources.domains import DOMAINS, domain_texts
+from utils.sources.functions import described_functions
 from utils.sources.text import OPINIONS, RATED, TOPICS, news_articles, posts, rated_sentences, split_fraction
 
 PASSAGE_WORDS = 20  # of each half of a pair of news passages
@@ -24,7 +26,7 @@ class Task:
     """A task's identity: its kind, label names in the order of their indices, and how to load it."""
 
     name: str
-    kind: str  # "classification" or "causal"
+    kind: str  # "classification", "causal" (prompt and completion) or "text" (a domain, continued pretraining)
     labels: tuple[str, ...]
     load: Callable[[str], pd.DataFrame]  # "train" or "test" -> table
     about: str
@@ -149,9 +151,33 @@ def _fever(split: str) -> pd.DataFrame:
 
 def _metamath(split: str) -> pd.DataFrame:
     rows = hub.dataset_split("meta-math/MetaMathQA-40K", None, "train").to_pandas()
+    _require_columns("meta-math/MetaMathQA-40K", rows, ("query", "response"))
     inside = rows["query"].map(split_fraction) < 0.98
     rows = rows[inside if split == "train" else ~inside]
     return pd.DataFrame({"prompt": "Question: " + rows["query"] + "\nAnswer:", "completion": " " + rows["response"]})
+
+
+def _domain(name: str) -> Callable[[str], pd.DataFrame]:
+    return lambda split: pd.DataFrame({"text": domain_texts(name, "heldout" if split == "test" else "train")})
+
+
+def _functions(split: str) -> pd.DataFrame:
+    frame = described_functions()
+    return frame[(frame["place"] < 0.9) == (split == "train")][["prompt", "completion"]].reset_index(drop=True)
+
+
+def _magicoder(split: str) -> pd.DataFrame:
+    rows = hub.dataset_split("ise-uiuc/Magicoder-Evol-Instruct-110K", None, "train").to_pandas()
+    _require_columns("ise-uiuc/Magicoder-Evol-Instruct-110K", rows, ("instruction", "response"))
+    inside = rows["instruction"].map(split_fraction) < 0.98
+    rows = rows[inside if split == "train" else ~inside]
+    return pd.DataFrame({"prompt": rows["instruction"] + "\n\n", "completion": rows["response"]})
+
+
+def _require_columns(name: str, rows: pd.DataFrame, expected: tuple[str, ...]) -> None:
+    if missing := [column for column in expected if column not in rows]:
+        raise CourseError(f"Expected columns {', '.join(expected)} in {name}, but {', '.join(missing)} is missing (it "
+                          f"has {', '.join(rows.columns)}); check the data set's page for a renamed column.")
 
 
 FEVER_LABELS = ("REFUTES", "NOT ENOUGH INFO", "SUPPORTS")
@@ -176,4 +202,7 @@ TASKS = {one.name: one for one in (
     Task("winogrande", "classification", ("option1", "option2"), _winogrande, "which noun fills the blank?"),
     Task("fever", "classification", FEVER_LABELS, _fever, "is the claim supported? claim text alone"),
     Task("metamath", "causal", (), _metamath, "worked answers to school mathematics"),
+    Task("magicoder", "causal", (), _magicoder, "programming problems with worked solutions"),
+    Task("functions", "causal", (), _functions, "functions of the standard library: signature and docstring to body"),
+    *(Task(name, "text", (), _domain(name), f"plain text: {name}") for name in DOMAINS),
 )}

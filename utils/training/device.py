@@ -21,8 +21,10 @@ def compute_dtype(dtype: str) -> torch.dtype:
 
 def quiet_libraries() -> None:
     """Silence load reports, shard bars and trainer chatter; our own progress lines say what happens."""
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     for module in ("transformers", "torch", "trl", "peft", "accelerate", "huggingface_hub", "pyarrow"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     transformers.logging.set_verbosity_error()

@@ -89,19 +89,24 @@ def token_blocks(texts: list[str], tokenizer, length: int) -> Dataset:
 class HeldOutCurve(TrainerCallback):
     """Held-out masked-LM loss every `every` steps, on one fixed masking, kept on disk so that a resume keeps it."""
 
+    name = "masked-LM base"
+
     def __init__(self, batches: list[dict], every: int, path: Path):
         self.batches, self.every, self.path = batches, every, path
         self.rows = list(csv.DictReader(path.open())) if path.exists() else []
 
+    def loss(self, model: nn.Module) -> float:
+        return held_out_loss(model, self.batches)
+
     def measure(self, step: int, model: nn.Module) -> float:
-        loss = held_out_loss(model, self.batches)
+        loss = self.loss(model)
         self.rows = [row for row in self.rows if int(row["step"]) < step]
         self.rows.append({"step": step, "heldout_loss_nats_per_token": round(loss, 4)})
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-        print(f"masked-LM base: step {step}, held-out loss {loss:.3f} nats per masked token", flush=True)
+        print(f"{self.name}: step {step}, held-out loss {loss:.3f} nats per token", flush=True)
         return loss
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):

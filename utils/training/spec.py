@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from utils.errors import UsageError
 from utils.files import canonical_json
 from utils.profiles import Experiment, Profile
-from utils.profiles.schema import ModelReference, Positive, Rate, RunGroup, TaskSizes, Variant
+from utils.profiles.schema import Decoder, DecoderExperiment, Fraction, ModelReference, Positive, Rate, RunGroup, \
+    Targets, TaskSizes, Variant
 from utils.sources.models import resolve
 from utils.sources.tasks import task
+from utils.training.device import hardware
 
+_LATER = ("durations", "weight_decay", "decay_towards", "attention_dropout", "gradient_accumulation")
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 
 
@@ -29,6 +32,7 @@ class Method(BaseModel):
     lora_alpha: Positive | None = None
     rank_stabilised: bool = False
     variant: Variant = "lora"
+    targets: Targets = "all"
 
     @model_validator(mode="after")
     def _complete(self):
@@ -54,9 +58,10 @@ class Method(BaseModel):
     @property
     def label(self) -> str:
         """A short name for tables and legends, such as ``full`` or ``LoRA r=8``."""
+        which = "" if self.targets == "all" else f", {self.targets}"
         if self.kind == "full":
-            return "full"
-        return f"{'rsLoRA' if self.rank_stabilised else _LABELS[self.variant]} r={self.r}"
+            return f"full{which}"
+        return f"{'rsLoRA' if self.rank_stabilised else _LABELS[self.variant]} r={self.r}{which}"
 
 
 class RunSpec(BaseModel):
@@ -75,10 +80,15 @@ class RunSpec(BaseModel):
     steps: Positive | None
     epochs: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
-    optimiser: Literal["adamw"] = "adamw"
+    optimiser: Literal["adamw", "lion"] = "adamw"
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoints: Positive
     seed: int
+    durations: tuple[Positive, ...] | None = None  # steps that a copy is cooled down at; the last is `steps`
+    weight_decay: Fraction = 0.0  # share of the weights that a step at the peak rate takes
+    decay_towards: Literal["zero", "base"] = "zero"
+    attention_dropout: Fraction = 0.0
+    gradient_accumulation: Positive = 1
     start: "RunSpec | None" = None  # the run whose merged weights this one goes on from, instead of W0
 
     @property
@@ -90,8 +100,10 @@ class RunSpec(BaseModel):
     def _content(self) -> dict:
         """What the key is made of. Fields that came later count only where they are used: older keys stay valid."""
         content = self.model_dump(mode="json", exclude={"start"})
-        if self.method.variant == "lora":
-            del content["method"]["variant"]
+        for part, model, later in ((content, RunSpec, _LATER), (content["method"], Method, ("variant", "targets"))):
+            for name in later:
+                if part[name] == model.model_fields[name].default:
+                    del part[name]
         return content | ({"start": self.start.key} if self.start else {})
 
     @property
@@ -108,14 +120,14 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     ----------
     profile : Profile
     experiment : str
-        A key of ``profile.experiments``.
+        A key of ``profile.experiments`` or ``profile.decoder_experiments``.
     seeds : tuple of int, optional
         The profile's own seeds by default.
     """
-    if experiment not in profile.experiments:
+    chosen = profile.experiment(experiment)
+    if chosen is None:
         raise UsageError(f"Profile {profile.profile} has no experiment '{experiment}'; it has "
-                         f"{', '.join(profile.experiments)}.")
-    chosen = profile.experiments[experiment]
+                         f"{', '.join([*profile.experiments, *profile.decoder_experiments])}.")
     task(chosen.task)  # an unknown name fails here, before anything is downloaded
     if chosen.reference_only and not profile.whole:
         return []
@@ -154,15 +166,17 @@ def _included(profile: Profile, groups: tuple[RunGroup, ...], *, first: bool) ->
 
 def _methods(group: RunGroup) -> list[tuple[Method, float]]:
     if group.method == "full":
-        return [(Method(kind="full"), group.learning_rate)]
+        return [(Method(kind="full", targets=group.targets), group.learning_rate)]
     return [(Method(kind="lora", r=r, lora_alpha=2 * r if group.lora_alpha == "2r" else group.lora_alpha,
-                    rank_stabilised=group.rank_stabilised, variant=group.variant), rate)
+                    rank_stabilised=group.rank_stabilised, variant=group.variant, targets=group.targets), rate)
             for r, rate in group.learning_rate.items()]
 
 
 def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Method, learning_rate: float,
            seed: int) -> list[RunSpec]:
     """The run, or one for each number of training rows."""
+    if isinstance(experiment, DecoderExperiment):
+        return [_decoder_spec(profile, experiment, group, method, learning_rate, seed)]
     training, sizes = profile.training, profile.tasks[experiment.task]
     steps = experiment.steps or training.steps
     whole = RunSpec(
@@ -175,3 +189,30 @@ def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Me
         return [whole]
     return [whole.model_copy(update={"sizes": sizes.model_copy(update={"train_rows": rows}), "steps": None,
                                      "epochs": training.epochs or 1.0}) for rows in group.train_rows]
+
+
+def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGroup, method: Method,
+                  learning_rate: float, seed: int) -> RunSpec:
+    """One run on a causal base; another batch size keeps the number of tokens."""
+    training, decoder = profile.training, instruction_decoder(profile)
+    continued = experiment.base == "continued"
+    base = profile.continued if continued else decoder.model
+    usual = experiment.batch_size or (training.batch_size if continued else decoder.batch_size)
+    batch_size = group.batch_size or usual
+    durations = tuple(max(5, round(steps * usual / batch_size)) for steps in experiment.durations or ())
+    steps = durations[-1] if durations else experiment.steps or training.steps
+    return RunSpec(
+        base=base, base_revision=resolve(base).revision, task=experiment.task, sizes=profile.tasks[experiment.task],
+        method=method, learning_rate=learning_rate, schedule="constant_with_warmup" if durations else training.schedule,
+        warmup_fraction=experiment.warmup_fraction, steps=steps, epochs=None if steps else training.epochs,
+        batch_size=batch_size, optimiser=group.optimiser, dtype=training.dtype,
+        checkpoints=group.checkpoints or training.checkpoints, seed=seed, durations=durations or None,
+        weight_decay=group.weight_decay, decay_towards=group.decay_towards,
+        attention_dropout=group.attention_dropout,
+        gradient_accumulation=1 if continued else decoder.gradient_accumulation)
+
+
+def instruction_decoder(profile: Profile) -> Decoder:
+    """The base of instruction tuning that fits this machine: by its GPU's memory, the smallest where it has none."""
+    memory = (hardware()["accelerator"] or {}).get("memory_gib", 0)
+    return profile.decoder_for(memory) or min(profile.decoders, key=lambda decoder: decoder.gpu_memory_gib)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from utils.errors import CourseError
 from utils.files import canonical_json, replacing, sha256_of, write_json
@@ -29,7 +29,8 @@ from utils.provenance import provenance
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
 from utils.training.spec import RunSpec
-from utils.training.train import checkpoint_path, train
+from utils.training.checkpoints import checkpoint_path
+from utils.training.train import train
 from utils.training.weights import Tensors, base_matrices, load_into, merged
 
 RESULT = "result.json"
@@ -87,7 +88,8 @@ class Run:
         if self.spec.method.kind == "full":
             return None
         trained, scale = self.trained(step), self.spec.method.scale
-        own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()}
+        own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()
+               if f"lora_A.{name}" in trained}
         if self.start is None:
             return own
         if (before := self.start.factors()) is None:
@@ -106,6 +108,11 @@ class Run:
         model = AutoModelForMaskedLM.from_pretrained(self.base.folder, dtype=torch.float32)
         return load_into(model, matrices or self.tuned_matrices(step)).eval()
 
+    def causal_lm(self, step: int | None = None) -> nn.Module:
+        """The tuned causal language model at a step."""
+        model = AutoModelForCausalLM.from_pretrained(self.base.folder, dtype=torch.float32)
+        return load_into(model, self.tuned_matrices(step)).eval()
+
     def measured(self, name: str, settings: dict, compute: Callable[["Run"], pd.DataFrame]) -> pd.DataFrame:
         """A measurement of this run, computed once and kept beside it.
 
@@ -118,17 +125,21 @@ class Run:
         compute : callable
             Takes the run and returns a DataFrame without the run's own columns.
         """
-        tag = canonical_json(settings)
-        path = self.folder / "measurements" / f"{name}.csv"
-        if path.exists():
-            first, _, rest = path.read_text(encoding="utf-8").partition("\n")
-            if first == f"# {tag}":
-                frame = pd.read_csv(StringIO(rest))
-                return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
-        frame = compute(self).reset_index(drop=True)
-        with replacing(path) as temporary:
-            temporary.write_text(f"# {tag}\n" + frame.to_csv(index=False), encoding="utf-8")
+        frame = kept_table(self.folder / "measurements" / f"{name}.csv", settings, lambda: compute(self))
         return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
+
+
+def kept_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table computed once and kept as CSV, with the settings in its first line; other settings compute it anew."""
+    tag = canonical_json(settings)
+    if path.exists():
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        if first == f"# {tag}":
+            return pd.read_csv(StringIO(rest))
+    frame = compute().reset_index(drop=True)
+    with replacing(path) as temporary:
+        temporary.write_text(f"# {tag}\n" + frame.to_csv(index=False), encoding="utf-8")
+    return frame
 
 
 _CHECKSUMS: dict[tuple[Path, int, int], str] = {}

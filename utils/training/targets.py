@@ -41,8 +41,13 @@ def split_name(name: str) -> tuple[int, str]:
     raise UsageError(f"'{name}' is not the name of a matrix that any rule in utils/training/targets.py knows.")
 
 
-def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
+ATTENTION = ("query", "key", "value", "attention.output.dense", "q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def tuned_modules(model: nn.Module, targets: str = "all") -> dict[str, nn.Module]:
     """The tuned linear modules of a plain (unwrapped) model, by short name such as ``encoder.layer.0.output.dense``.
+
+    `targets` is ``all``, or ``attention`` or ``mlp`` for a part of them.
 
     The short name starts at the first word of the architecture's pattern, so that a masked-LM model and a classifier
     built on the same body give the same names.
@@ -51,7 +56,8 @@ def tuned_modules(model: nn.Module) -> dict[str, nn.Module]:
     found = {}
     for name, module in model.named_modules():
         if (match := pattern.fullmatch(name)) and hasattr(module, "weight"):
-            found[match["short"]] = module
+            if targets == "all" or (match["type"] in ATTENTION) == (targets == "attention"):
+                found[match["short"]] = module
     return found
 
 

@@ -1,6 +1,5 @@
 """One run, from specification to checkpoints: classification by transformers' Trainer, causal models by TRL."""
 
-import json
 import math
 import tempfile
 import time
@@ -8,82 +7,23 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding, \
-    PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+    PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from utils.files import replacing, sha256_of
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
+from utils.training.blocks import block_batches, text_blocks
+from utils.training.checkpoints import Checkpoints, planned_steps
+from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
 from utils.training.data import classification_data, evaluation_batches, rows_checksum, tokenizer_of
 from utils.training.device import compute_dtype, device_name, limit_threads, quiet_libraries
 from utils.training.metrics import accuracy, causal_loss, predict
+from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
 from utils.training.variants import AllocateRanks, optimiser_of
-from utils.training.weights import Tensors, load_into, prepare, trained_tensors
-
-METRICS = "metrics.jsonl"
-
-
-class Checkpoints(TrainerCallback):
-    """At each planned step: save the trained tensors, measure, append to ``metrics.jsonl``.
-
-    Time is counted from step begin to step end, so that neither saving nor evaluating is in it. A resumed run drops
-    the rows of steps that it will do again.
-    """
-
-    def __init__(self, folder: Path, steps: list[int], measure, scale: float):
-        self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
-        self.rows, self.train_seconds, self.diverged = read_metrics(folder), 0.0, False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.rows = [row for row in self.rows if row["step"] <= state.global_step]
-        self.train_seconds = self.rows[-1]["train_seconds"] if self.rows else 0.0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.train_seconds += time.perf_counter() - self.started
-        if state.global_step not in self.steps:
-            return
-        tensors = trained_tensors(model, self.scale)
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            self.diverged = control.should_training_stop = True
-            return
-        path = checkpoint_path(self.folder, state.global_step)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary)
-        row = {"step": state.global_step, "train_seconds": round(self.train_seconds, 2), **self.measure(model),
-               "file": path.name, "sha256": sha256_of(path)}
-        self.rows.append(row)
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
-        with replacing(self.folder / METRICS) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the trained tensors of a step lie."""
-    return folder / "checkpoints" / f"step-{step:06d}.safetensors"
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The rows of ``metrics.jsonl``, oldest first; empty where there is none yet."""
-    path = folder / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def planned_steps(total: int, count: int) -> list[int]:
-    """`count` steps evenly spaced up to and with the last.
-
-    >>> planned_steps(100, 4)
-    [25, 50, 75, 100]
-    >>> planned_steps(3, 5)
-    [1, 2, 3]
-    """
-    return sorted({max(1, round(total * part / count)) for part in range(1, count + 1)})
+from utils.training.weights import Tensors, load_into, prepare
 
 
 def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = None) -> dict:
@@ -102,23 +42,24 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
     limit_threads()
     quiet_libraries()
     set_seed(spec.seed)
-    causal = task(spec.task).kind == "causal"
-    model, rows, measure = (_causal if causal else _classifier)(spec, base)
+    kind = task(spec.task).kind
+    model, rows, measure = {"classification": _classifier, "causal": _causal, "text": _text}[kind](spec, base)
     load_into(model, start or {})
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / spec.batch_size))
-    model = prepare(model, spec.method, causal=causal, steps=steps)
-    checkpoints = Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
+    steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / (spec.batch_size * spec.gradient_accumulation)))
+    model = prepare(model, spec.method, causal=kind != "classification", steps=steps)
+    checkpoints = _checkpoints(spec, folder, steps, measure, rows)
+    hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
     resumable = spec.method.variant != "adalora"
     arguments = common_arguments(
-        folder / "resume", steps=steps, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
-        warmup_fraction=spec.warmup_fraction, schedule=spec.schedule, seed=spec.seed,
-        save_every=max(1, math.ceil(steps / 4)) if resumable else steps + 1,
+        folder / "resume", steps=hot, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
+        warmup_fraction=spec.warmup_fraction * steps / hot, schedule=spec.schedule, seed=spec.seed,
+        save_every=max(1, math.ceil(hot / 4)) if resumable else hot + 1,
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
     callbacks = [checkpoints, MarkComplete(), Progress(f"{spec.task}, {spec.method.label}, seed {spec.seed}")]
     callbacks += [] if resumable else [AllocateRanks()]
-    build = _sft_trainer if causal else _trainer
+    build = {"classification": _trainer, "causal": _sft_trainer, "text": _text_trainer}[kind]
     trainer = build(model, rows, arguments, callbacks, base, spec)
     trainer.remove_callback(PrinterCallback)
     if device_name() == "cuda":
@@ -131,6 +72,13 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
                          "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                          "metrics": checkpoints.rows}}
+
+
+def _checkpoints(spec: RunSpec, folder: Path, steps: int, measure, rows: Dataset) -> Checkpoints:
+    if spec.durations is None:
+        return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
+    return Cooldowns(folder, [], measure, spec.method.scale, durations=spec.durations, blocks=rows["input_ids"][:],
+                     batch_size=spec.batch_size, dtype=compute_dtype(spec.dtype))
 
 
 def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
@@ -185,8 +133,43 @@ def _trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseM
                                           length_column_name="length"))
 
 
+def _causal_model(spec: RunSpec, base: BaseModel) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True,
+                                                attention_dropout=spec.attention_dropout)
+
+
+def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
+    """Blocks of a domain, none twice; the seed decides their order, which is then kept to."""
+    length, wanted = spec.sizes.max_length, spec.steps * spec.batch_size
+    blocks = text_blocks(spec.task, "train", base.folder, length=length, count=wanted)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(spec.seed)).tolist()
+    held_out = block_batches(text_blocks(spec.task, "heldout", base.folder, length=length)[:spec.sizes.test_rows])
+    rows = Dataset.from_dict({"input_ids": [blocks[i] for i in order]})
+    return _causal_model(spec, base), rows, lambda model: causal_loss(model, held_out)
+
+
+def _text_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
+    arguments = arguments | {"max_grad_norm": CLIP, "train_sampling_strategy": "sequential"}
+    return Trainer(model=model, train_dataset=rows, callbacks=callbacks, args=TrainingArguments(**arguments),
+                   optimizers=(_optimiser(model, spec, arguments), None),
+                   data_collator=lambda rows: block_batches([row["input_ids"] for row in rows], len(rows))[0])
+
+
+def _optimiser(model: nn.Module, spec: RunSpec, arguments: dict) -> torch.optim.Optimizer | None:
+    """What the specification asks for besides Trainer's AdamW, or None."""
+    variant = optimiser_of(model, spec.method, arguments)
+    if variant is not None or (spec.optimiser == "adamw" and not spec.weight_decay):
+        return variant
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = (Lion(trained, lr=spec.learning_rate) if spec.optimiser == "lion" else
+                 torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=0.0, fused=True))
+    if spec.weight_decay:
+        decay_weights(optimiser, spec.weight_decay, towards_start=spec.decay_towards == "base")
+    return optimiser
+
+
 def _causal(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True)
+    model = _causal_model(spec, base)
     data = load_task(spec.task, spec.sizes)
     batches = completion_batches(data.test, base.folder, spec.sizes.max_length, spec.batch_size)
     return model, Dataset.from_pandas(data.train, preserve_index=False), lambda model: causal_loss(model, batches)
@@ -196,9 +179,10 @@ def _sft_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: B
     from trl import SFTConfig, SFTTrainer  # slow to import, and the classification runs do not need it
 
     # SFTConfig's own defaults ask for checkpointing; the loss is on the completion because the data says so.
-    config = SFTConfig(**arguments, gradient_checkpointing=False, max_length=spec.sizes.max_length)
+    config = SFTConfig(**arguments, gradient_checkpointing=False, max_length=spec.sizes.max_length,
+                       gradient_accumulation_steps=spec.gradient_accumulation)
     return SFTTrainer(model=model, args=config, train_dataset=rows, callbacks=callbacks,
-                      optimizers=(optimiser_of(model, spec.method, arguments), None),
+                      optimizers=(_optimiser(model, spec, arguments), None),
                       processing_class=tokenizer_of(base.folder))
 
 

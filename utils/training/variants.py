@@ -77,6 +77,8 @@ def update_factors(model: nn.Module, method_scale: float) -> dict[str, Factors]:
     """
     found = {}
     for name, module in tuned_modules(model).items():
+        if not hasattr(module, "base_layer"):
+            continue  # not among the method's targets
         if hasattr(module, "vera_lambda_b"):
             b, a = _vera_pair(module)
         elif hasattr(module, "lora_E"):

@@ -39,11 +39,12 @@ def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None
     model_type = model.config.model_type
     heads = () if causal else HEADS.get(model_type, ("score",))
     if method.kind == "lora":
-        config = adapter_config(method, steps=steps, target_modules=lora_pattern(model_type),
+        chosen = lora_pattern(model_type) if method.targets == "all" else list(tuned_modules(model, method.targets))
+        config = adapter_config(method, steps=steps, target_modules=chosen,
                                 modules_to_save=list(heads) or None,
                                 task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
         return wrap(model, method, config)
-    trained = {id(module.weight) for module in tuned_modules(model).values()}
+    trained = {id(module.weight) for module in tuned_modules(model, method.targets).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(id(parameter) in trained or any(part in heads for part in name.split(".")))
     return model
@@ -59,7 +60,8 @@ def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
         for name, (b, a) in update_factors(model, scale).items():
             found |= {f"lora_A.{name}": copy(a), f"lora_B.{name}": copy(b)}
     else:
-        found = {f"weight.{name}": copy(module.weight) for name, module in modules.items()}
+        found = {f"weight.{name}": copy(module.weight) for name, module in modules.items()
+                 if module.weight.requires_grad}
     matrices = {id(module.weight) for module in modules.values()}
     for name, parameter in model.named_parameters():
         adapter = any(part in name for part in ("lora_", "vera_"))

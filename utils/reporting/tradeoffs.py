@@ -1,0 +1,354 @@
+"""Figures of "LoRA Learns Less and Forgets Less": curves over training, the trade-off, spectra of the update, memory.
+
+As in :mod:`utils.reporting.plots`: tables in, a figure out. Full fine-tuning is black, published values have hollow
+markers and panels of their own (another model, another measure), reference results are a band or faint points.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from utils.reporting.plots import PANEL, draw_lines, panels
+from utils.reporting.published import pareto_front
+from utils.reporting.style import DASHES, MARKERS, method_styles, use_style
+
+METRIC_LABELS = {"mean of three": "mean of HellaSwag,\nARC-Challenge, WinoGrande", "HumanEval": "HumanEval, pass@1",
+                 "GSM8K": "GSM8K, accuracy"}
+FRONT = {"color": "0.75", "linewidth": 2.5}
+TICK_GAP = 0.08  # of the axis, so that labels do not touch
+
+
+def _doubling_axis(axis: Axes, values: Sequence[float]) -> None:
+    """A log2 axis with its ticks at the durations themselves; one too near the next longer has none."""
+    known, ticks = sorted({value for value in values if value > 0}, reverse=True), []
+    for value in known:
+        if not ticks or np.log(ticks[-1] / value) > TICK_GAP * np.log(known[0] / known[-1]):
+            ticks.append(value)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _published_panel(axis: Axes, part: pd.DataFrame, base: pd.DataFrame | None, styles: dict[str, dict]) -> None:
+    """One published data set: hollow markers, the base as a dashed line."""
+    for method in part["method"].unique():
+        line = part[part["method"] == method]
+        axis.plot(line["duration"], line["value"], label=method, markersize=5, markerfacecolor="none", **styles[method])
+    if base is not None:
+        known = base[(base["dataset"] == part["dataset"].iloc[0]) & (base["metric"] == part["metric"].iloc[0])]
+        for value in known["value"]:
+            axis.axhline(value, color="black", linestyle="--", linewidth=1, label="base model")
+    metric = part["metric"].iloc[0]
+    axis.set(xlabel=part["unit"].iloc[0], ylabel=METRIC_LABELS.get(metric, metric),
+             title=f"published: {part['dataset'].iloc[0]}")
+    _doubling_axis(axis, part["duration"])
+
+
+def _grid(count: int):
+    """Axes for `count` panels: one row of up to three, or rows of two."""
+    use_style()
+    columns = count if count < 4 else 2
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(PANEL[0] * columns, PANEL[1] * rows), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, axes.flat[:count]
+
+
+def published_panels(curves: pd.DataFrame, base: pd.DataFrame, quantity: str) -> Figure:
+    """The paper's Figure 1 or 2 from its tables: continued pretraining left, instruction tuning right; code above math.
+
+    Parameters
+    ----------
+    curves, base : pandas.DataFrame
+        :func:`~utils.reporting.published.published_curves`, :func:`~utils.reporting.published.published_base`.
+    quantity : {"learning", "forgetting"}
+    """
+    use_style()
+    curves = curves[curves["quantity"] == quantity]
+    figure, axes = plt.subplots(2, 2, figsize=(2 * PANEL[0], 1.7 * PANEL[1]))
+    styles = method_styles(list(curves["method"].unique()))
+    for row, domain in zip(axes, ("code", "math"), strict=True):
+        for axis, regime in zip(row, ("continued pretraining", "instruction tuning"), strict=True):
+            part = curves[(curves["domain"] == domain) & (curves["regime"] == regime)]
+            _published_panel(axis, part, base, styles)
+            axis.set_title(f"{domain}, {regime}: {part['dataset'].iloc[0]}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def tulu_panels(tulu: pd.DataFrame, base: pd.DataFrame) -> Figure:
+    """The paper's Figures S4 to S6 from Tables S10-S13: one panel per metric.
+
+    Parameters
+    ----------
+    tulu, base : pandas.DataFrame
+        :func:`~utils.reporting.published.published_tulu`, :func:`~utils.reporting.published.published_base`. A metric
+        whose base value was not published has no dashed line.
+    """
+    figure, axes = _grid(tulu["metric"].nunique())
+    styles = method_styles(list(tulu["method"].unique()))
+    for axis, (metric, part) in zip(axes, tulu.groupby("metric", sort=False), strict=True):
+        _published_panel(axis, part, base, styles)
+        axis.set_title(metric)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def _own_panel(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, y: str, base: str | None,
+               styles: dict[str, dict]) -> None:
+    """One data set of ours: lines over the reference's band, the base as a dashed line."""
+    draw_lines(axis, part, reference, x="duration", y=y,
+               styles={method: styles[method] for method in part["method"].unique()})
+    if base is not None:
+        axis.axhline(part[base].mean(), color="black", linestyle="--", linewidth=1, label="base model")
+    _doubling_axis(axis, part["duration"])
+
+
+def learning_curves(published: pd.DataFrame | None, own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: str,
+                    ylabel: str, xlabel: str, base: str | None = None,
+                    published_base: pd.DataFrame | None = None) -> Figure:
+    """A measure against how long was trained, one panel per data set: published above, ours below.
+
+    Parameters
+    ----------
+    published : pandas.DataFrame or None
+        Rows of :func:`~utils.reporting.published.published_curves` of one quantity; None leaves the upper row out.
+    own, reference : pandas.DataFrame
+        ``dataset``, ``method``, ``duration`` (above 0), `y`; a row per seed. The reference is a band.
+    y, ylabel, xlabel : str
+        Our column, and the labels of our axes.
+    base : str, optional
+        The column of `own` with the untuned model's value, drawn as a dashed line.
+    published_base : pandas.DataFrame, optional
+        :func:`~utils.reporting.published.published_base`.
+    """
+    use_style()
+    above = [] if published is None else [part for _, part in published.groupby("dataset", sort=False)]
+    below = [part for _, part in own.groupby("dataset", sort=False)]
+    columns, rows = max(len(above), len(below)), 1 + bool(above)
+    figure, axes = plt.subplots(rows, columns, figsize=(PANEL[0] * columns, 0.9 * PANEL[1] * rows), squeeze=False)
+    for axis, part in zip(axes[0], above, strict=False):
+        _published_panel(axis, part, published_base, method_styles(list(published["method"].unique())))
+    for axis, part in zip(axes[-1], below, strict=False):
+        name = part["dataset"].iloc[0]
+        band = None if reference is None else reference[reference["dataset"] == name]
+        _own_panel(axis, part, band, y=y, base=base, styles=method_styles(list(own["method"].unique())))
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=name)
+    for row, parts in zip(axes, ([above] if above else []) + [below], strict=True):
+        row[len(parts) - 1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+        for axis in row[len(parts):]:
+            axis.remove()
+    return figure
+
+
+def _marker_areas(durations: pd.Series) -> dict[float, float]:
+    """Marker areas in points squared that grow with the order of the durations."""
+    known = sorted(durations.unique())
+    return {duration: 25 + 125 * index / max(1, len(known) - 1) for index, duration in enumerate(known)}
+
+
+def _draw_front(axis: Axes, part: pd.DataFrame, *, x: str, y: str, smaller_is_better: Collection[str]) -> None:
+    """The Pareto front of all methods as a step: what lies below and left of it is beaten."""
+    goodness = part.assign(**{column: -part[column] for column in (x, y) if column in smaller_is_better})
+    front = goodness[pareto_front(goodness, x=x, y=y)].sort_values([x, y], ascending=[True, False]).index
+    axis.plot(part.loc[front, x], part.loc[front, y], drawstyle="steps-pre", zorder=1, **FRONT)
+
+
+def _tradeoff_panel(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
+                    styles: dict[str, dict], hollow: bool) -> None:
+    """Every model as a point whose size grows with its duration; a line joins the means of each duration."""
+    for method, style in styles.items():
+        look = {"color": style["color"], "marker": style["marker"]}
+        if reference is not None:
+            seeds = reference[reference["method"] == method]
+            axis.plot(seeds[x], seeds[y], linestyle="none", alpha=0.3, markersize=4, **look)
+        points = part[part["method"] == method]
+        faces = "none" if hollow else style["color"]
+        axis.scatter(points[x], points[y], s=points["duration"].map(_marker_areas(part["duration"])), zorder=3,
+                     marker=style["marker"], edgecolors=style["color"], facecolors=faces, alpha=0.85)
+        line = points.groupby("duration")[[x, y]].mean()
+        axis.plot(line[x], line[y], color=style["color"], linestyle=style["linestyle"], linewidth=0.9, alpha=0.7)
+
+
+def _tradeoff_legend(figure: Figure, styles: dict[str, dict], *, hollow: bool, base: bool) -> None:
+    """The methods, the front and what size means, beside the panels."""
+    handles = [Line2D([], [], color=style["color"], marker=style["marker"], linestyle=style["linestyle"], label=method,
+                      markerfacecolor="none" if hollow else style["color"]) for method, style in styles.items()]
+    if base:
+        handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="base model"))
+    handles.append(Line2D([], [], label="Pareto front", **FRONT))
+    handles.append(Line2D([], [], linestyle="none", label="larger marker: longer training"))
+    figure.legend(handles=handles, loc="outside right center")
+
+
+def tradeoff_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: str = "remembering",
+                    y: str = "learning", xlabel: str = "mean of HellaSwag, ARC-C, WinoGrande",
+                    ylabel: str | None = None, smaller_is_better: Collection[str] = (),
+                    base: Mapping[str, tuple[float, float]] | None = None, hollow: bool = False) -> Figure:
+    """Learning against forgetting, one point per model, one panel per data set; right is forgetting less (Figure 3).
+
+    Parameters
+    ----------
+    table, reference : pandas.DataFrame
+        ``dataset``, ``method``, ``duration``, `x`, `y`; reference points are faint.
+    x, y : str
+        Columns; the axis of one in `smaller_is_better`, such as a rise of loss, is reversed.
+    ylabel : str, optional
+        By default the data set's ``metric``, else `y`.
+    base : mapping of str to (x, y), optional
+        The untuned model by data set.
+    hollow : bool
+        For published values.
+    """
+    groups = [part.reset_index(drop=True) for _, part in table.groupby("dataset", sort=False)]
+    figure, axes = _grid(len(groups))
+    styles = method_styles(list(table["method"].unique()))
+    for axis, part in zip(axes, groups, strict=True):
+        name = part["dataset"].iloc[0]
+        band = None if reference is None else reference[reference["dataset"] == name]
+        _draw_front(axis, part, x=x, y=y, smaller_is_better=smaller_is_better)
+        _tradeoff_panel(axis, part, band, x=x, y=y, styles=styles, hollow=hollow)
+        if base and name in base:
+            axis.plot(*base[name], "x", color="black", markersize=8)
+        metric = part["metric"].iloc[0] if "metric" in part else y
+        axis.set(ylabel=ylabel or METRIC_LABELS.get(metric, metric), title=name)
+        axis.set_xlabel(f"{xlabel}\nforgets less →", fontsize="small")
+        if x in smaller_is_better:
+            axis.invert_xaxis()
+        if y in smaller_is_better:
+            axis.invert_yaxis()
+    _tradeoff_legend(figure, styles, hollow=hollow, base=bool(base))
+    return figure
+
+
+def spectra_panels(table: pd.DataFrame, *, share: float = 0.9, relative: bool = False, title: str = "") -> Figure:
+    """Singular values, and the share of the energy that the first of them hold (Figure S7).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        :func:`utils.spectra.perturbation.spectrum_table`, with ``every=1`` for a true mark at `share`.
+    relative : bool
+        Divide each spectrum by its largest value, to compare their shapes.
+    """
+    figure, (left, right) = panels(2)
+    for index, (name, part) in enumerate(table.groupby("spectrum", sort=False)):
+        look = {"color": f"C{index}", "linestyle": DASHES[index % len(DASHES)]}
+        reached = part[part["share"] >= share - 1e-9]["index"]
+        unit = part["singular_value"].max() if relative else 1
+        left.plot(part["index"], part["singular_value"] / unit, label=name, **look)
+        right.plot(part["index"], part["share"], **look,
+                   label=name if reached.empty else f"{name}: {share:.0%} at {reached.iloc[0]}")
+        if len(reached):
+            right.plot(reached.iloc[0], share, MARKERS[index % len(MARKERS)], color=look["color"], markersize=6)
+    right.axhline(share, color="grey", linestyle=":", linewidth=1)
+    left.set(xlabel="index", ylabel="singular value" + " / largest of its own" * relative, ylim=(0, None))
+    right.set(xlabel="number of directions", ylabel="share of the energy", ylim=(0, 1.03))
+    left.legend()
+    right.legend(loc="lower right")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def toy_panels(spectra: pd.DataFrame, sweep: pd.DataFrame) -> Figure:
+    """A Gaussian matrix changed by another: spectra, and how far singular values move (Figure S8).
+
+    Parameters
+    ----------
+    spectra, sweep : pandas.DataFrame
+        :func:`~utils.spectra.perturbation.toy_perturbation` and :func:`~utils.spectra.perturbation.deviation_sweep`.
+    """
+    figure, (left, right) = panels(2)
+    largest = spectra["singular_value"].max()
+    for index, (name, part) in enumerate(spectra.groupby("spectrum", sort=False)):
+        left.plot(part["index"], part["singular_value"] / largest, color=f"C{index}", linestyle=DASHES[index],
+                  linewidth=2, label=name)
+    left.set(xlabel="index", ylabel="singular value / largest of all", ylim=(0, 1.03))
+    left.legend()
+    c, deviation = sweep["scale"].to_numpy(), sweep["deviation"].to_numpy()
+    right.plot(c, deviation / deviation[0], "o-", markersize=4, color="C0", label="measured")
+    right.plot(c, c / c[0], "--", color="grey", linewidth=1, label="proportional to c")
+    right.plot(c, deviation[-1] / deviation[0] * (c / c[-1]) ** 2, ":", color="grey", linewidth=1.5,
+               label="proportional to c²")
+    right.set(xscale="log", yscale="log", xlabel="c", ylim=(0.3, 3 * deviation[-1] / deviation[0]),
+              ylabel="mean change of the singular values\n(1 at the smallest c)")
+    right.legend()
+    return figure
+
+
+def rank_by_layer(table: pd.DataFrame, *, y: str = "update_rank", ylabel: str = "directions for 90 % of the energy",
+                  duration: str = "duration", unit: str = "") -> Figure:
+    """How many directions the update needs, layer by layer, one panel per matrix type; lighter is longer (Figure 6).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        :func:`~utils.spectra.perturbation.update_ranks` with ``layer``, ``type`` and `duration`. The dashed line is its
+        ``null_rank``, the top of each panel the smaller side of the matrix.
+    unit : str
+        Of the durations, for the legend.
+    """
+    use_style()
+    types, durations = list(table["type"].unique()), sorted(table[duration].unique())
+    rows = -(-len(types) // 4)
+    columns = -(-len(types) // rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.2 * rows), squeeze=False)
+    colours = sns.color_palette("mako", len(durations) + 2)[1:-1]
+    for axis, type_ in zip(axes.flat, types, strict=False):
+        part = table[table["type"] == type_]
+        for index, length in enumerate(durations):
+            line = part[part[duration] == length].groupby("layer")[y].mean()
+            axis.plot(line.index, line, color=colours[index], marker=MARKERS[index % len(MARKERS)], markersize=4,
+                      linewidth=1, label=f"{length:g} {unit}".strip())
+        axis.axhline(part["null_rank"].mean(), color="black", linestyle="--", linewidth=1, label="Gaussian noise")
+        full = part[["rows", "columns"]].min(axis=1).iloc[0]
+        axis.set(title=f"{type_}\n{part['rows'].iloc[0]} × {part['columns'].iloc[0]}", ylim=(0, full))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat[len(types):]:
+        axis.remove()
+    figure.supxlabel("layer", fontsize="medium")
+    figure.supylabel(ylabel, fontsize="medium")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def memory_panel(table: pd.DataFrame, published: pd.DataFrame | None = None, *,
+                 limits: Mapping[str, float] | None = None) -> Figure:
+    """Gigabytes per GPU against the number of GPUs, one panel per model (Tables S14-S16).
+
+    Parameters
+    ----------
+    table, published : pandas.DataFrame
+        ``model``, ``method``, ``gpus``, ``gigabytes``; published values are hollow grey circles.
+    limits : mapping of str to float, optional
+        Gigabytes that a GPU has, by its name: dotted lines.
+    """
+    models = list(table["model"].unique())
+    figure, axes = panels(len(models), width=4.4)
+    names = {method: f"full #{method}" if method.startswith("full") else method for method in table["method"].unique()}
+    known = method_styles(list(names.values()))
+    styles = {method: known[name] for method, name in names.items()}
+    for axis, model in zip(axes, models, strict=True):
+        part = table[table["model"] == model]
+        draw_lines(axis, part, None, x="gpus", y="gigabytes", styles=styles)
+        if published is not None:
+            cells = published[published["model"] == model]
+            axis.plot(cells["gpus"], cells["gigabytes"], "o", color="grey", markerfacecolor="none", markersize=9,
+                      label="published")
+        for index, (name, size) in enumerate((limits or {}).items()):
+            axis.axhline(size, color="grey", linestyle=DASHES[(3 + index) % len(DASHES)], linewidth=1, label=name)
+        _doubling_axis(axis, part["gpus"])
+        axis.set(yscale="log", xlabel="GPUs", title=model)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_ylabel("gigabytes per GPU")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure

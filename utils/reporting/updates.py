@@ -1,0 +1,54 @@
+"""The rank of what training changed (notebook 12): spectra of updates by layer, type and duration."""
+
+import pandas as pd
+
+from utils.profiles import Profile
+from utils.reporting.measure import Seeds, experiment_runs, identity, with_identity, with_places
+from utils.spectra.controls import random_updates
+from utils.spectra.perturbation import bf16_effect, update_ranks
+from utils.training.store import Run
+
+VERSION = 1
+EXPERIMENTS = ("code", "mathematics", "instruction")
+
+
+def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Rank for 90 % of each update's squared spectrum, by matrix and duration, beside the Gaussian null (Fig 6)."""
+    parts = []
+    for experiment in EXPERIMENTS:
+        for run in experiment_runs(profile, experiment, seeds):
+            for step in run.steps if run.spec.durations else run.steps[-1:]:
+                table = run.measured(f"update_ranks-{step:06d}", {"version": VERSION},
+                                     lambda run, step=step: _ranks(run, step))
+                parts.append(with_identity(profile, experiment, with_places(table)).assign(
+                    step=step, train_tokens=step * run.spec.batch_size * run.spec.sizes.max_length))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranks(run: Run, step: int) -> pd.DataFrame:
+    tuned, last = run.tuned_matrices(step), step == run.steps[-1]
+    return update_ranks(run.base_matrices(), tuned, run.factors(step), update_only=not last)
+
+
+def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """What bfloat16 rounding of the tuned weights does to the update's rank, for full fine-tuning on code."""
+    parts = []
+    for run in experiment_runs(profile, "code", seeds):
+        if run.spec.method.kind != "full":
+            continue
+        for step in (run.steps[0], run.steps[-1]):
+            table = run.measured(f"rounding-{step:06d}", {"version": VERSION}, lambda run, step=step: bf16_effect(
+                run.base_matrices(), run.tuned_matrices(step)))
+            parts.append(with_identity(profile, "code", with_places(table)).assign(step=step))
+    return pd.concat(parts, ignore_index=True)
+
+
+def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """The control of Fig 6: a random update of the same norm, matrix by matrix, and its rank for 90 %."""
+    parts = []
+    for run in experiment_runs(profile, "code", seeds):
+        if run.spec.method.kind == "full":
+            moved = random_updates(run.base_matrices(), run.tuned_matrices(), rank=None, seed=run.spec.seed)
+            table = with_places(update_ranks(run.base_matrices(), moved, None, update_only=True))
+            parts.append(pd.DataFrame(identity(profile, "code", run), index=table.index).join(table))
+    return pd.concat(parts, ignore_index=True)

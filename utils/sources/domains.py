@@ -1,0 +1,147 @@
+"""Plain text by domain, for continued pretraining: English news, Python source, school mathematics.
+
+Each domain has a `train` and a `heldout` split that never share an article, a file or a question.
+"""
+
+import json
+import random
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from utils.errors import CourseError, UsageError
+from utils.files import write_text
+from utils.paths import cache_dir, writable
+from utils.sources import hub
+from utils.sources.text import news_articles, split_fraction
+
+DOMAINS = ("news", "python", "mathematics", "mathematics-shuffled", "codeparrot", "open-web-math")
+# Left out: tests, tables of data, and what later versions of Python dropped.
+NOT_SOURCE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "pydoc_data",
+              "encodings", "distutils", "ensurepip", "turtledemo", "idle_test"}
+PYTHON_HELD_OUT = 0.1
+# Question kinds of mathematics-dataset that run under today's sympy and numpy, and have answers of a few symbols.
+MATHEMATICS = (("arithmetic", "add_or_sub"), ("arithmetic", "mul"), ("arithmetic", "div"),
+               ("arithmetic", "add_sub_multiple"), ("algebra", "linear_1d"), ("comparison", "closest"),
+               ("comparison", "pair"), ("comparison", "kth_biggest"), ("measurement", "time"),
+               ("numbers", "place_value"), ("numbers", "is_factor"), ("numbers", "div_remainder"),
+               ("numbers", "round_number"), ("numbers", "gcd"))
+QUESTIONS = 40_000  # drawn before repeated ones are removed
+HELD_OUT_QUESTIONS = 0.05
+
+
+def domain_texts(domain: str, split: str) -> list[str]:
+    """The texts of a domain's split in a fixed mixed order.
+
+    Parameters
+    ----------
+    domain : str
+        One of DOMAINS; ``mathematics-shuffled`` is a control: each question with the answer of another of its kind.
+    split : {"train", "heldout"}
+
+    Raises
+    ------
+    UsageError
+        If the domain or the split is unknown.
+    """
+    if domain not in DOMAINS or split not in ("train", "heldout"):
+        raise UsageError(f"Expected a domain of {', '.join(DOMAINS)} and split train or heldout, but '{domain}', "
+                         f"'{split}' came.")
+    if domain == "news":
+        return sorted(news_articles().query("split == @split")["text"], key=split_fraction)
+    if domain == "python":
+        return _python_source(split)
+    if domain in ("mathematics", "mathematics-shuffled"):
+        rows = mathematics_questions(split).copy()  # the cached table stays as it is
+        if domain == "mathematics-shuffled":
+            rows["answer"] = rows.groupby("kind")["answer"].transform(np.roll, 1)
+        return (rows["question"] + "\n" + rows["answer"] + "\n").tolist()
+    return _hub_texts(domain, split)
+
+
+@cache
+def _python_source(split: str) -> list[str]:
+    """Files of this Python's standard library; the split follows the file's name, so that versions agree on it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [path for path in root.rglob("*.py")
+             if not NOT_SOURCE & set(path.relative_to(root).parts) and path.stat().st_size > 200]
+    order = {path: split_fraction(path.relative_to(root).as_posix()) for path in files}
+    chosen = [path for path in sorted(files, key=order.get)
+              if (order[path] >= PYTHON_HELD_OUT) == (split == "train")]
+    if not chosen:
+        raise CourseError(f"Python {sys.version.split()[0]} keeps no source of its standard library under {root}; "
+                          "use a Python that was installed with its library's .py files.")
+    return [path.read_text(encoding="utf-8", errors="replace") for path in chosen]
+
+
+@cache
+def mathematics_questions(split: str) -> pd.DataFrame:
+    """School mathematics with exact answers, made once by `mathematics-dataset` and kept in the cache.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``kind``, ``question``, ``answer``; no question twice, none in both splits.
+
+    References
+    ----------
+    Saxton et al., "Analysing mathematical reasoning abilities of neural models", ICLR 2019.
+    """
+    path = writable(cache_dir() / "texts") / f"mathematics-{len(MATHEMATICS)}-{QUESTIONS}.jsonl"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            write_text(path, "".join(json.dumps(row) + "\n" for row in _make_questions()))
+    rows = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    order = rows["question"].map(split_fraction).sort_values(kind="stable")
+    chosen = order.index[(order >= HELD_OUT_QUESTIONS) == (split == "train")]
+    return rows.loc[chosen].reset_index(drop=True)
+
+
+def _make_questions() -> list[dict]:
+    kinds = _generators()
+    random.seed(0)
+    np.random.seed(0)
+    found = {}
+    for number in range(QUESTIONS):
+        kind = kinds[number % len(kinds)]
+        problem = kind[1]()
+        found.setdefault(str(problem.question), {"kind": kind[0], "question": str(problem.question),
+                                                 "answer": str(problem.answer)})
+    return list(found.values())
+
+
+def _generators() -> list[tuple[str, object]]:
+    """The easy third of the chosen kinds, as the package's own `train-easy` draws them."""
+    import sympy.solvers.diophantine  # noqa: F401
+    from sympy.solvers.diophantine.diophantine import base_solution_linear
+
+    # Newer sympy moved this function; the package still looks for it in the old place.
+    sys.modules["sympy.solvers.diophantine"].base_solution_linear = base_solution_linear
+    from mathematics_dataset.modules import modules
+
+    def easy(bounds: tuple[float, float]) -> tuple[float, float]:
+        low, high = bounds
+        return low, low + (high - low) / 3
+
+    train = modules.train(easy)
+    return [(f"{area}, {kind}", train[area][kind]) for area, kind in MATHEMATICS]
+
+
+# name, column of the text, rows read: more than the largest profile trains on
+_HUB = {"codeparrot": ("codeparrot/codeparrot-clean-valid", "content", 20_000),
+        "open-web-math": ("open-web-math/open-web-math", "text", 20_000)}
+HUB_HELD_OUT = 0.02
+
+
+def _hub_texts(domain: str, split: str) -> list[str]:
+    name, column, rows = _HUB[domain]
+    texts = hub.dataset_split(name, None, "train", rows=rows)[column]
+    return [text for text in sorted(set(texts), key=split_fraction)
+            if (split_fraction(text) >= HUB_HELD_OUT) == (split == "train")]
+
+

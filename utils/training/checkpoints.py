@@ -1,0 +1,77 @@
+"""What a run keeps while it trains: its trained tensors and its measurements at the planned steps."""
+
+import json
+import time
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerCallback
+
+from utils.files import replacing, sha256_of
+from utils.training.weights import trained_tensors
+
+METRICS = "metrics.jsonl"
+
+
+class Checkpoints(TrainerCallback):
+    """At each planned step: save the trained tensors, measure, append to ``metrics.jsonl``.
+
+    Time is counted from step begin to step end, so that neither saving nor evaluating is in it. A resumed run drops
+    the rows of steps that it will do again.
+    """
+
+    def __init__(self, folder: Path, steps: list[int], measure, scale: float):
+        self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
+        self.rows, self.train_seconds, self.diverged = read_metrics(folder), 0.0, False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.rows = [row for row in self.rows if row["step"] <= state.global_step]
+        self.train_seconds = self.rows[-1]["train_seconds"] if self.rows else 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.train_seconds += time.perf_counter() - self.started
+        if state.global_step in self.steps:
+            control.should_training_stop |= not self.keep(state.global_step, model, self.train_seconds)
+
+    def keep(self, step: int, model: nn.Module, seconds: float, **more) -> bool:
+        """Write one checkpoint and its row; False, and nothing written, if the weights have become infinite or NaN."""
+        tensors = trained_tensors(model, self.scale)
+        self.diverged = not all(tensor.isfinite().all() for tensor in tensors.values())
+        if self.diverged:
+            return False
+        path = checkpoint_path(self.folder, step)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
+        row = {"step": step, "train_seconds": round(seconds, 2), **more, **self.measure(model), "file": path.name,
+               "sha256": sha256_of(path)}
+        self.rows.append(row)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
+        with replacing(self.folder / METRICS) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return True
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the trained tensors of a step lie."""
+    return folder / "checkpoints" / f"step-{step:06d}.safetensors"
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The rows of ``metrics.jsonl``, oldest first; empty where there is none yet."""
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def planned_steps(total: int, count: int) -> list[int]:
+    """`count` steps evenly spaced up to and with the last.
+
+    >>> planned_steps(100, 4)
+    [25, 50, 75, 100]
+    >>> planned_steps(3, 5)
+    [1, 2, 3]
+    """
+    return sorted({max(1, round(total * part / count)) for part in range(1, count + 1)})

@@ -1,0 +1,73 @@
+"""Learning curves whose every point had its own cooldown, at the cost of little more than the longest run.
+
+The rate rises to its peak and stays there; for each duration T a copy of weights and optimiser goes on from 0.8 T,
+on the rows that come next, while its rate falls to zero. An intermediate checkpoint of the hot run would be measured
+far above what the same tokens give once cooled down.
+"""
+
+import copy
+import time
+
+import torch
+from torch import nn
+
+from utils.training.blocks import block_batches
+from utils.training.checkpoints import Checkpoints
+
+COOLED = 0.2  # share of a duration over which the rate falls to zero (arXiv 2405.09673, appendix A)
+CLIP = 1.0  # gradient norm (same place)
+
+
+def cooldown_start(duration: int) -> int:
+    """The step at which a run of `duration` steps begins to cool down.
+
+    >>> [cooldown_start(steps) for steps in (5, 40, 100)]
+    [4, 32, 80]
+    """
+    return duration - max(1, round(COOLED * duration))
+
+
+class Cooldowns(Checkpoints):
+    """At 0.8 T of each duration T: cool a copy down, save and measure it under step T, and go back to the hot run."""
+
+    def __init__(self, *arguments, durations: tuple[int, ...], blocks: list[list[int]], batch_size: int,
+                 dtype: torch.dtype):
+        super().__init__(*arguments)
+        self.starts = {cooldown_start(duration): duration for duration in durations}
+        self.blocks, self.batch_size, self.dtype = blocks, batch_size, dtype
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.rows = [row for row in self.rows if row["cooled_from"] <= state.global_step]
+        self.train_seconds = self.rows[-1]["hot_seconds"] if self.rows else 0.0
+
+    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.train_seconds += time.perf_counter() - self.started
+        if (duration := self.starts.get(state.global_step)) is None:
+            return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = [parameter.detach().clone() for parameter in trained]
+        moments = copy.deepcopy(optimizer.state_dict())
+        started = time.perf_counter()
+        self._cool(model, optimizer, state.global_step, duration)
+        seconds = self.train_seconds + time.perf_counter() - started
+        kept = self.keep(duration, model, seconds, cooled_from=state.global_step,
+                         hot_seconds=round(self.train_seconds, 2))
+        with torch.no_grad():
+            for parameter, weight in zip(trained, weights, strict=True):
+                parameter.copy_(weight)
+        optimizer.load_state_dict(moments)
+        control.should_training_stop |= not kept
+
+    def _cool(self, model: nn.Module, optimizer, start: int, duration: int) -> None:
+        device = next(model.parameters()).device
+        for step in range(start, duration):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (duration - step) / (duration - start)
+            rows = self.blocks[step * self.batch_size:(step + 1) * self.batch_size]
+            for batch in block_batches(rows, self.batch_size):
+                with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
+                loss.backward()
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
