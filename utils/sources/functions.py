@@ -24,7 +24,8 @@ def described_functions() -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``prompt`` (signature and docstring, without the last line break: so HumanEval's prompts are given to a model),
-        ``completion`` (line break and body, indented by four spaces) and ``place``, a number in [0, 1) by the hash of the prompt; no prompt twice.
+        ``completion`` (line break and body, indented by four spaces) and ``place``, a number in [0, 1) by the hash of
+        the prompt; no prompt twice.
     """
     rows = [row for text in (*domain_texts("python", "train"), *domain_texts("python", "heldout"))
             for row in _functions_of(text)]
