@@ -41,3 +41,28 @@ def tiny_base(tmp_path_factory) -> Path:
     BertTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=64).save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory) -> Path:
+    """A Llama of two layers, 16 wide, with a byte-level BPE learnt from the packaged movie sentences."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from utils.sources.text import rated_sentences
+
+    folder, end = tmp_path_factory.mktemp("decoder") / "tiny", "<|endoftext|>"
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(rated_sentences()["text"].head(1000), vocab_size=400, special_tokens=[end],
+                            show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, pad_token=end,
+                                        model_max_length=64)
+    torch.manual_seed(0)
+    # Matrices this large answer to a few steps; at the usual 0.02 a model this narrow hardly sees its input.
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+                         initializer_range=0.2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+                         pad_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

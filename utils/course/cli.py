@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     course.add_argument("--timeout", type=_positive, help="seconds that one cell may take")
     course.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", type=_parameter,
                         help="a further parameter, refused unless every notebook that is run declares it")
+    course.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox (notebook 11)")
     course.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
     _intruder_options(command("intruders", _intruders, "count intruder dimensions between any two checkpoints",
                               profile=False))
@@ -80,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("--steps", type=_positive, default=None, help="optimiser steps; the recipe's own by default")
     reference = command("reference", _reference, "make the reference results anew")
     reference.add_argument("--seeds", type=_seeds, help="the profile's reference seeds by default")
+    reference.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox")
+    reference.add_argument("--only", type=_names, metavar="NAMES", help="these measurements, such as sensitivity; the "
+                                                                        "others stay as they are")
     command("claims", _claims, "the ledger of claims, judged on the reference results")
     runs = command("runs", _runs, "what the run store holds", profile=False)
     runs.add_argument("--prune", action="store_true", help="delete runs that no profile of this version asks for")
@@ -139,6 +143,10 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
@@ -183,7 +191,8 @@ def _course(options) -> None:
     from utils.course.runner import run_course
 
     outcomes = run_course(profile, profile_name=options.profile, only=options.only, seeds=options.seeds,
-                          timeout=options.timeout, parameters=dict(options.parameter))
+                          timeout=options.timeout, parameters=dict(options.parameter),
+                          where_declared={"RUN_CODE": True} if options.run_code else {})
     if options.publish:
         publish_course(profile, outcomes)
     _summary(profile, outcomes)
@@ -258,7 +267,8 @@ def _reference(options) -> None:
 
     profile = _profile(options)
     require(profile)
-    build_reference(profile, tuple(options.seeds) if options.seeds else None)
+    build_reference(profile.with_generated_code(options.run_code), tuple(options.seeds) if options.seeds else None,
+                    only=options.only)
     write_ledger(profile)
 
 

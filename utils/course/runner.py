@@ -169,13 +169,18 @@ def _peak_gib(process: psutil.Process) -> float:
 
 
 def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = None, seeds: list[int] | None = None,
-               timeout: int | None = None, parameters: dict | None = None) -> list[Outcome]:
+               timeout: int | None = None, parameters: dict | None = None,
+               where_declared: dict | None = None) -> list[Outcome]:
     """Run the notebooks in order; stop at the first that fails, go on from there at the next start.
 
     Parameters
     ----------
     profile_name : str
         What the notebooks are given as ``PROFILE``: the profile's name or its file.
+    parameters : dict, optional
+        Given to every notebook, each of which must declare them.
+    where_declared : dict, optional
+        Given to the notebooks that declare them.
     """
     paths = notebook_paths(only)
     given = {"PROFILE": profile_name} | ({"SEEDS": seeds} if seeds else {}) | (parameters or {})
@@ -183,7 +188,7 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
         check_parameters(path, given)
     require(profile)
     folder = writable(cache_dir() / "course" / profile.profile)
-    state, outcomes = _open_state(folder, paths, given), []
+    state, outcomes = _open_state(folder, paths, given | (where_declared or {})), []
     watch = Watch(expected_seconds(profile.profile, paths))
     try:
         for number, path in enumerate(paths, start=1):
@@ -194,7 +199,9 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
                 if print_line:
                     print(f"[{number}/{len(paths)}] {path.stem}: already done in this pass", flush=True)
             else:
-                outcome = execute(path, folder / path.name, given, timeout, watch)
+                also = {name: value for name, value in (where_declared or {}).items()
+                        if name in papermill.inspect_notebook(str(path))}
+                outcome = execute(path, folder / path.name, given | also, timeout, watch)
                 state["done"][path.stem] = outcome.__dict__
                 write_json(folder / "state.json", state)
                 if print_line:

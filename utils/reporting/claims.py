@@ -15,8 +15,10 @@ from utils.files import write_text
 from utils.paths import PAPER, reference_dir, writable
 from utils.profiles import Profile
 from utils.reporting.reference import mean_interval, reference_note, reference_table
-from utils.reporting.rules import RULES
+from utils.reporting.decoder_rules import DECODER_RULES
+from utils.reporting.rules import RULES as ENCODER_RULES
 
+RULES = ENCODER_RULES | DECODER_RULES
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 OUT_OF_REACH, TOO_FEW = "out of reach at this scale", "too few seeds to say"
 

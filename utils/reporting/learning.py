@@ -4,6 +4,7 @@ Learning is held-out loss on the new domain and, for mathematics, exact match. F
 held-out text of the base's own pretraining, a cloze choice through the evaluation harness, and the KL from the base.
 """
 
+import re
 from functools import lru_cache
 
 import pandas as pd
@@ -21,6 +22,7 @@ from utils.reporting.measure import Seeds, experiment_runs, identity
 from utils.sources.domains import mathematics_questions
 from utils.sources.models import BaseModel
 from utils.sources.tasks import load_task, task
+from utils.spectra.controls import random_updates
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.data import tokenizer_of
 from utils.training.device import device_name, limit_threads, quiet_libraries
@@ -28,6 +30,7 @@ from utils.training.metrics import causal_loss
 from utils.training.spec import RunSpec
 from utils.training.store import Run, kept_table
 from utils.training.train import completion_batches
+from utils.training.weights import load_into
 
 VERSION = 1
 SETTINGS = ("targets", "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "scaling")
@@ -156,7 +159,11 @@ def _tag(settings: DecoderEvaluation) -> dict:
 
 @lru_cache(maxsize=2)
 def _base_model(base: BaseModel) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
+    return _fresh_model(base).to(device_name()).eval()
+
+
+def _fresh_model(base: BaseModel) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
 
 
 @lru_cache(maxsize=4)
@@ -168,3 +175,40 @@ def _task_batches(spec: RunSpec, base: BaseModel) -> list[dict]:
         return block_batches(blocks[:spec.sizes.test_rows])
     rows = load_task(spec.task, spec.sizes).test
     return completion_batches(rows, base.folder, spec.sizes.max_length, batch_size=16)
+
+
+def norm_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Forgetting after a random update of the trained one's norm, matrix by matrix: full rank, and the run's own rank.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Of the last step of every run on code, one row each for ``control`` = trained, random (full rank) and, for LoRA,
+        random (rank r): ``general_loss``, ``forgetting``, ``kl_nats_per_token``, ``loss_nats_per_token``.
+    """
+    rows = []
+    for run in experiment_runs(profile, "code", seeds):
+        before = base_measures(run.base, run.spec, profile.decoder_evaluation)
+        controls = ["trained", "random, full rank"] + (["random, rank r"] if run.spec.method.r else [])
+        for control in controls:
+            table = run.measured("norm-control-" + re.sub(r"\W+", "-", control),
+                                 _tag(profile.decoder_evaluation), lambda run, control=control: _after_random(
+                                     run, profile.decoder_evaluation, control))
+            found = table.iloc[0].drop(list(run.spec.columns)).to_dict()
+            rows.append(identity(profile, "code", run) | {"control": control} | found
+                        | {"forgetting": found["general_loss"] - before["general_loss"]})
+    return pd.DataFrame(rows)
+
+
+def _after_random(run: Run, settings: DecoderEvaluation, control: str) -> pd.DataFrame:
+    limit_threads()
+    tuned, base = run.tuned_matrices(), run.base_matrices()
+    if control != "trained":
+        rank = run.spec.method.r if control.endswith("rank r") else None
+        tuned = random_updates(base, tuned, rank=rank, seed=run.spec.seed)
+    model = load_into(_fresh_model(run.base), tuned).to(device_name()).eval()
+    batches = _task_batches(run.spec, run.base)[:settings.kl_batches]
+    return pd.DataFrame([{"general_loss": measures(model, run.base, run.spec, settings, choice=False)["general_loss"],
+                          "loss_nats_per_token": causal_loss(model, batches)["loss_nats_per_token"],
+                          "kl_nats_per_token": kl_from_base(_base_model(run.base), model, batches)[
+                              "kl_nats_per_token"]}])

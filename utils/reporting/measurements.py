@@ -23,5 +23,7 @@ MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name_
     causes.interventions, causes.removals, causes.norm_matched,
     sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra, released_counts,
     learning.learning_curves, learning.instruction_curves, learning.regulariser_curves, learning.sensitivity,
-    learning.shuffled_answers, generations.diversity, generations.pass_rates, generations.token_entropy,
-    updates.rank_dynamics, updates.rounding_effects, updates.random_ranks)}
+    learning.shuffled_answers, learning.norm_controls, generations.diversity, generations.pass_rates,
+    generations.token_entropy,
+    updates.rank_dynamics, updates.rounding_effects, updates.random_ranks,
+    updates.toy_deviations, updates.memory_formulas)}

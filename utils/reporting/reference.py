@@ -17,29 +17,39 @@ from utils.reporting.measurements import MEASUREMENTS
 PROVENANCE = "provenance.json"
 
 
-def build_reference(profile: Profile, seeds: Seeds = None) -> list[str]:
+def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None) -> list[str]:
     """Measure everything with the profile's reference seeds and write ``data/reference/<profile>``.
+
+    Parameters
+    ----------
+    only : list of str, optional
+        These measurements alone; the other tables stay as they are.
 
     Raises
     ------
     UsageError
-        If the profile's results are no evidence (smoke).
+        If the profile's results are no evidence (smoke), or a measurement is unknown.
     """
     if not profile.evidence:
         raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
     seeds = seeds or profile.reference_seeds
     folder = writable(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
+    for name in only or ():
+        if name not in MEASUREMENTS:
+            raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
     for name, measure in MEASUREMENTS.items():
+        if only and name not in only:
+            continue
         table = measure(whole, seeds)
         if table.empty:
-            continue  # a profile without a learning-rate sweep
+            continue  # a profile without a learning-rate sweep, or without leave to run generated code
         measured = table.select_dtypes("number").columns.drop("learning_rate", errors="ignore")  # rates reach 1e-6
         write_text(folder / f"{name}.csv", table.round(dict.fromkeys(measured, 6)).to_csv(index=False))
         print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
     write_json(folder / PROVENANCE, {"seeds": list(seeds), "measurements": list(MEASUREMENTS),
                                      "provenance": provenance()})
-    return list(MEASUREMENTS)
+    return only or list(MEASUREMENTS)
 
 
 def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:

@@ -15,7 +15,7 @@ from utils.reporting.moves import best_rates
 Effect = Callable[[pd.DataFrame], float]
 
 
-def _by_seed(table: pd.DataFrame, effect: Effect, experiment: str | None = "ranks") -> pd.Series:
+def by_seed(table: pd.DataFrame, effect: Effect, experiment: str | None = "ranks") -> pd.Series:
     """Apply `effect` to the rows of each seed of an experiment (of all for None)."""
     def effect_or_nan(part: pd.DataFrame) -> float:
         try:
@@ -38,7 +38,7 @@ def _with_all(part: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.DataFr
     return part
 
 
-def _trend(setting: pd.Series, outcome: pd.Series) -> float:
+def trend(setting: pd.Series, outcome: pd.Series) -> float:
     """Spearman's rho: 0 where all outcomes are equal (no trend), NaN where fewer than two settings are left."""
     if setting.nunique() < 2:
         return float("nan")
@@ -48,14 +48,14 @@ def _trend(setting: pd.Series, outcome: pd.Series) -> float:
 def accuracy_within(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Tolerance minus the largest distance of any LoRA run from full fine-tuning, at the last step."""
     last = last_steps(table[table["experiment"] == "ranks"])
-    return _by_seed(last, lambda part: rule["tolerance"] - (
+    return by_seed(last, lambda part: rule["tolerance"] - (
         _with_all(part, last, "r")[part["r"] > 0]["accuracy"] - _full(part)["accuracy"]).abs().max())
 
 
 def no_intruders_in_full(table: pd.DataFrame, rule: dict) -> pd.Series:
     """0.5 minus the count of full fine-tuning: positive for a count of exactly zero."""
     at = table[table["epsilon"] == rule["epsilon"]]
-    return _by_seed(at, lambda part: 0.5 - _full(part)["n_intruders"])
+    return by_seed(at, lambda part: 0.5 - _full(part)["n_intruders"])
 
 
 def more_intruders_at_equal_accuracy(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -67,7 +67,7 @@ def more_intruders_at_equal_accuracy(table: pd.DataFrame, rule: dict) -> pd.Seri
         near = part[(part["r"] > 0) & ((part["accuracy"] - full["accuracy"]).abs() <= rule["tolerance"])]
         return near["n_intruders"].max() - full["n_intruders"] if len(near) else float("nan")
 
-    return _by_seed(at, effect)
+    return by_seed(at, effect)
 
 
 def fewer_at_full_width(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -78,7 +78,7 @@ def fewer_at_full_width(table: pd.DataFrame, rule: dict) -> pd.Series:
         counts = part.set_index("r")["n_intruders"]
         return counts.loc[rule["low_rank"]] - counts.loc[width]
 
-    return _by_seed(at, effect)
+    return by_seed(at, effect)
 
 
 def grows_through_training(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -90,7 +90,7 @@ def grows_through_training(table: pd.DataFrame, rule: dict) -> pd.Series:
         weaker = len(strengths) > 1 and strengths.iloc[-1] < strengths.iloc[0]
         return -1.0 if weaker else last["n_intruders"] - first["n_intruders"]
 
-    return _by_seed(table, effect)
+    return by_seed(table, effect)
 
 
 def above_full_at_every_k(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -99,13 +99,13 @@ def above_full_at_every_k(table: pd.DataFrame, rule: dict) -> pd.Series:
         low = part[part["r"] == rule["low_rank"]].set_index("k")["n_intruders"]
         return (low - part[part["r"] == 0].set_index("k")["n_intruders"]).min() + 0.5
 
-    return _by_seed(table, effect)
+    return by_seed(table, effect)
 
 
 def full_forgets_more(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Full's pseudo-loss minus the largest one of LoRA up to the given rank."""
     at = table[(table["experiment"] == "ranks") & (table["r"] <= rule["max_rank"])]
-    return _by_seed(at, lambda part: _full(part)["pseudo_loss"] - _with_all(part, at, "r")[
+    return by_seed(at, lambda part: _full(part)["pseudo_loss"] - _with_all(part, at, "r")[
         part["r"] > 0]["pseudo_loss"].max())
 
 
@@ -117,13 +117,13 @@ def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
         lora = part.set_index("r")["pseudo_loss"]
         return min(lora.loc[1], lora.loc[width]) - lora.loc[rule["low_rank"]]
 
-    return _by_seed(table, effect)
+    return by_seed(table, effect)
 
 
 def higher_rates_more(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Spearman's rho between learning rate and `column` over one rank's runs that learnt, at the last step."""
     lora = last_steps(learnt(table[table["r"] > 0]))
-    return _by_seed(lora, lambda part: _trend(part["learning_rate"], part[rule["column"]]), "learning_rates")
+    return by_seed(lora, lambda part: trend(part["learning_rate"], part[rule["column"]]), "learning_rates")
 
 
 def goes_together(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -137,7 +137,7 @@ def goes_together(table: pd.DataFrame, rule: dict) -> pd.Series:
             return float("nan")
         return rule.get("sign", 1) * spearmanr(column, other).statistic - rule.get("least", 0.0)
 
-    return _by_seed(learnt(table[table["r"] > 0]), effect, "learning_rates")
+    return by_seed(learnt(table[table["r"] > 0]), effect, "learning_rates")
 
 
 def largest_rate_passes_full(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -154,7 +154,7 @@ def largest_rate_passes_full(table: pd.DataFrame, rule: dict) -> pd.Series:
         full = part[(part["r"] == 0) & (part["learning_rate"] == smallest)].iloc[0]
         return lora["forgetting"] - full["forgetting"]
 
-    return _by_seed(learnt(last), effect, "learning_rates")
+    return by_seed(learnt(last), effect, "learning_rates")
 
 
 def falls_with_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -167,9 +167,9 @@ def falls_with_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
         trained = part[(part["r"] > 0) & (part["accuracy"] >= part["accuracy"].max() - rule["tolerance"])]
         if trained["r"].nunique() < 3:
             return float("nan")
-        return -_trend(trained["r"], trained["n_intruders"])
+        return -trend(trained["r"], trained["n_intruders"])
 
-    return _by_seed(table, effect, rule["in_experiment"])
+    return by_seed(table, effect, rule["in_experiment"])
 
 
 def alpha_adds(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -184,7 +184,7 @@ def alpha_adds(table: pd.DataFrame, rule: dict) -> pd.Series:
         values = part.groupby("experiment")[rule["column"]].mean()
         return values.loc["alpha_8"] - values.loc["rule"] + rule.get("allowance", 0.0)
 
-    return _by_seed(at, effect, None)
+    return by_seed(at, effect, None)
 
 
 def alpha_alone(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -199,7 +199,7 @@ def alpha_alone(table: pd.DataFrame, rule: dict) -> pd.Series:
         ordered = pairs.sort_values("lora_alpha").groupby(alike)[rule["column"]]
         return float((ordered.first() - ordered.last()).mean())
 
-    return _by_seed(table, effect, None)
+    return by_seed(table, effect, None)
 
 
 def grows_with_data(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -213,10 +213,10 @@ def grows_with_data(table: pd.DataFrame, rule: dict) -> pd.Series:
         if part["train_rows"].nunique() < 3:
             return float("nan")
         counts = part["n_intruders"]
-        return rule["flat"] + 0.5 - (counts.max() - counts.min()) if "flat" in rule else _trend(
+        return rule["flat"] + 0.5 - (counts.max() - counts.min()) if "flat" in rule else trend(
             part["train_rows"], counts)
 
-    return _by_seed(at, effect, None)
+    return by_seed(at, effect, None)
 
 
 def variant_below(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -227,14 +227,14 @@ def variant_below(table: pd.DataFrame, rule: dict) -> pd.Series:
         counts = part.set_index("method")["n_intruders"]
         return counts.loc[rule["beside"]] - counts.loc[rule["method"]]
 
-    return _by_seed(at, effect, "variants")
+    return by_seed(at, effect, "variants")
 
 
 def every_variant_has(table: pd.DataFrame, rule: dict) -> pd.Series:
     """The smallest count of any variant at its best rate, minus a half: positive where all have an intruder."""
     at = best_rates(table[(table["epsilon"] == rule["epsilon"]) & (table["r"] > 0)
                           & (table["experiment"] == "variants")])
-    return _by_seed(at, lambda part: _with_all(part, at, "method")["n_intruders"].min() - 0.5, "variants")
+    return by_seed(at, lambda part: _with_all(part, at, "method")["n_intruders"].min() - 0.5, "variants")
 
 
 def seeds_overlap(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -251,7 +251,7 @@ def seeds_overlap(table: pd.DataFrame, rule: dict) -> pd.Series:
         counts = _with_all(part, at, "method").set_index("method")["n_intruders"]
         return means.max() - means.min() - (counts - means).abs().max()
 
-    return _by_seed(at, effect)
+    return by_seed(at, effect)
 
 
 def larger_effective_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -262,7 +262,7 @@ def larger_effective_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
         means = part.groupby("r")["effective_rank"].mean()
         return means.loc[rule["higher"]] - rule.get("times", 1.0) * means.loc[rule["lower"]]
 
-    return _by_seed(at, effect, rule["in_experiment"])
+    return by_seed(at, effect, rule["in_experiment"])
 
 
 def alpha_collapses_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -273,7 +273,7 @@ def alpha_collapses_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
         means = part.groupby("experiment")["effective_rank"].mean()
         return means.loc["rule"] - means.loc["alpha_8"]
 
-    return _by_seed(at, effect, None)
+    return by_seed(at, effect, None)
 
 
 def _scaled(table: pd.DataFrame, rule: dict) -> pd.DataFrame:
@@ -302,14 +302,14 @@ def scaling_helps(table: pd.DataFrame, rule: dict) -> pd.Series:
         change = _change(row)
         return -change if np.isnan(change) or row["accuracy_change"] > -rule["tolerance"] else row["accuracy_change"]
 
-    return _by_seed(at, effect, None)
+    return by_seed(at, effect, None)
 
 
 def scaling_up_hurts(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Forgetting's change in percent when intruders are scaled up."""
     at = _scaled(table, rule)
     at = at[(at["kind"] == "intruder") & (at["factor"] == rule["factor"])]
-    return _by_seed(at, lambda part: _change(part.iloc[0]), None)
+    return by_seed(at, lambda part: _change(part.iloc[0]), None)
 
 
 def neighbour_hurts(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -322,7 +322,7 @@ def neighbour_hurts(table: pd.DataFrame, rule: dict) -> pd.Series:
         changes = [_change(rows.loc[factor]) for factor in rule["factors"]]
         return float("nan") if np.isnan(changes).any() else min(changes)
 
-    return _by_seed(at, effect, None)
+    return by_seed(at, effect, None)
 
 
 def intruder_beats(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -341,14 +341,14 @@ def intruder_beats(table: pd.DataFrame, rule: dict) -> pd.Series:
         frontier = least[least < least[::-1].cummin()[::-1].shift(-1, fill_value=np.inf)]
         return float(np.interp(row["accuracy"], frontier.index, frontier) - row["forgetting"])
 
-    return _by_seed(_scaled(table, rule), effect, None)
+    return by_seed(_scaled(table, rule), effect, None)
 
 
 def removal_monotone(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Minus Spearman's rho between how many intruders are removed and forgetting; NaN where there is none to remove."""
     at = _scaled(table, rule)
     at = at[at["kind"] == "intruders"]
-    return _by_seed(at, lambda part: -_trend(part["removed"], part["forgetting"]), None)
+    return by_seed(at, lambda part: -trend(part["removed"], part["forgetting"]), None)
 
 
 def intruders_beyond_norm(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -363,7 +363,7 @@ def intruders_beyond_norm(table: pd.DataFrame, rule: dict) -> pd.Series:
             return float("nan")
         return values.loc["smaller", "kept"] - values.loc["smaller", "removed"]
 
-    return _by_seed(_scaled(table, rule), effect, None)
+    return by_seed(_scaled(table, rule), effect, None)
 
 
 def summary_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -376,7 +376,7 @@ def summary_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:
         chosen = chosen[chosen["lora_alpha"] == rule.get("alpha", 2 * rule["rank"])]
         return chosen[rule["column"]].iloc[0] - part[part["r"] == 0][rule["column"]].iloc[0]
 
-    return _by_seed(table, effect, None)
+    return by_seed(table, effect, None)
 
 
 def accumulates(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -389,7 +389,7 @@ def accumulates(table: pd.DataFrame, rule: dict) -> pd.Series:
         lora = part[(part["r"] == rule["rank"]) & (part["lora_alpha"] == 2 * rule["rank"])]
         return rise(lora) - max(0, rise(part[part["r"] == 0]))
 
-    return _by_seed(table, effect, None)
+    return by_seed(table, effect, None)
 
 
 def lora_minus_full(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -398,7 +398,7 @@ def lora_minus_full(table: pd.DataFrame, rule: dict) -> pd.Series:
         difference = part[part["r"] > 0][rule["column"]].mean() - _full(part)[rule["column"]]
         return rule.get("sign", 1) * difference - rule.get("least", 0.0)
 
-    return _by_seed(table, effect)
+    return by_seed(table, effect)
 
 
 def lora_minus_full_window(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -409,7 +409,7 @@ def lora_minus_full_window(table: pd.DataFrame, rule: dict) -> pd.Series:
 def planted_on_top(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Above the largest singular value the planted direction has index 1 and lies below epsilon; margin to it."""
     at = table[table["ratio"] > 1]
-    return _by_seed(at, lambda part: rule["epsilon"] - part["max_cosine"].max() if (part["index"] == 1).all() else -1.0)
+    return by_seed(at, lambda part: rule["epsilon"] - part["max_cosine"].max() if (part["index"] == 1).all() else -1.0)
 
 
 def predicts_strength(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -422,12 +422,12 @@ def predicts_strength(table: pd.DataFrame, rule: dict) -> pd.Series:
         never = np.isinf(part["measured"]) & np.isinf(part["predicted"])
         return float((right | never).mean()) - rule["least"]
 
-    return _by_seed(table, effect, None)
+    return by_seed(table, effect, None)
 
 
 def threshold_separates(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Mean over one rank's runs of the area under the curve of strength over critical strength, minus `least`."""
-    return _by_seed(table[table["r"] == rule["rank"]], lambda part: separation(part)["auc"].mean() - rule["least"],
+    return by_seed(table[table["r"] == rule["rank"]], lambda part: separation(part)["auc"].mean() - rule["least"],
                     "learning_rates")
 
 

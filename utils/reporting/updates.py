@@ -2,10 +2,12 @@
 
 import pandas as pd
 
+from utils.evaluation.memory import memory_table
 from utils.profiles import Profile
 from utils.reporting.measure import Seeds, experiment_runs, identity, with_identity, with_places
 from utils.spectra.controls import random_updates
-from utils.spectra.perturbation import bf16_effect, update_ranks
+from utils.reporting.published import published_memory
+from utils.spectra.perturbation import bf16_effect, deviation_sweep, update_ranks
 from utils.training.store import Run
 
 VERSION = 1
@@ -52,3 +54,21 @@ def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             table = with_places(update_ranks(run.base_matrices(), moved, None, update_only=True))
             parts.append(pd.DataFrame(identity(profile, "code", run), index=table.index).join(table))
     return pd.concat(parts, ignore_index=True)
+
+
+def toy_deviations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Mean shift of the singular values of a Gaussian matrix by a scaled second one, by scale (Fig S8b)."""
+    parts = [deviation_sweep(seed=seed).assign(seed=seed) for seed in seeds or profile.seeds]
+    return pd.concat([part.assign(profile=profile.profile, experiment="toy") for part in parts], ignore_index=True)
+
+
+def memory_formulas(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """The published cells of Tables S14 to S16 beside the formula's; the printed decimals round or cut off."""
+    published = published_memory()
+    sizes = published.drop_duplicates("model").set_index("model")["parameters_billion"].to_dict()
+    ours = memory_table(sizes, sorted(published["gpus"].unique()))
+    keys = ["model", "method", "gpus"]
+    both = published.merge(ours[[*keys, "gigabytes"]], on=keys, suffixes=("_published", ""))
+    unit = both["gigabytes_published"].map(lambda value: 10.0 ** -len(f"{value:g}".partition(".")[2]))
+    return both.assign(agrees=(both["gigabytes"] - both["gigabytes_published"]).abs() < unit + 1e-9, seed=0,
+                       profile=profile.profile, experiment="formula")

@@ -20,7 +20,7 @@ from utils.paths import cache_dir, writable
 from utils.sources import hub
 from utils.sources.text import news_articles, split_fraction
 
-DOMAINS = ("news", "python", "mathematics", "mathematics-shuffled", "codeparrot", "open-web-math")
+DOMAINS = ("news", "python", "mathematics", "mathematics-shuffled", "codeparrot", "open-web-math", "openwebtext")
 # Left out: tests, tables of data, and what later versions of Python dropped.
 NOT_SOURCE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "pydoc_data",
               "encodings", "distutils", "ensurepip", "turtledemo", "idle_test"}
@@ -134,7 +134,8 @@ def _generators() -> list[tuple[str, object]]:
 
 # name, column of the text, rows read: more than the largest profile trains on
 _HUB = {"codeparrot": ("codeparrot/codeparrot-clean-valid", "content", 20_000),
-        "open-web-math": ("open-web-math/open-web-math", "text", 20_000)}
+        "open-web-math": ("open-web-math/open-web-math", "text", 20_000),
+        "openwebtext": ("Skylion007/openwebtext", "text", 5_000)}
 HUB_HELD_OUT = 0.02
 
 

@@ -33,7 +33,7 @@ class Cooldowns(Checkpoints):
     def __init__(self, *arguments, durations: tuple[int, ...], blocks: list[list[int]], batch_size: int,
                  dtype: torch.dtype):
         super().__init__(*arguments)
-        self.starts = {cooldown_start(duration): duration for duration in durations}
+        self.durations = durations  # two near ones, such as 7 and 8, begin to cool at the same step
         self.blocks, self.batch_size, self.dtype = blocks, batch_size, dtype
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -42,15 +42,19 @@ class Cooldowns(Checkpoints):
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         self.train_seconds += time.perf_counter() - self.started
-        if (duration := self.starts.get(state.global_step)) is None:
-            return
+        for duration in self.durations:
+            if cooldown_start(duration) == state.global_step:
+                self._measure_cooled(duration, model, optimizer, state.global_step, control)
+
+    def _measure_cooled(self, duration: int, model: nn.Module, optimizer, start: int, control) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = [parameter.detach().clone() for parameter in trained]
         moments = copy.deepcopy(optimizer.state_dict())
         started = time.perf_counter()
-        self._cool(model, optimizer, state.global_step, duration)
+        with torch.random.fork_rng():  # dropout's masks in the copy must not change those of the hot run
+            self._cool(model, optimizer, start, duration)
         seconds = self.train_seconds + time.perf_counter() - started
-        kept = self.keep(duration, model, seconds, cooled_from=state.global_step,
+        kept = self.keep(duration, model, seconds, cooled_from=start,
                          hot_seconds=round(self.train_seconds, 2))
         with torch.no_grad():
             for parameter, weight in zip(trained, weights, strict=True):

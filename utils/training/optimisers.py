@@ -72,7 +72,10 @@ def decay_weights(optimiser: torch.optim.Optimizer, share: float, *, towards_sta
         for group in optimiser.param_groups:
             taken = share * group["lr"] / group.get("initial_lr", group["lr"])
             for parameter in group["params"]:
-                parameter.lerp_(start.get(parameter, torch.zeros((), device=parameter.device).expand_as(parameter)),
-                                taken)
+                if towards_start:  # a trainer may have moved the model since
+                    start[parameter] = start[parameter].to(parameter.device)
+                    parameter.lerp_(start[parameter], taken)
+                else:
+                    parameter.mul_(1 - taken)
 
     optimiser.register_step_pre_hook(decay)
