@@ -167,6 +167,7 @@ class DecoderExperiment(Experiment):
     base: Literal["continued", "instruction"] = "continued"
     durations: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     batch_size: Positive | None = None
+    gradient_accumulation: Positive | None = None  # batches to a step
     warmup_fraction: Fraction = 0.02
 
     @model_validator(mode="after")

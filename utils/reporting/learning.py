@@ -107,15 +107,15 @@ def run_measures(run: Run, step: int, settings: DecoderEvaluation, *, choice: bo
     name = f"learning-{step:06d}" + ("-choice" if choice else "")
     found = run.measured(name, _tag(settings), compute).iloc[0]
     row = next(row for row in run.result["measured"]["metrics"] if row["step"] == step)
-    tokens = row.get("tokens", step * run.spec.batch_size)
     return found.drop(list(run.spec.columns)).to_dict() | {
-        "loss_nats_per_token": row["loss_nats_per_token"], "train_tokens": _train_tokens(run.spec, step, tokens),
+        "loss_nats_per_token": row["loss_nats_per_token"], "train_tokens": _train_tokens(run.spec, step),
         "train_seconds": row["train_seconds"]}
 
 
-def _train_tokens(spec: RunSpec, step: int, tokens: int) -> int:
+def _train_tokens(spec: RunSpec, step: int) -> int:
     """Tokens seen by a step in continued pretraining; rows seen in instruction tuning, whose rows differ in length."""
-    return step * spec.batch_size * spec.sizes.max_length if task(spec.task).kind == "text" else step * spec.batch_size
+    rows = step * spec.batch_size * spec.gradient_accumulation
+    return rows * spec.sizes.max_length if task(spec.task).kind == "text" else rows
 
 
 def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -> dict:

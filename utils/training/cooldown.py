@@ -31,10 +31,10 @@ class Cooldowns(Checkpoints):
     """At 0.8 T of each duration T: cool a copy down, save and measure it under step T, and go back to the hot run."""
 
     def __init__(self, *arguments, durations: tuple[int, ...], blocks: list[list[int]], batch_size: int,
-                 dtype: torch.dtype):
+                 accumulation: int, dtype: torch.dtype):
         super().__init__(*arguments)
         self.durations = durations  # two near ones, such as 7 and 8, begin to cool at the same step
-        self.blocks, self.batch_size, self.dtype = blocks, batch_size, dtype
+        self.blocks, self.batch_size, self.accumulation, self.dtype = blocks, batch_size, accumulation, dtype
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.rows = [row for row in self.rows if row["cooled_from"] <= state.global_step]
@@ -67,11 +67,12 @@ class Cooldowns(Checkpoints):
         for step in range(start, duration):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (duration - step) / (duration - start)
-            rows = self.blocks[step * self.batch_size:(step + 1) * self.batch_size]
+            rows_each = self.batch_size * self.accumulation
+            rows = self.blocks[step * rows_each:(step + 1) * rows_each]
             for batch in block_batches(rows, self.batch_size):
                 with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
                     loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
-                loss.backward()
+                (loss / self.accumulation).backward()
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
             optimizer.step()
             optimizer.zero_grad()

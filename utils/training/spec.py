@@ -209,7 +209,7 @@ def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGro
         checkpoints=group.checkpoints or training.checkpoints, seed=seed, durations=durations or None,
         weight_decay=group.weight_decay, decay_towards=group.decay_towards,
         attention_dropout=group.attention_dropout,
-        gradient_accumulation=1 if continued else decoder.gradient_accumulation)
+        gradient_accumulation=experiment.gradient_accumulation or (1 if continued else decoder.gradient_accumulation))
 
 
 def instruction_decoder(profile: Profile) -> Decoder:

@@ -78,7 +78,8 @@ def _checkpoints(spec: RunSpec, folder: Path, steps: int, measure, rows: Dataset
     if spec.durations is None:
         return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
     return Cooldowns(folder, [], measure, spec.method.scale, durations=spec.durations, blocks=rows["input_ids"][:],
-                     batch_size=spec.batch_size, dtype=compute_dtype(spec.dtype))
+                     batch_size=spec.batch_size, accumulation=spec.gradient_accumulation,
+                     dtype=compute_dtype(spec.dtype))
 
 
 def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
@@ -140,7 +141,7 @@ def _causal_model(spec: RunSpec, base: BaseModel) -> nn.Module:
 
 def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
     """Blocks of a domain, none twice; the seed decides their order, which is then kept to."""
-    length, wanted = spec.sizes.max_length, spec.steps * spec.batch_size
+    length, wanted = spec.sizes.max_length, spec.steps * spec.batch_size * spec.gradient_accumulation
     blocks = text_blocks(spec.task, "train", base.folder, length=length, count=wanted)
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(spec.seed)).tolist()
     held_out = block_batches(text_blocks(spec.task, "heldout", base.folder, length=length)[:spec.sizes.test_rows])
@@ -149,7 +150,8 @@ def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
 
 
 def _text_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
-    arguments = arguments | {"max_grad_norm": CLIP, "train_sampling_strategy": "sequential"}
+    arguments = arguments | {"max_grad_norm": CLIP, "train_sampling_strategy": "sequential",
+                             "gradient_accumulation_steps": spec.gradient_accumulation}
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks, args=TrainingArguments(**arguments),
                    optimizers=(_optimiser(model, spec, arguments), None),
                    data_collator=lambda rows: block_batches([row["input_ids"] for row in rows], len(rows))[0])

@@ -1,0 +1,698 @@
+"""Continued pretraining with cooldowns, on a tiny decoder: against a loop written out here, cut short, killed, diverged;
+which matrices are trained, what a specification's key is made of, and how a profile's groups become runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from pydantic import ValidationError
+from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
+
+from utils.errors import CourseError
+from utils.paths import MODELS, ROOT
+from utils.profiles import Profile, load_profile
+from utils.profiles import loader as loader_module
+from utils.profiles.schema import DecoderExperiment, ModelReference, RunGroup, TaskSizes
+from utils.sources.models import BaseModel, resolve
+from utils.training import checkpoints as checkpoints_module
+from utils.training import cooldown as cooldown_module
+from utils.training import spec as spec_module
+from utils.training import train as train_module
+from utils.training.blocks import block_batches, text_blocks
+from utils.training.cooldown import Cooldowns, cooldown_start
+from utils.training.metrics import causal_loss
+from utils.training.spec import Method, RunSpec, instruction_decoder, run_specs
+from utils.training.store import Run, RunStore
+from utils.training.targets import tuned_modules
+from utils.training.train import METRICS
+from utils.training.weights import prepare, trained_tensors
+
+FULL, LORA = Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)
+LENGTH, BATCH, RATE, SEED, WARMUP, HELD_OUT = 16, 2, 1e-2, 3, 2, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Matrices of 16 x 16 gain nothing from a second thread, and lose a lot beside other work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "limit_threads", lambda: torch.set_num_threads(1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_decoder):
+    """20 steps of 2 blocks, two of warm-up, cooled down at 10 and 20; resume points at every fourth of 16 steps."""
+    reference = ModelReference(source="local", name=str(tiny_decoder))
+
+    def build(**changes) -> RunSpec:
+        return RunSpec(**{
+            "base": reference, "base_revision": resolve(reference).revision, "task": "news",
+            "sizes": TaskSizes(test_rows=HELD_OUT, max_length=LENGTH), "method": FULL, "learning_rate": RATE,
+            "schedule": "constant_with_warmup", "warmup_fraction": 0.1, "steps": 20, "epochs": None,
+            "batch_size": BATCH, "checkpoints": 4, "seed": SEED, "durations": (10, 20)} | changes)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def finished(spec, tmp_path_factory):
+    """Finished runs, each trained once for all tests that only read."""
+    store = RunStore(tmp_path_factory.mktemp("finished"))
+    return lambda **changes: store.get(spec(**changes))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs")
+
+
+def planned_blocks(folder: Path, seed: int = SEED, steps: int = 20) -> list[list[int]]:
+    blocks = text_blocks("news", "train", folder, length=LENGTH, count=steps * BATCH)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
+    return [blocks[place] for place in order.tolist()]
+
+
+def by_hand(folder: Path, method: Method, duration: int, *, decay: float = 0.0) -> tuple[torch.nn.Module, list[float]]:
+    """Warm-up, a constant rate to 0.8 T, a linear fall; AdamW, the gradient clipped at norm 1; and each step's rate."""
+    set_seed(SEED)  # what A of the adapter is drawn from
+    model = prepare(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), method, causal=True).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=decay, fused=False)
+    blocks, start, rates = planned_blocks(folder), duration * 8 // 10, []
+    for step in range(duration):
+        part = (duration - step) / (duration - start) if step >= start else min(1.0, step / WARMUP)
+        optimiser.param_groups[0]["lr"] = RATE * part
+        ids = torch.tensor(blocks[step * BATCH:(step + 1) * BATCH])
+        logits = model(input_ids=ids).logits
+        cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        rates.append(RATE * part)
+    return model, rates
+
+
+def assert_close(mine: dict, theirs: dict, atol: float) -> None:
+    assert mine.keys() == theirs.keys() and mine
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=atol, msg=name)
+
+
+def assert_same_run(run: Run, other: Run) -> None:
+    """The same points with the same weights and losses; only the clock may differ."""
+    def rows(one: Run) -> list[dict]:
+        return [{name: value for name, value in row.items() if not name.endswith("_seconds")}
+                for row in map(json.loads, (one.folder / METRICS).read_text().splitlines())]
+
+    assert rows(run) == rows(other) and [row["step"] for row in rows(run)] == run.steps == list(run.spec.durations)
+    for step in run.steps:
+        assert_close(run.trained(step), other.trained(step), 0.0)
+
+
+@contextmanager
+def recorded_steps():
+    """(rate, optimiser) of every optimiser step, hot or cooling, in order."""
+    seen = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimiser, arguments, keywords: seen.append((optimiser.param_groups[0]["lr"], optimiser)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def recorded_rows():
+    """Every block that the model is trained on, in order."""
+    seen, real = [], LlamaForCausalLM.forward
+
+    @wraps(real)
+    def forward(self, *arguments, input_ids=None, **keywords):
+        if self.training:
+            seen.extend(input_ids.tolist())
+        return real(self, *arguments, input_ids=input_ids, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "forward", forward)
+        yield seen
+
+
+# --- a point is a run of its own
+
+
+@pytest.mark.parametrize("duration", [10, 20])
+@pytest.mark.parametrize("method", [FULL, LORA], ids=["full", "LoRA"])
+def test_a_point_is_what_a_run_of_that_length_with_its_own_cooldown_gives(finished, tiny_decoder, method, duration):
+    run = finished(method=method)
+    model, _ = by_hand(tiny_decoder, method, duration)
+    expected = trained_tensors(model, method.scale)
+    assert_close(run.trained(duration), expected, 2e-5)
+    before = run.base_matrices()
+    moved = min((run.tuned_matrices(duration)[name] - weight).abs().max().item() for name, weight in before.items())
+    assert moved > 1e-3, "the tolerance would hide a run that stood still"
+    held_out = block_batches(text_blocks("news", "heldout", tiny_decoder, length=LENGTH)[:HELD_OUT])
+    row = run.metrics().set_index("step").loc[duration]
+    assert row["loss_nats_per_token"] == pytest.approx(causal_loss(model, held_out)["loss_nats_per_token"], abs=1e-4)
+    assert (row["tokens"], row["cooled_from"]) == (HELD_OUT * (LENGTH - 1), 0.8 * duration)
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": LORA}, {"attention_dropout": 0.3}, {"optimiser": "lion"},
+                                     {"weight_decay": 0.1, "decay_towards": "base"}],
+                         ids=["full", "LoRA", "dropout", "Lion", "decay"])
+def test_a_cooled_copy_does_not_disturb_the_hot_run(finished, changes):
+    """Weights, moments, rate and the random numbers of dropout go on as if no copy had been taken."""
+    both, alone = finished(**changes), finished(**changes, durations=(20,))
+    assert (both.steps, alone.steps) == ([10, 20], [20])
+    assert_close(both.trained(20), alone.trained(20), 0.0)
+    rows = [run.metrics().set_index("step").loc[20, "loss_nats_per_token"] for run in (both, alone)]
+    assert rows[0] == rows[1]
+
+
+def test_every_step_has_the_rate_that_it_should(store, spec, tiny_decoder):
+    with recorded_steps() as seen:
+        store.get(spec())
+    first, second = (by_hand(tiny_decoder, FULL, duration)[1] for duration in (10, 20))
+    assert [rate for rate, _ in seen] == pytest.approx([*first, *second[8:]], rel=1e-12)
+    assert first[:3] == [0.0, RATE / 2, RATE] and first[8:] == [RATE, RATE / 2]
+    assert second[16:] == pytest.approx([RATE, 0.75 * RATE, 0.5 * RATE, 0.25 * RATE])
+
+
+def test_every_block_is_seen_once_and_in_the_order_of_the_seed(store, spec, tiny_decoder):
+    blocks = planned_blocks(tiny_decoder)
+    assert len({tuple(block) for block in blocks}) == len(blocks) == 40, "the test cannot tell its blocks apart"
+    with recorded_rows() as seen:
+        store.get(spec())
+    hot, cooled = seen[:16] + seen[20:36], (seen[16:20], seen[36:])
+    assert hot == blocks[:32]
+    assert cooled == (blocks[16:20], blocks[32:40])
+    with recorded_rows() as other:
+        store.get(spec(seed=SEED + 1, durations=(20,)))
+    assert other != hot + blocks[32:] and sorted(other) == sorted(blocks)
+
+
+def test_durations_that_begin_to_cool_at_one_step_are_both_measured(store, spec, tiny_decoder):
+    """0.8 of 7 and of 8, in whole steps, is 6; of two points that shared a start only the later was kept."""
+    assert cooldown_start(7) == cooldown_start(8) == 6
+    run = store.get(spec(durations=(7, 8), steps=8, method=FULL, warmup_fraction=0.25))
+    assert run.steps == [7, 8] and run.metrics()["cooled_from"].tolist() == [6, 6]
+    alone = store.get(spec(durations=(8,), steps=8, method=FULL, warmup_fraction=0.25))
+    assert_close(run.trained(8), alone.trained(8), 0.0)
+    assert not torch.equal(*(run.trained(step)["weight.layers.0.mlp.up_proj"] for step in run.steps))
+
+
+@pytest.mark.parametrize("duration", [*range(5, 40), 240, 1000])
+def test_a_cooldown_takes_the_last_fifth_and_never_nothing(duration):
+    assert abs(cooldown_start(duration) - 0.8 * duration) <= 0.5 and 0 < cooldown_start(duration) < duration
+
+
+def test_seconds_count_the_hot_run_and_the_points_own_cooldown(store, spec, monkeypatch):
+    """Every cooldown takes 100 seconds of a clock that the test turns, every measurement 10,000."""
+    turned, cool, measured = [], Cooldowns._cool, train_module.causal_loss
+    monkeypatch.setattr(Cooldowns, "_cool", lambda *given: (turned.append(100), cool(*given)))
+    monkeypatch.setattr(train_module, "causal_loss", lambda *given: (turned.append(10_000), measured(*given))[1])
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned))
+    for module in (checkpoints_module, cooldown_module):
+        monkeypatch.setattr(module, "time", clock)
+    run = store.get(spec())
+    rows = run.metrics()
+    assert turned == [100, 10_000] * 2
+    assert 0 < rows["hot_seconds"][0] < rows["hot_seconds"][1] < 90
+    assert (rows["train_seconds"] - rows["hot_seconds"]).between(100, 190).all()
+    assert rows["hot_seconds"][1] == run.result["measured"]["train_seconds"]
+
+
+# --- cut short
+
+
+@contextmanager
+def stopped(step: int, *, cooling: int | None = None):
+    """Ctrl-C after a hot step and what it set off, or before the given step of a copy that is cooled down."""
+    real_end, real_batches = Cooldowns.on_step_end, cooldown_module.block_batches
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.copies_step = 0 if state.global_step == step else None
+        running[:] = [self]
+        real_end(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    def batches(rows, size):
+        if cooling is not None and running[0].copies_step is not None:
+            running[0].copies_step += 1
+            if running[0].copies_step == cooling:
+                raise KeyboardInterrupt
+        return real_batches(rows, size)
+
+    running = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cooldowns, "on_step_end", on_step_end)
+        patch.setattr(cooldown_module, "block_batches", batches)
+        yield
+
+
+HARDEST = {"method": FULL, "optimiser": "lion", "learning_rate": 1e-3, "weight_decay": 0.1, "decay_towards": "base",
+           "attention_dropout": 0.3}
+# durations, then each interruption: the hot step, and the step of the copy or None after the whole of it
+CUT = {"before the first": ((10, 20), [(3, None), (6, None)]), "inside the first": ((10, 20), [(8, 2)]),
+       "at its end": ((10, 20), [(8, None)]), "between, with the point kept": ((10, 20), [(10, None)]),
+       "between, with the point to do again": ((7, 20), [(7, None)]),
+       "inside the last": ((10, 20), [(9, None), (16, 3)]), "after the last": ((10, 20), [(16, None)])}
+
+
+@pytest.mark.parametrize("changes", [{"method": LORA}, HARDEST], ids=["LoRA", "Lion, decay, dropout"])
+@pytest.mark.parametrize("durations, places", CUT.values(), ids=CUT)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(store, spec, finished, durations, places, changes):
+    chosen = spec(**changes, durations=durations)
+    for step, cooling in places:
+        with stopped(step, cooling=cooling), pytest.raises(KeyboardInterrupt):
+            store.get(chosen)
+        assert not store.stored(chosen)
+    assert_same_run(store.get(chosen), finished(**changes, durations=durations))
+
+
+def test_a_point_that_a_resume_point_covers_is_not_measured_again(store, spec, monkeypatch):
+    with stopped(10), pytest.raises(KeyboardInterrupt):
+        store.get(spec())
+    cooled, real = [], Cooldowns._cool
+    monkeypatch.setattr(Cooldowns, "_cool", lambda self, model, optimiser, start, duration: (
+        cooled.append(duration), real(self, model, optimiser, start, duration)))
+    run = store.get(spec())
+    assert (cooled, run.steps) == ([20], [10, 20])
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from utils.training import checkpoints, store as module, train as train_module
+from utils.training.spec import RunSpec
+
+train_module.limit_threads = lambda: torch.set_num_threads(1)
+spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
+real_train, real_save, saved = module.train, checkpoints.save_file, []
+
+def save_file(tensors, path):
+    real_save(tensors, path)
+    saved.append(path)
+    if len(saved) == 2:
+        Path(path).write_bytes(Path(path).read_bytes()[:-200])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def train(*arguments):
+    (folder / "training").touch()
+    while not (folder / "waiting").exists():
+        time.sleep(0.02)
+    return real_train(*arguments)
+
+if mode == "killed":
+    checkpoints.save_file, module.train = save_file, train
+else:
+    (folder / "waiting").touch()
+    while not (folder / "training").exists():
+        time.sleep(0.02)
+print("STEPS", module.RunStore(folder).get(spec).steps, flush=True)
+"""
+
+
+def test_a_run_killed_while_it_writes_a_point_is_finished_by_the_process_that_waits(tmp_path, spec, finished):
+    """kill -9 in the middle of the second checkpoint, with another process in line for the same run."""
+    chosen, folder = spec(), tmp_path / "runs"
+    folder.mkdir()
+    (tmp_path / "spec.json").write_text(chosen.model_dump_json())
+    processes = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "spec.json"), str(folder), mode],
+                                  cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                 for mode in ("killed", "next")]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0], outputs
+    assert "STEPS [10, 20]" in outputs[1][0] and "STEPS" not in outputs[0][0]
+    assert_same_run(RunStore(folder).get(chosen), finished())
+    assert sorted(path.name for path in (folder / chosen.key / "checkpoints").glob("step-*")) == [
+        "step-000010.safetensors", "step-000020.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a file system with POSIX names")
+def test_half_a_checkpoint_never_has_a_checkpoints_name(store, spec, monkeypatch):
+    """What a kill leaves is looked at in the moment of writing: the temporary name is no name that is ever read."""
+    real, seen = checkpoints_module.save_file, []
+
+    def looking(tensors, path):
+        real(tensors, path)
+        seen.append([one.name for one in path.parent.glob("step-*")])
+        assert path.name.startswith(".") and json.dumps(seen)
+
+    monkeypatch.setattr(checkpoints_module, "save_file", looking)
+    store.get(spec())
+    assert seen == [[], ["step-000010.safetensors"]]
+
+
+# --- diverged
+
+
+@pytest.mark.parametrize("poisoned, kept", [(20, [10]), (10, [])])
+def test_a_copy_that_diverges_ends_the_run_and_keeps_the_points_before(store, spec, monkeypatch, poisoned, kept):
+    real = Cooldowns._cool
+
+    def cool(self, model, optimiser, start, duration):
+        real(self, model, optimiser, start, duration)
+        if duration == poisoned:
+            with torch.no_grad():
+                next(parameter for parameter in model.parameters() if parameter.requires_grad)[0] = float("nan")
+
+    monkeypatch.setattr(Cooldowns, "_cool", cool)
+    run = store.get(spec())
+    assert run.diverged and run.result["run"]["status"] == "diverged" and run.steps == kept
+    assert len(list((run.folder / "checkpoints").iterdir())) == len(kept)
+    assert [row["step"] for row in run.metrics().to_dict("records")] == kept
+    with pytest.raises(CourseError, match="full, learning rate 0.01.* diverged; lower its learning rate"):
+        run.trained()
+    for step in kept:
+        assert all(tensor.isfinite().all() for tensor in run.trained(step).values())
+    assert store.get(spec()).steps == kept, "a diverged run is a result"
+
+
+def test_a_hot_run_that_diverges_is_found_at_the_next_point(store, spec, monkeypatch):
+    real = Cooldowns.on_step_end
+
+    def poison(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 12:
+            with torch.no_grad():
+                next(parameter for parameter in model.parameters() if parameter.requires_grad)[0] = float("nan")
+        return real(self, args, state, control, model=model, **kwargs)
+
+    monkeypatch.setattr(Cooldowns, "on_step_end", poison)
+    run = store.get(spec())
+    assert run.diverged and run.steps == [10]
+
+
+# --- decay, Lion and dropout reach what they are meant for
+
+
+def test_the_decay_of_a_run_is_adamws_own_divided_by_the_peak_rate(finished, tiny_decoder):
+    run = finished(weight_decay=0.05, durations=(20,))
+    model, _ = by_hand(tiny_decoder, FULL, 20, decay=0.05 / RATE)
+    assert_close(run.trained(20), trained_tensors(model), 2e-5)
+
+
+def test_decay_towards_the_base_keeps_a_run_near_it(finished):
+    """Half of the way back at every step leaves hardly more than the last step."""
+    distance = {share: sum((weight - run.base_matrices()[name]).norm().item() ** 2
+                           for name, weight in run.tuned_matrices().items()) ** 0.5
+                for share, run in ((share, finished(weight_decay=share, decay_towards="base", durations=(20,)))
+                                   for share in (0.1, 0.5))}
+    free, shrunk = (finished(weight_decay=share, durations=(20,)) for share in (0.0, 0.05))
+    whole = sum((weight - free.base_matrices()[name]).norm().item() ** 2
+                for name, weight in free.tuned_matrices().items()) ** 0.5
+    assert distance[0.5] < distance[0.1] < whole
+    name = "layers.0.mlp.up_proj"
+    assert shrunk.tuned_matrices()[name].norm() < free.tuned_matrices()[name].norm()
+
+
+@pytest.mark.parametrize("changes, kind, pulled", [
+    ({}, "AdamW", 0), ({"weight_decay": 1e-3}, "AdamW", 1), ({"optimiser": "lion"}, "Lion", 0),
+    ({"optimiser": "lion", "weight_decay": 1e-3, "decay_towards": "base"}, "Lion", 1)])
+def test_the_trainers_optimiser_is_the_specified_one(store, spec, changes, kind, pulled):
+    with recorded_steps() as seen:
+        store.get(spec(**changes, durations=(5,), steps=5, checkpoints=1))
+    assert len(seen) == 5 and {type(optimiser).__name__ for _, optimiser in seen} == {kind}
+    optimiser = seen[0][1]
+    assert len(optimiser._optimizer_step_pre_hooks) == pulled
+    assert all(group.get("weight_decay", 0) == 0 for group in optimiser.param_groups)
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == 14
+
+
+def test_attention_dropout_is_in_every_layer_and_only_while_training(spec, tiny_decoder):
+    for share in (0.0, 0.3):
+        model, _, _ = train_module._text(spec(attention_dropout=share), resolve(spec().base))
+        assert [layer.self_attn.attention_dropout for layer in model.model.layers] == [share] * 2
+        ids = torch.tensor(planned_blocks(tiny_decoder)[:2])
+        with torch.no_grad():
+            training = [model.train()(input_ids=ids).logits for _ in range(2)]
+            evaluated = [model.eval()(input_ids=ids).logits for _ in range(2)]
+        assert torch.equal(*training) == (share == 0.0) and torch.equal(*evaluated)
+
+
+def test_a_finished_run_is_measured_without_its_dropout(finished):
+    assert [layer.self_attn.attention_dropout for layer in
+            finished(attention_dropout=0.3).causal_lm().model.layers] == [0.0, 0.0]
+
+
+# --- which matrices
+
+
+ATTENTION = {f"layers.{layer}.self_attn.{kind}_proj" for layer in (0, 1) for kind in "qkvo"}
+MLP = {f"layers.{layer}.mlp.{kind}_proj" for layer in (0, 1) for kind in ("gate", "up", "down")}
+PARTS = {"all": ATTENTION | MLP, "attention": ATTENTION, "mlp": MLP}
+
+
+@pytest.mark.parametrize("targets", PARTS)
+def test_an_adapter_trains_its_targets_and_nothing_else(finished, targets):
+    run = finished(method=Method(kind="lora", r=2, lora_alpha=4, targets=targets), durations=(10,), steps=10)
+    assert {name.split(".", 1)[1] for name in run.trained()} == PARTS[targets]
+    base, tuned, factors = run.base_matrices(), run.tuned_matrices(), run.factors()
+    assert set(base) == PARTS["all"] and set(tuned) == set(factors) == PARTS[targets]
+    for name, (b, a, scale) in factors.items():
+        torch.testing.assert_close(base[name] + scale * b @ a, tuned[name])
+        assert not torch.equal(base[name], tuned[name]) and scale == 2.0
+    assert_only_these_moved(run, PARTS[targets])
+    assert run.result["measured"]["trainable_parameters"] == sum(
+        2 * (base[name].shape[0] + base[name].shape[1]) for name in PARTS[targets])
+    assert run.spec.method.label == "LoRA r=2" + ("" if targets == "all" else f", {targets}")
+
+
+def assert_only_these_moved(run: Run, names: set[str]) -> None:
+    """Every other parameter of the model, embeddings and norms included, is bit for bit the base's."""
+    before = dict(AutoModelForCausalLM.from_pretrained(run.base.folder, dtype=torch.float32).named_parameters())
+    after = dict(run.causal_lm().named_parameters())
+    moved = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
+    assert moved == {f"model.{name}.weight" for name in names}
+
+
+@pytest.mark.parametrize("targets", PARTS)
+def test_merged_targets_are_those_of_peft(finished, spec, tiny_decoder, targets):
+    method = Method(kind="lora", r=2, lora_alpha=4, targets=targets)
+    run = finished(method=method, durations=(10,), steps=10)
+    model = prepare(AutoModelForCausalLM.from_pretrained(tiny_decoder, dtype=torch.float32), method, causal=True)
+    assert isinstance(model, PeftModel)
+    with torch.no_grad():
+        for name, module in tuned_modules(model, targets).items():
+            module.lora_A["default"].weight.copy_(run.trained()[f"lora_A.{name}"])
+            module.lora_B["default"].weight.copy_(run.trained()[f"lora_B.{name}"])
+    theirs = {name: module.weight for name, module in tuned_modules(model.merge_and_unload()).items()}
+    ours = run.base_matrices() | run.tuned_matrices()
+    assert_close(ours, {name: weight.detach() for name, weight in theirs.items()}, 1e-6)
+
+
+@pytest.mark.parametrize("targets", ["attention", "mlp"])
+def test_full_fine_tuning_of_a_part_leaves_the_rest_bit_for_bit(finished, targets):
+    run = finished(method=Method(kind="full", targets=targets), durations=(10,), steps=10)
+    assert {name.removeprefix("weight.") for name in run.trained()} == PARTS[targets] == set(run.tuned_matrices())
+    assert run.factors() is None
+    assert_only_these_moved(run, PARTS[targets])
+
+
+def test_the_encoders_output_is_attention_or_mlp_by_where_it_is(tiny_base):
+    """Both end in `output.dense`."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=2)
+    attention, mlp = (set(tuned_modules(model, targets)) for targets in ("attention", "mlp"))
+    assert attention | mlp == set(tuned_modules(model)) and len(attention) == 8 and len(mlp) == 4
+    assert "encoder.layer.0.attention.output.dense" in attention and "encoder.layer.0.output.dense" in mlp
+    adapted = prepare(model, Method(kind="lora", r=2, lora_alpha=4, targets="mlp"), causal=False)
+    assert {name for name, module in tuned_modules(adapted).items() if hasattr(module, "base_layer")} == mlp
+
+
+@pytest.mark.parametrize("targets, r, expected", [("all", 4, 39_040), ("attention", 10, 40_960), ("mlp", 7, 39_648)])
+def test_modules_are_compared_at_about_equal_numbers(targets, r, expected):
+    """The numbers that laptop.yaml states for experiment 'modules', on the small decoder's own configuration."""
+    runs = load_profile("laptop").decoder_experiments["modules"].runs
+    assert any(group.targets == targets and r in group.learning_rate for group in runs if group.method == "lora")
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(MODELS / "small-decoder"))
+    model = prepare(model, Method(kind="lora", r=r, lora_alpha=2 * r, targets=targets), causal=True)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
+    assert f"{expected:,}" in (Path(loader_module.__file__).parent / "laptop.yaml").read_text(encoding="utf-8")
+
+
+# --- keys
+
+
+# Specifications as they were stored, with the key that they were stored under.
+STORED = {
+    "06f42bce53143960": {
+        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
+        "task": "movies", "sizes": {"train_rows": None, "test_rows": 1000, "max_length": 64},
+        "method": {"kind": "lora", "r": 16, "lora_alpha": 32, "rank_stabilised": False}, "learning_rate": 0.001,
+        "schedule": "linear", "warmup_fraction": 0.06, "steps": 300, "epochs": None, "batch_size": 16,
+        "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 2},
+    "028dd589bedc2ccf": {
+        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
+        "task": "continues", "sizes": {"train_rows": None, "test_rows": 300, "max_length": 64},
+        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora"},
+        "learning_rate": 0.002, "schedule": "linear", "warmup_fraction": 0.06, "steps": 60, "epochs": None,
+        "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 1, "seed": 0, "start": None},
+    "051b28e3bad2bbf0": {
+        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
+        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
+        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora",
+                   "targets": "all"},
+        "learning_rate": 0.03, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 80,
+        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
+        "durations": [80], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0,
+        "gradient_accumulation": 1, "start": None},
+    "d95019efdf737011": {
+        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
+        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
+        "method": {"kind": "full", "r": None, "lora_alpha": None, "rank_stabilised": False, "variant": "lora",
+                   "targets": "all"},
+        "learning_rate": 0.003, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 240,
+        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
+        "durations": [60, 120, 240], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.1,
+        "gradient_accumulation": 1, "start": None},
+}
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_a_stored_run_is_found_again(key):
+    """Another key for the same run would train hours of reference results anew, and call them missing."""
+    assert RunSpec(**STORED[key]).key == key
+    assert RunSpec.model_validate_json(RunSpec(**STORED[key]).model_dump_json()).key == key
+
+
+@pytest.mark.parametrize("changes", [
+    {"durations": (5, 10, 20)}, {"durations": (20,)}, {"durations": None}, {"optimiser": "lion"},
+    {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "decay_towards": "base"}, {"attention_dropout": 0.1},
+    {"gradient_accumulation": 2}, {"method": Method(kind="full", targets="mlp")},
+    {"method": Method(kind="full", targets="attention")}], ids=str)
+def test_every_later_field_changes_the_key(spec, changes):
+    assert spec(**changes).key != spec().key
+    if "decay_towards" in changes:
+        assert spec(**changes).key != spec(weight_decay=1e-3).key
+
+
+# --- a profile's groups
+
+
+CHOSEN = load_profile("laptop")
+
+
+@pytest.fixture
+def decoder_specs(monkeypatch):
+    """The specifications of a group in an experiment of the laptop's; nothing is fetched."""
+    monkeypatch.setattr(spec_module, "resolve", lambda reference: BaseModel("base", Path("nowhere"), "revision"))
+
+    def build(group: dict, **experiment) -> list[RunSpec]:
+        made = DecoderExperiment(**{"task": "python", "runs": [RunGroup(**group)]} | experiment)
+        profile = CHOSEN.model_copy(update={"decoder_experiments": {"tried": made}})
+        return run_specs(profile, "tried")
+
+    return build
+
+
+FULL_GROUP = {"method": "full", "learning_rate": 3e-3}
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 64])
+def test_another_batch_size_keeps_the_number_of_tokens(decoder_specs, batch_size):
+    usual = CHOSEN.training.batch_size
+    one, = decoder_specs(FULL_GROUP | {"batch_size": batch_size}, durations=[80, 160])
+    assert one.batch_size == batch_size and one.durations == (80 * usual // batch_size, 160 * usual // batch_size)
+    assert one.steps == one.durations[-1] and one.schedule == "constant_with_warmup"
+    assert [steps * batch_size for steps in one.durations] == [80 * usual, 160 * usual]
+
+
+def test_an_experiments_batch_size_is_the_usual_one_of_its_groups(decoder_specs):
+    one, = decoder_specs(FULL_GROUP | {"batch_size": 8}, durations=[20, 40], batch_size=4)
+    assert (one.batch_size, one.durations) == (8, (10, 20))
+
+
+def test_a_large_batch_still_leaves_every_duration_a_step_to_cool_down(decoder_specs):
+    one, = decoder_specs(FULL_GROUP | {"batch_size": 256}, durations=[40, 80, 160])
+    assert one.durations == (5, 10) and one.steps == 10
+
+
+def test_a_group_says_what_its_runs_are(decoder_specs):
+    one, = decoder_specs(FULL_GROUP | {"optimiser": "lion", "weight_decay": 1e-3, "decay_towards": "base",
+                                       "attention_dropout": 0.1, "targets": "mlp"}, durations=[10])
+    assert (one.optimiser, one.weight_decay, one.decay_towards, one.attention_dropout, one.method.targets) == (
+        "lion", 1e-3, "base", 0.1, "mlp")
+    assert (one.base, one.gradient_accumulation, one.durations) == (CHOSEN.continued, 1, (10,))
+
+
+def test_instruction_tuning_takes_the_decoder_that_fits(decoder_specs, monkeypatch):
+    one, = decoder_specs(FULL_GROUP, task="functions", base="instruction", steps=7)
+    assert one.base == CHOSEN.decoders[0].model and one.batch_size == CHOSEN.decoders[0].batch_size
+    assert (one.steps, one.durations, one.schedule) == (7, None, CHOSEN.training.schedule)
+    gpu = load_profile("gpu")
+    for memory, name in ((24.0, "HuggingFaceTB/SmolLM2-1.7B"), (10.0, "HuggingFaceTB/SmolLM2-360M")):
+        monkeypatch.setattr(spec_module, "hardware", lambda memory=memory: {"accelerator": {"memory_gib": memory}})
+        assert instruction_decoder(gpu).model.name == name
+    monkeypatch.setattr(spec_module, "hardware", lambda: {"accelerator": None})
+    assert instruction_decoder(gpu).model.name == "HuggingFaceTB/SmolLM2-360M", "without a GPU the smallest"
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"durations": [4, 10]}, "fewer than 5 steps"), ({"durations": [10, 10]}, "must rise"),
+    ({"durations": [20, 10]}, "must rise"), ({"durations": [10], "steps": 10}, "'steps' is their last"),
+    ({"durations": []}, "at least 1")])
+def test_durations_rise_and_leave_a_step_to_cool_down(given, said):
+    with pytest.raises(ValidationError, match=said):
+        DecoderExperiment(task="python", runs=[FULL_GROUP], **given)
+    assert DecoderExperiment(task="python", runs=[FULL_GROUP], durations=[5, 6]).durations == (5, 6)
+
+
+def test_weight_decay_is_of_full_fine_tuning():
+    """On an adapter it would shrink the factors, and not the weights that the paper's figure is about."""
+    with pytest.raises(ValidationError, match="'weight_decay' goes with method 'full'"):
+        RunGroup(method="lora", lora_alpha="2r", learning_rate={8: 1e-3}, weight_decay=1e-3)
+    assert RunGroup(**FULL_GROUP, weight_decay=1e-3).weight_decay == 1e-3
+
+
+def laptop(**changes) -> dict:
+    path = Path(loader_module.__file__).parent / "laptop.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) | changes
+
+
+@pytest.mark.parametrize("name", ["continued", "decoder_evaluation", "decoders"])
+def test_decoder_experiments_need_what_they_run_on(name):
+    content = laptop()
+    del content[name]
+    with pytest.raises(ValidationError, match="'continued', 'decoders' and 'decoder_evaluation'"):
+        Profile.model_validate(content)
+
+
+def test_decoder_experiments_are_named_tasks_have_sizes_and_no_name_is_used_twice():
+    content = laptop()
+    experiments = content["decoder_experiments"]
+    for wrong, said in ((
+            {name: one for name, one in experiments.items() if name != "modules"}, "must name 'modules'"),
+            (experiments | {"ranks": experiments["code"]}, "'ranks' is an experiment and a decoder experiment"),
+            (experiments | {"more": experiments["code"] | {"task": "codeparrot"}}, "task 'codeparrot', which 'tasks'")):
+        with pytest.raises(ValidationError, match=said):
+            Profile.model_validate(content | {"decoder_experiments": wrong})
+    Profile.model_validate(content)
+    without = Profile.model_validate({name: part for name, part in content.items() if name not in (
+        "decoder_experiments", "continued", "decoder_evaluation")})
+    assert without.decoder_experiments == {}, "a profile of the first paper alone"
+
+
+def test_runs_that_differ_in_a_later_field_are_no_run_twice():
+    differing = [{}, {"optimiser": "lion"}, {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "decay_towards": "base"},
+                 {"attention_dropout": 0.1}, {"batch_size": 4}, {"targets": "mlp"}]
+    made = DecoderExperiment(task="python", durations=[10], runs=[FULL_GROUP | one for one in differing])
+    assert len(made.runs) == 7
+    with pytest.raises(ValidationError, match="named twice"):
+        DecoderExperiment(task="python", durations=[10], runs=[FULL_GROUP | {"optimiser": "lion"}] * 2)
