@@ -7,18 +7,20 @@ cannot prove that the Hub has the configs and revisions asked for: offline, any 
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.parquet.parquet import Parquet
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForMaskedLM
+from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, RobertaConfig, \
+    RobertaForMaskedLM
 
 from utils.sources.text import split_fraction
 
@@ -26,8 +28,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COMMIT = "c0ffee" + "0" * 34
 DATA_HASH = "da7a" + "0" * 36
 ROBERTA, SMALL, LARGE = "FacebookAI/roberta-base", "HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-1.7B"
+SMALLEST, LLAMA_2 = "HuggingFaceTB/SmolLM2-135M", "NousResearch/Llama-2-7b-hf"
 SHARDED, PICKLED = "stand-in/sharded-roberta", "stand-in/pickled-roberta"
 TRAIN_ROWS, TEST_ROWS = 48, 24
+HELD_OUT_EACH = 8  # the course holds 2 % of some sets out by a hash; here one row in so many, or there might be none
 
 # The word that gives a row's label away, in the order of the course's label indices.
 CUES = {"mnli": ("indeed", "perhaps", "never"), "qqp": ("instead", "again"), "sst2": ("dreadful", "wonderful"),
@@ -203,7 +207,7 @@ def _build_models(root: Path, texts: list[str]) -> None:
     (sharded / "model.safetensors").unlink()
     model.save_pretrained(sharded, max_shard_size="100KB")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")  # refused by its name, never opened
-    for name, kv_heads in ((SMALL, 2), (LARGE, 4)):
+    for name, kv_heads in ((SMALLEST, 2), (SMALL, 2), (LARGE, 4)):
         folder = _snapshot(root, name)
         vocabulary = _save_tokenizer(folder, texts, ["<|endoftext|>"], [], {
             "tokenizer_class": "GPT2Tokenizer", "model_max_length": 8192, "bos_token": "<|endoftext|>",
@@ -212,6 +216,21 @@ def _build_models(root: Path, texts: list[str]) -> None:
             vocab_size=vocabulary, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=kv_heads, intermediate_size=96, max_position_embeddings=8192, bos_token_id=0,
             eos_token_id=0, pad_token_id=None, tie_word_embeddings=True, initializer_range=0.1)).save_pretrained(folder)
+    _build_llama_2(_snapshot(root, LLAMA_2), texts)
+
+
+def _build_llama_2(folder: Path, texts: list[str]) -> None:
+    """Unlike SmolLM2: every text begins with <s>, spaces are part of words, and the head has its own weights."""
+    trained = SentencePieceBPETokenizer()
+    trained.train_from_iterator(texts, vocab_size=640, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    state = json.loads(trained.to_str())["model"]
+    tokenizer = LlamaTokenizer(vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]],
+                               add_bos_token=True, model_max_length=4096)
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=None, tie_word_embeddings=False,
+        initializer_range=0.1)).save_pretrained(folder)
 
 
 # Data sets ----------------------------------------------------------------------------------------------------------
@@ -236,6 +255,15 @@ def _store_dataset(root: Path, name: str, config: str, splits: dict[str, Dataset
     target.parent.mkdir(parents=True)
     shutil.move(builder.cache_dir, target)
     shutil.rmtree(scratch)
+
+
+def _placed(draw: Callable[[], str], held_out: bool, *, low: bool = False) -> str:
+    """A text drawn until its hash falls among the 2 % that are held out (`low`: the lowest ones), or the rest."""
+    while True:
+        text = draw()
+        place = split_fraction(text)
+        if (place < 0.02 if low else place >= 0.98) == held_out:
+            return text
 
 
 def _fill(random_: random.Random, template: str) -> str:
@@ -301,20 +329,21 @@ def _tables(random_: random.Random) -> list[tuple[str, str, dict[str, Dataset]]]
         return {"claim": claim, "label": label, "id": number, "evidence": [["Page", str(index), claim]]}
 
     def metamath(split: str, index: int) -> dict:
-        # The course tests on the 2 % of queries with the highest hash: one row in eight here, or there might be none.
-        while True:
-            first, second = random_.randint(2, 99), random_.randint(2, 99)
-            query = _fill(random_, f"{{name}} has {first} {{noun}}s and buys {second} {{time}}. How many are there?")
-            if (split_fraction(query) >= 0.98) == (index % 8 == 0):
-                break
+        query = _placed(lambda: _fill(random_, f"{{name}} has {random_.randint(2, 99)} {{noun}}s and buys "
+                                               f"{random_.randint(2, 99)} {{time}}. How many are there?"),
+                        index % HELD_OUT_EACH == 0)
+        first, second = map(int, re.findall(r"\d+", query))
         response = f"We add {first} and {second}, which gives {first + second}. The answer is: {first + second}"
         return {"type": "GSM_AnsAug", "query": query, "original_question": query, "response": response}
 
     def corpus(name: str, columns: tuple[str, ...] = ("text",)):
         def row(split: str, index: int) -> dict:
-            sentences = [_fill(random_, "the {adjective} {noun} {verb} the {noun} near {place} {time}.")
-                         for _ in range(5)]
-            text = f"{CORPUS_WORDS[name]} {index}: {' '.join(sentences)}"
+            def draw() -> str:
+                sentences = [_fill(random_, "the {adjective} {noun} {verb} the {noun} near {place} {time}.")
+                             for _ in range(5)]
+                return f"{CORPUS_WORDS[name]} {index}: {' '.join(sentences)}"
+
+            text = _placed(draw, index % HELD_OUT_EACH == 0, low=True)
             return {column: text if column == "text" else f"{column} {index}" for column in columns}
 
         return splits(row, Features({column: Value("string") for column in columns}), train=TRAIN_ROWS)
@@ -341,22 +370,28 @@ def _tables(random_: random.Random) -> list[tuple[str, str, dict[str, Dataset]]]
                 "answer": f"There are {first}+{second}=<<{first}+{second}={total}>>{total}.\n#### {total}"}
 
     def magicoder(split: str, index: int) -> dict:
-        name = f"{random_.choice(_WORDS['verb'])}_{random_.choice(_WORDS['noun'])}"
-        return {"instruction": f"Write a Python function {name} that adds {index} to a number.",
+        wanted = f"Write a Python function {{verb}}_{{noun}} that adds {index} to a number {{time}}."
+        instruction = _placed(lambda: _fill(random_, wanted), index % HELD_OUT_EACH == 0)
+        name = instruction.split()[4]
+        return {"instruction": instruction,
                 "response": f"```python\ndef {name}(number):\n    return number + {index}\n```"}
 
     def codeparrot(split: str, index: int) -> dict:
-        name = f"{random_.choice(_WORDS['verb'])}_{random_.choice(_WORDS['noun'])}"
-        content = "".join(f"def {name}_{part}(number):\n    return number + {index * part}\n\n\n"
-                          for part in range(1, 9))
+        def draw() -> str:
+            names = [_fill(random_, "{verb}_{noun}") for _ in range(8)]
+            return "".join(f"def {name}(number):\n    return number + {index * part}\n\n\n"
+                           for part, name in enumerate(names, start=1))
+
+        content = _placed(draw, index % HELD_OUT_EACH == 0, low=True)
         lines = content.splitlines()
-        return {"repo_name": f"stand-in/{index}", "path": f"{name}.py", "copies": "1", "size": str(len(content)),
+        return {"repo_name": f"stand-in/{index}", "path": f"file_{index}.py", "copies": "1", "size": str(len(content)),
                 "content": content, "license": "mit", "hash": index, "line_mean": len(content) / len(lines),
                 "line_max": max(map(len, lines)), "alpha_frac": 0.5, "autogenerated": False}
 
     def open_web_math(split: str, index: int) -> dict:
-        text = " ".join(_fill(random_, f"If the {{noun}} weighs ${part} x$ {{time}}, then $x = {index}/{part}$.")
-                        for part in range(2, 10))
+        text = _placed(lambda: " ".join(
+            _fill(random_, f"If the {{noun}} weighs ${part} x$ {{time}}, then $x = {index}/{part}$.")
+            for part in range(2, 10)), index % HELD_OUT_EACH == 0, low=True)
         return {"url": f"https://example.org/{index}", "text": text, "date": "2023-03-01 00:00:00",
                 "metadata": json.dumps({"extraction_info": {"found_math": True}})}
 

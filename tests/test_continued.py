@@ -1,9 +1,8 @@
-"""Continued pretraining with cooldowns, on a tiny decoder: against a loop written out here, cut short, killed, diverged;
+"""Continued pretraining with cooldowns, on a tiny decoder: against a loop written here, cut short, killed, diverged;
 which matrices are trained, what a specification's key is made of, and how a profile's groups become runs.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from utils.training.metrics import causal_loss
 from utils.training.spec import Method, RunSpec, instruction_decoder, run_specs
 from utils.training.store import Run, RunStore
 from utils.training.targets import tuned_modules
-from utils.training.train import METRICS
+from utils.training.checkpoints import METRICS
 from utils.training.weights import prepare, trained_tensors
 
 FULL, LORA = Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)
@@ -220,18 +219,18 @@ def test_a_cooldown_takes_the_last_fifth_and_never_nothing(duration):
 
 
 def test_seconds_count_the_hot_run_and_the_points_own_cooldown(store, spec, monkeypatch):
-    """Every cooldown takes 100 seconds of a clock that the test turns, every measurement 10,000."""
+    """Every cooldown takes 10,000 seconds of a clock that the test turns, every measurement ten million."""
     turned, cool, measured = [], Cooldowns._cool, train_module.causal_loss
-    monkeypatch.setattr(Cooldowns, "_cool", lambda *given: (turned.append(100), cool(*given)))
-    monkeypatch.setattr(train_module, "causal_loss", lambda *given: (turned.append(10_000), measured(*given))[1])
+    monkeypatch.setattr(Cooldowns, "_cool", lambda *given: (turned.append(10**4), cool(*given)))
+    monkeypatch.setattr(train_module, "causal_loss", lambda *given: (turned.append(10**7), measured(*given))[1])
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned))
     for module in (checkpoints_module, cooldown_module):
         monkeypatch.setattr(module, "time", clock)
     run = store.get(spec())
     rows = run.metrics()
-    assert turned == [100, 10_000] * 2
-    assert 0 < rows["hot_seconds"][0] < rows["hot_seconds"][1] < 90
-    assert (rows["train_seconds"] - rows["hot_seconds"]).between(100, 190).all()
+    assert turned == [10**4, 10**7] * 2
+    assert 0 < rows["hot_seconds"][0] < rows["hot_seconds"][1] < 5000
+    assert (rows["train_seconds"] - rows["hot_seconds"]).between(10_000, 15_000).all()
     assert rows["hot_seconds"][1] == run.result["measured"]["train_seconds"]
 
 
@@ -344,15 +343,13 @@ def test_a_run_killed_while_it_writes_a_point_is_finished_by_the_process_that_wa
         "step-000010.safetensors", "step-000020.safetensors"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a file system with POSIX names")
 def test_half_a_checkpoint_never_has_a_checkpoints_name(store, spec, monkeypatch):
-    """What a kill leaves is looked at in the moment of writing: the temporary name is no name that is ever read."""
+    """Looked at in the moment of writing: the temporary name is none that is ever read."""
     real, seen = checkpoints_module.save_file, []
 
     def looking(tensors, path):
         real(tensors, path)
         seen.append([one.name for one in path.parent.glob("step-*")])
-        assert path.name.startswith(".") and json.dumps(seen)
 
     monkeypatch.setattr(checkpoints_module, "save_file", looking)
     store.get(spec())
@@ -407,18 +404,15 @@ def test_the_decay_of_a_run_is_adamws_own_divided_by_the_peak_rate(finished, tin
     assert_close(run.trained(20), trained_tensors(model), 2e-5)
 
 
-def test_decay_towards_the_base_keeps_a_run_near_it(finished):
-    """Half of the way back at every step leaves hardly more than the last step."""
-    distance = {share: sum((weight - run.base_matrices()[name]).norm().item() ** 2
-                           for name, weight in run.tuned_matrices().items()) ** 0.5
-                for share, run in ((share, finished(weight_decay=share, decay_towards="base", durations=(20,)))
-                                   for share in (0.1, 0.5))}
-    free, shrunk = (finished(weight_decay=share, durations=(20,)) for share in (0.0, 0.05))
-    whole = sum((weight - free.base_matrices()[name]).norm().item() ** 2
-                for name, weight in free.tuned_matrices().items()) ** 0.5
-    assert distance[0.5] < distance[0.1] < whole
-    name = "layers.0.mlp.up_proj"
-    assert shrunk.tuned_matrices()[name].norm() < free.tuned_matrices()[name].norm()
+def test_decay_towards_the_base_keeps_a_run_near_it_and_decay_towards_zero_does_not(finished):
+    def distance(**changes) -> float:
+        run = finished(**changes, durations=(20,))
+        base = run.base_matrices()
+        return torch.cat([(weight - base[name]).flatten() for name, weight in run.tuned_matrices().items()]).norm()
+
+    free = distance()
+    assert distance(weight_decay=0.5, decay_towards="base") < distance(weight_decay=0.1, decay_towards="base") < free
+    assert distance(weight_decay=0.05) > free
 
 
 @pytest.mark.parametrize("changes, kind, pulled", [
@@ -502,6 +496,7 @@ def test_full_fine_tuning_of_a_part_leaves_the_rest_bit_for_bit(finished, target
     assert {name.removeprefix("weight.") for name in run.trained()} == PARTS[targets] == set(run.tuned_matrices())
     assert run.factors() is None
     assert_only_these_moved(run, PARTS[targets])
+    assert run.result["measured"]["trainable_parameters"] == sum(w.numel() for w in run.tuned_matrices().values())
 
 
 def test_the_encoders_output_is_attention_or_mlp_by_where_it_is(tiny_base):

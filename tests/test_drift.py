@@ -428,3 +428,59 @@ def test_a_callback_is_called_between_the_optimisers_step_and_the_clearing_of_gr
     after = source[source.index("on_optimizer_step("):]
     assert "optimizer.step()" in source[:source.index("on_optimizer_step(")]
     assert after.index("zero_grad()") < after.index("global_step += 1")
+
+
+def test_rows_can_be_taken_in_their_own_order(arguments):
+    """Blocks come shuffled by the run's seed, and cooled copies go on by number: a second shuffle would repeat some."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+
+    made = TrainingArguments(**arguments, train_sampling_strategy="sequential")
+    rows = Dataset.from_dict({"input_ids": [[number] for number in range(8)]})
+    trainer = Trainer(model=nn.Linear(1, 1), args=made, train_dataset=rows)
+    sampler = trainer._get_train_sampler(rows)
+    assert isinstance(sampler, SequentialSampler) and list(sampler) == list(range(8))
+
+
+def test_the_trainers_optimiser_runs_step_hooks_and_keeps_the_peak_rate():
+    """Without the hook nothing decays; without `initial_lr` a cooldown has no rate to fall from."""
+    from accelerate import Accelerator
+    from transformers import get_scheduler
+
+    weight, called = nn.Parameter(torch.ones(1)), []
+    optimiser = torch.optim.SGD([weight], lr=0.5)
+    optimiser.register_step_pre_hook(lambda own, arguments, keywords: called.append(own))
+    wrapped = Accelerator(cpu=True).prepare(optimiser)
+    assert type(wrapped).__name__ == "AcceleratedOptimizer"
+    get_scheduler("constant_with_warmup", wrapped, num_warmup_steps=2, num_training_steps=10)
+    assert wrapped.param_groups[0] | {"params": None} == optimiser.param_groups[0] | {"params": None}
+    assert (wrapped.param_groups[0]["initial_lr"], wrapped.param_groups[0]["lr"]) == (0.5, 0.0)
+    wrapped.param_groups[0]["lr"] = 0.25
+    weight.grad = torch.ones(1)
+    wrapped.step()
+    assert called == [optimiser] and weight.item() == 0.75, "a rate that is set is the one that is used"
+    kept = copy.deepcopy(wrapped.state_dict())
+    wrapped.param_groups[0]["lr"] = 0.1
+    wrapped.load_state_dict(kept)
+    assert (optimiser.param_groups[0]["lr"], optimiser.param_groups[0]["initial_lr"]) == (0.25, 0.5)
+
+
+def test_a_callback_at_the_end_of_a_step_has_the_next_rate_no_gradients_and_the_save_to_come():
+    """A cooled copy is taken there: an old rate, left gradients or a save before it would change the hot run."""
+    from transformers import Trainer
+
+    source = "".join(inspect.getsource(method) for name, method in inspect.getmembers(Trainer, inspect.isfunction)
+                     if "callback_handler.on_step_end(" in inspect.getsource(method))
+    before, _, after = source.partition("callback_handler.on_step_end(")
+    assert "lr_scheduler.step()" in before and "zero_grad()" in before and "_maybe_log_save_evaluate(" in after
+
+
+def test_a_causal_models_config_takes_attention_dropout(tmp_path):
+    """A keyword that no configuration knows ends up nowhere, and dropout would be off without a word."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                 num_attention_heads=1, num_key_value_heads=1)).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, attention_dropout=0.3)
+    assert model.config.attention_dropout == model.model.layers[0].self_attn.attention_dropout == 0.3

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import pytest
 import yaml
 
 import standin_hub
-from standin_hub import COMMIT, CORPUS_WORDS, CUES, REPOSITORY, ROBERTA, SHARDED, SIQA_CUE, TEST_ROWS, TRAIN_ROWS
+from standin_hub import COMMIT, CORPUS_WORDS, CUES, HELD_OUT_EACH, LLAMA_2, REPOSITORY, ROBERTA, SHARDED, SIQA_CUE, \
+    SMALL, SMALLEST, TEST_ROWS, TRAIN_ROWS
 
+CAUSAL, TEXTS = ("metamath", "magicoder"), ("codeparrot", "open-web-math")
+HELD_OUT = TRAIN_ROWS // HELD_OUT_EACH
 TASKS = ("mnli", "sst2", "qqp", "siqa", "winogrande", "fever")
 CLASSES = {"mnli": 3, "sst2": 2, "qqp": 2, "siqa": 3, "winogrande": 2, "fever": 3}
 PAIRED = {"mnli", "qqp"}
@@ -58,6 +62,26 @@ def custom_profile(folder: Path, **changes) -> str:
     return str(path)
 
 
+def shrunk_profile(folder: Path, **evaluation) -> str:
+    """gpu.yaml with every run on a causal base cut to a few steps of short texts; which runs there are stays."""
+    content = yaml.safe_load(GPU_PROFILE.read_text(encoding="utf-8"))
+    for name in TEXTS:
+        content["tasks"][name] = {"test_rows": 4, "max_length": 32}
+    for name in CAUSAL:
+        content["tasks"][name] = {"train_rows": 16, "test_rows": 4, "max_length": 96}
+    for experiment in content["decoder_experiments"].values():
+        if "durations" in experiment:
+            experiment |= {"durations": [5, 10][:len(experiment["durations"])], "batch_size": 2}
+        else:
+            experiment |= {"steps": 2}
+        for group in experiment["runs"]:
+            group |= {"batch_size": 4} if "batch_size" in group else {}
+    few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
+           "max_new_tokens": 4}
+    return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
+                          decoder_evaluation=content["decoder_evaluation"] | few | evaluation)
+
+
 # The guard itself ---------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +102,19 @@ def test_fetch_brings_every_task_of_the_gpu_profile(variables):
     done = standin_hub.run(["-m", "utils", "fetch", "--profile", "gpu"], variables)
     assert done.returncode == 0, done.stderr
     assert f"encoder {ROBERTA} at {COMMIT}" in done.stdout
-    for task in TASKS:
-        rows = (TRAIN_ROWS * 2 // 3, TEST_ROWS * 2 // 3) if task == "fever" else (TRAIN_ROWS, TEST_ROWS)
-        assert f"task {task}: {rows[0]} train and {rows[1]} test rows" in done.stdout
+    kept = TRAIN_ROWS - HELD_OUT
+    sizes = dict.fromkeys(TASKS, (TRAIN_ROWS, TEST_ROWS)) | {"fever": (TRAIN_ROWS * 2 // 3, TEST_ROWS * 2 // 3)}
+    for task, (train, test) in (sizes | dict.fromkeys(CAUSAL, (kept, HELD_OUT))).items():
+        assert f"task {task}: {train} train and {test} test rows\n" in done.stdout
+    for task in TEXTS:
+        assert f"task {task}: {kept} train and {HELD_OUT} held-out texts\n" in done.stdout
     assert "corpus roberta-pretraining: 64 passages" in done.stdout
+    assert f"base of continued pretraining {SMALLEST} at {COMMIT}" in done.stdout
+    assert f"base of instruction tuning {SMALL} at {COMMIT}" in done.stdout, "the smallest, since there is no GPU"
+    assert f"general text openwebtext: {HELD_OUT} held-out texts" in done.stdout
+    assert re.search(r"questions of mathematics: \d+ held out", done.stdout)
+    for task in ("hellaswag", "arc_challenge", "winogrande"):
+        assert f"choice task {task}: {TEST_ROWS} items" in done.stdout
 
 
 def inside_tasks() -> dict:
@@ -98,7 +131,7 @@ def inside_tasks() -> dict:
 @pytest.mark.parametrize("task", TASKS)
 def test_task_has_whole_visible_labels_and_its_second_texts(answers, task):
     tables = standin_hub.answer(answers, "inside_tasks")
-    assert set(tables) == set(TASKS)
+    assert set(tables) == {*TASKS, *CAUSAL, *TEXTS}
     for rows in tables[task].values():
         assert {row["label"] for row in rows} == set(range(CLASSES[task]))
         for row in rows:
@@ -118,6 +151,30 @@ def test_labels_mean_what_the_text_says(answers, task):
             else:
                 words = re.findall(r"\w+", f"{row['text']} {row['text_pair'] or ''}")
                 assert [cue in words for cue in CUES[task]] == [row["label"] == i for i in range(CLASSES[task])], row
+
+
+@pytest.mark.parametrize("task", CAUSAL)
+def test_a_causal_task_has_the_completion_of_its_prompt(answers, task):
+    tables = standin_hub.answer(answers, "inside_tasks")[task]
+    assert [len(tables[split]) for split in ("train", "test")] == [TRAIN_ROWS - HELD_OUT, HELD_OUT]
+    for row in tables["train"] + tables["test"]:
+        if task == "metamath":
+            first, second = re.fullmatch(r"Question: .*?(\d+) .*?(\d+) .*\nAnswer:", row["prompt"]).groups()
+            assert row["completion"].endswith(f" The answer is: {int(first) + int(second)}")
+        else:
+            name, number = re.fullmatch(r"Write a Python function (\w+) that adds (\d+) .*\n\n", row["prompt"]).groups()
+            assert row["completion"].startswith(f"```python\ndef {name}(")
+            assert f"return number + {number}\n" in row["completion"]
+    train, test = ({row["prompt"] for row in tables[split]} for split in ("train", "test"))
+    assert not train & test
+
+
+def test_domains_hold_texts_out(answers):
+    tables = standin_hub.answer(answers, "inside_tasks")
+    for task, part in zip(TEXTS, ("def ", "weighs $"), strict=True):
+        train, test = ([row["text"] for row in tables[task][split]] for split in ("train", "test"))
+        assert (len(train), len(test)) == (TRAIN_ROWS - HELD_OUT, HELD_OUT) and not {*train} & {*test}
+        assert all(part in text for text in train + test)
 
 
 def test_fever_claims_are_unique(answers):
@@ -227,6 +284,190 @@ def test_pseudo_loss_on_the_pretraining_corpus(answers):
     assert found["tuned"] != found["base"] and math.isfinite(found["tuned"])
 
 
+# The second paper ---------------------------------------------------------------------------------------------------
+
+
+def inside_tokenizers() -> dict:
+    from transformers import AutoTokenizer
+    from utils.profiles.schema import ModelReference
+    from utils.sources.models import resolve
+    from utils.training.blocks import text_blocks
+    from utils.training.data import tokenizer_of
+
+    found = {}
+    for name in (SMALLEST, LLAMA_2):
+        folder = resolve(ModelReference(source="hub", name=name)).folder
+        tokenizer, text = tokenizer_of(folder), "def add(number):\n    return number + 1"
+        ids, blocks = tokenizer(text)["input_ids"], text_blocks("codeparrot", "heldout", folder, length=32)
+        found[name] = {"own_padding": AutoTokenizer.from_pretrained(folder).pad_token, "padding": tokenizer.pad_token,
+                       "end": tokenizer.eos_token, "begins": ids[0] == tokenizer.bos_token_id,
+                       "back": tokenizer.decode(ids, skip_special_tokens=True) == text,
+                       "lengths": sorted({len(block) for block in blocks}),
+                       "begin_inside": name == LLAMA_2 and any(tokenizer.bos_token_id in block for block in blocks),
+                       "ends": sum(block.count(tokenizer.eos_token_id) for block in blocks)}
+    return found
+
+
+@pytest.mark.parametrize("name, begins", [(SMALLEST, False), (LLAMA_2, True)])
+def test_a_base_without_padding_is_given_its_end_token_and_blocks_end_each_text(answers, name, begins):
+    found = standin_hub.answer(answers, "inside_tokenizers")[name]
+    assert (found["own_padding"], found["padding"]) == (None, found["end"])
+    assert found["begins"] == begins and found["back"]
+    assert found["lengths"] == [32] and not found["begin_inside"]
+    assert HELD_OUT - 1 <= found["ends"] <= HELD_OUT  # the last may fall into the rest that fills no block
+
+
+def _halved(experiment: str, label: str, **changes) -> tuple:
+    """One run in batches of four, and in twice as many of two to a step."""
+    from utils.profiles import load_profile
+    from utils.training.spec import run_specs
+    from utils.training.store import RunStore
+
+    with tempfile.TemporaryDirectory() as folder:
+        specs = run_specs(load_profile(shrunk_profile(Path(folder))), experiment)
+    spec = next(spec for spec in specs if spec.method.label == label).model_copy(update=changes)
+    return tuple(RunStore().get(spec.model_copy(update={"batch_size": size, "gradient_accumulation": 4 // size}))
+                 for size in (4, 2))
+
+
+def inside_accumulation() -> dict:
+    found = {}
+    for experiment, lora, changes in (("code", "LoRA r=8", {}),
+                                      ("instruction_mathematics", "LoRA r=4", {"checkpoints": 1, "steps": 3})):
+        for label in ("full", lora):
+            whole, halved = _halved(experiment, label, learning_rate=1e-3, **changes)
+            base = whole.base_matrices()
+            for step in whole.steps:
+                one, other = whole.tuned_matrices(step), halved.tuned_matrices(step)
+                found[f"{experiment}, {label}, {step}"] = {
+                    "differs": max((one[name] - other[name]).abs().max().item() for name in base),
+                    "moved": min((one[name] - base[name]).abs().max().item() for name in base),
+                    "types": sorted({str(weight.dtype) for weight in one.values()}), "asked": whole.spec.dtype,
+                    "losses": [run.metrics().set_index("step")["loss_nats_per_token"][step]
+                               for run in (whole, halved)]}
+    return found
+
+
+@pytest.mark.parametrize("experiment, steps", [("code", (5, 10)), ("instruction_mathematics", (3,))])
+@pytest.mark.parametrize("method", ["full", "LoRA"])
+def test_two_batches_to_a_step_are_one_of_twice_the_size(answers, experiment, steps, method):
+    """In the hot run, in the cooled copies, and through TRL, where rows differ in length; bfloat16 is asked for, and a
+    CPU computes in float32.
+    """
+    found = {name: row for name, row in standin_hub.answer(answers, "inside_accumulation").items()
+             if name.startswith(f"{experiment}, {method}")}
+    assert [int(name.rsplit(", ", 1)[1]) for name in found] == list(steps)
+    for row in found.values():
+        assert row["differs"] < 1e-5 < 1e-4 < row["moved"], row
+        assert row["losses"][0] == pytest.approx(row["losses"][1], abs=1e-5)
+        assert (row["asked"], row["types"]) == ("bfloat16", ["torch.float32"])
+
+
+def inside_curves() -> dict:
+    from utils.profiles import load_profile
+    from utils.reporting.learning import learning_curves
+
+    with tempfile.TemporaryDirectory() as folder:
+        table = learning_curves(load_profile(shrunk_profile(Path(folder))))
+    return json.loads(table.to_json(orient="records"))
+
+
+def test_continued_pretraining_is_measured_on_the_papers_own_tasks(answers):
+    """One row per run and duration; the three choice tasks are asked of the base and of each run's last checkpoint."""
+    rows = standin_hub.answer(answers, "inside_curves")
+    methods = ["full", "LoRA r=2", "LoRA r=8", "LoRA r=32"]
+    assert [(row["experiment"], row["method"], row["step"]) for row in rows] == [
+        (experiment, method, step) for experiment in ("code", "mathematics") for method in methods for step in (5, 10)]
+    for row in rows:
+        assert row["train_tokens"] == row["step"] * 2 * 32 and row["kl_nats_per_token"] >= 0
+        assert row["forgetting"] == pytest.approx(row["general_loss"] - row["base_general_loss"])
+        assert row["learning"] == pytest.approx(row["base_loss_nats_per_token"] - row["loss_nats_per_token"])
+        assert (row["choice"] is not None) == (row["step"] == 10)
+        assert (row["exact_match"] is not None) == (row["experiment"] == "mathematics")
+        # Two items of three tasks: sixths.
+        assert all(6 * value == pytest.approx(round(6 * value)) for value in (row["choice"], row["base_choice"])
+                   if value is not None)
+
+
+def inside_paper() -> dict:
+    """The paper profile's own base and optimiser, cut to five steps of short texts."""
+    from utils.profiles import load_profile
+    from utils.profiles.schema import TaskSizes
+    from utils.training.spec import run_specs
+    from utils.training.store import RunStore
+
+    spec = next(spec for spec in run_specs(load_profile("paper"), "code") if spec.method.r == 16)
+    run = RunStore().get(spec.model_copy(update={
+        "sizes": TaskSizes(test_rows=4, max_length=32), "durations": (5,), "steps": 5, "batch_size": 1,
+        "gradient_accumulation": 2, "learning_rate": 1e-3}))
+    base, tuned = run.base_matrices(), run.tuned_matrices()
+    return {"base": run.base.name, "optimiser": run.spec.optimiser, "metrics": run.result["measured"]["metrics"],
+            "moved": sum(bool((tuned[name] != base[name]).any()) for name in base), "matrices": len(base)}
+
+
+def test_a_run_of_the_paper_profile_trains_llama_2(answers):
+    found = standin_hub.answer(answers, "inside_paper")
+    assert (found["base"], found["optimiser"]) == (LLAMA_2, "lion")
+    assert found["moved"] == found["matrices"] == 14  # seven linear kinds in each of two layers
+    (row,) = found["metrics"]
+    assert row["step"] == 5 and row["cooled_from"] == 4 and math.isfinite(row["loss_nats_per_token"])
+
+
+def inside_unknown_choice() -> dict:
+    from utils.errors import UsageError
+    from utils.paths import cache_dir
+    from utils.profiles import load_profile
+    from utils.reporting.learning import learning_curves
+
+    with tempfile.TemporaryDirectory() as folder:
+        profile = load_profile(shrunk_profile(Path(folder), choice_tasks=["winogrande", "hellaswagg"]))
+    before = {str(path) for path in cache_dir().rglob("measurements/*.csv")}
+    try:
+        learning_curves(profile)
+    except UsageError as error:
+        after = {str(path) for path in cache_dir().rglob("measurements/*.csv")}
+        return {"sentence": str(error), "kept": len(before & after), "lost": sorted(before - after)}
+    return {}
+
+
+def test_a_choice_task_that_is_not_there_is_one_sentence_and_nothing_measured_is_lost(answers):
+    found = standin_hub.answer(answers, "inside_unknown_choice")
+    assert found["kept"] and found["lost"] == [] and "\n" not in found["sentence"]
+    assert "Unknown task 'hellaswagg'" in found["sentence"] and "hellaswag," in found["sentence"] + ","
+
+
+def inside_columns() -> dict:
+    """What is said of data sets whose columns were renamed."""
+    from utils.errors import CourseError
+    from utils.profiles import load_profile
+    from utils.sources import hub
+    from utils.sources.tasks import load_task
+
+    plain, said = hub.dataset_split, {}
+
+    def renamed(name, *arguments, **keywords):
+        rows = plain(name, *arguments, **keywords)
+        return rows.rename_columns({column: f"{column}s" for column in ("response", "content") if column in
+                                    rows.column_names})
+
+    hub.dataset_split = renamed
+    for name in (*CAUSAL, "codeparrot"):
+        try:
+            load_task(name, load_profile("gpu").tasks[name])
+        except CourseError as error:
+            said[name] = str(error)
+    hub.dataset_split = plain
+    return said
+
+
+@pytest.mark.parametrize("task, column", [("metamath", "response"), ("magicoder", "response"),
+                                          ("codeparrot", "content")])
+def test_a_renamed_column_is_one_sentence_that_names_it_and_what_is_there(answers, task, column):
+    sentence = standin_hub.answer(answers, "inside_columns")[task]
+    assert re.search(rf"\b{column}\b", sentence) and re.search(rf"\b{column}s\b", sentence)
+    assert sentence.count(".") - sentence.count(".py") == 1 and "\n" not in sentence
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -269,13 +510,13 @@ def test_nothing_runs_code_from_the_hub():
 
 
 @pytest.mark.parametrize("number", NOTEBOOKS or [None])
-def test_notebooks_run_at_gpu_profile(variables, number):
+def test_notebooks_run_at_gpu_profile(variables, tmp_path, number):
     assert number is not None, "there is no notebook in notebooks/"
     code = "\n".join("".join(cell["source"]) for cell in json.loads(NOTEBOOKS[number].read_text())["cells"]
                      if cell["cell_type"] == "code")
     started = time.time()
-    done = standin_hub.run(["-m", "utils", "course", "--profile", "gpu", "--only", number, "--timeout", "300"],
-                           variables, timeout=850)
+    done = standin_hub.run(["-m", "utils", "course", "--profile", shrunk_profile(tmp_path), "--only", number,
+                            "--timeout", "300"], variables, timeout=850)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = Path(variables["LORA_COURSE_FIGURES"]) / "gpu"
     written = {path.name for path in figures.glob("*.*") if path.stat().st_mtime >= started}

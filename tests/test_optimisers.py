@@ -39,7 +39,7 @@ def test_lions_second_step_follows_its_momentum():
 
 
 def test_lions_betas_are_the_papers_and_decide_in_their_own_places():
-    """With betas 0.5 and 0 the momentum is the last gradient: u = sign(0.5 * 1 - 0.5 * 0.6) = 1; 0.1 and 0.95 differ."""
+    """With betas 0.5 and 0 the momentum is the last gradient: u = sign(0.5 * 1 - 0.5 * 0.6) = 1; others differ."""
     assert Lion([weight(1.0)], lr=0.1).param_groups[0]["betas"] == (0.9, 0.95)
     for betas, expected in (((0.5, 0.0), 0.8), ((0.1, 0.0), 1.0), ((0.5, 0.95), 1.0)):
         parameter = weight(1.0)
@@ -142,10 +142,14 @@ def test_decay_equals_adamws_own_divided_by_the_peak_rate():
 def test_decay_towards_the_start_goes_where_the_model_is_moved():
     """A trainer puts the model on the GPU after the optimiser was made; the kept start was still on the CPU."""
     layer = nn.Linear(2, 2, bias=False)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=1.0)
-    decay_weights(optimiser, 0.5, towards_start=True)
     parameter = layer.weight
-    parameter.data = parameter.data.to("meta")
+    optimiser = torch.optim.SGD([parameter], lr=1.0)
+    decay_weights(optimiser, 0.5, towards_start=True)
+    torch.__future__.set_swap_module_params_on_conversion(True)  # the only way to another device that is no GPU
+    try:
+        layer.to("meta")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
     parameter.grad = torch.zeros(2, 2, device="meta")
     optimiser.step()
-    assert parameter.device.type == "meta"
+    assert layer.weight is parameter and parameter.device.type == "meta"

@@ -9,7 +9,7 @@ import yaml
 from utils.errors import UsageError
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles import loader as loader_module
-from utils.profiles.schema import NOTEBOOK_EXPERIMENTS
+from utils.profiles.schema import DECODER_EXPERIMENTS, NOTEBOOK_EXPERIMENTS
 from utils.sources.models import BaseModel
 from utils.sources.tasks import TASKS
 from utils.training import spec as spec_module
@@ -51,7 +51,9 @@ def test_profile_loads_and_says_what_it_is(name):
     profile = load_profile(name)
     assert profile.profile == name and profile.summary.endswith(".")
     assert profile.evidence == (name != "smoke")
-    assert {experiment.task for experiment in profile.experiments.values()} <= set(TASKS)
+    everything = profile.experiments | profile.decoder_experiments
+    assert {experiment.task for experiment in everything.values()} <= set(TASKS)
+    assert set(DECODER_EXPERIMENTS) <= set(profile.decoder_experiments)
 
 
 def test_an_unchanged_copy_equals_the_packaged_profile(variant):
@@ -59,6 +61,8 @@ def test_an_unchanged_copy_equals_the_packaged_profile(variant):
 
 
 GROUPS = ("experiments", "ranks", "runs")
+CODE = ("decoder_experiments", "code")
+DECODER_RUN = {"task": "python", "durations": [5], "runs": [{"method": "full", "learning_rate": 1e-3}]}
 
 
 @pytest.mark.parametrize("changes, said", [
@@ -82,7 +86,7 @@ GROUPS = ("experiments", "ranks", "runs")
     ({("spectra",): ...}, ("'spectra' is missing",)),
     ({("training", "batch_size"): ...}, ("'training.batch_size' is missing",)),
     ({("experiments", "second"): ...}, ("'experiments' must name 'second'",)),
-    ({("experiments", "ranks", "task"): "mnli"}, ("'ranks'", "'mnli'", "it has continues, genre, movies", "topics)")),
+    ({("experiments", "ranks", "task"): "mnli"}, ("'ranks'", "'mnli'", "it has continues, functions, ", "topics)")),
     ({("spectra", "showcase_rank"): 7}, ("'spectra.showcase_rank' is 7", "ranks [1, ")),
     ({(*GROUPS, 0, "lora_alpha"): 8}, ("'experiments.ranks.runs.0'", "method 'full' takes one number")),
     ({(*GROUPS, 0, "learning_rate"): "1e-4"}, ("'experiments.ranks.runs.0.learning_rate'", "valid number", "'1e-4'")),
@@ -129,6 +133,32 @@ GROUPS = ("experiments", "ranks", "runs")
     ({("continual", "probe_rows"): 9}, ("unknown key 'continual.probe_rows'", "probe_train_rows, probe_test_rows")),
     *(({("experiments", name): ...}, (f"'experiments' must name '{name}', which the notebooks read",))
       for name in NOTEBOOK_EXPERIMENTS),
+    *(({("decoder_experiments", name): ...}, (f"'decoder_experiments' must name '{name}', which the notebooks read",))
+      for name in DECODER_EXPERIMENTS),
+    *(({(name,): ...}, ("'decoder_experiments' need 'continued', 'decoders' and 'decoder_evaluation' beside them",))
+      for name in ("continued", "decoders", "decoder_evaluation")),
+    ({(*CODE, "durations"): [60, 30]}, ("'decoder_experiments.code'", "'durations' must rise")),
+    ({(*CODE, "durations"): [30, 30]}, ("'decoder_experiments.code'", "'durations' must rise")),
+    ({(*CODE, "steps"): 240}, ("'decoder_experiments.code'", "'steps' is their last")),
+    ({(*CODE, "durations"): [4, 10]}, ("'decoder_experiments.code'", "a duration of fewer than 5 steps leaves none")),
+    ({(*CODE, "durations"): []}, ("'decoder_experiments.code.durations'", "at least 1")),
+    ({(*CODE, "duration"): [5]}, ("unknown key 'decoder_experiments.code.duration'", "durations", "warmup_fraction")),
+    ({(*CODE, "task"): "poems"}, ("decoder experiment 'code' uses task 'poems', which 'tasks' gives no sizes",)),
+    ({(*CODE, "base"): "encoder"}, ("'decoder_experiments.code.base'", "'continued' or 'instruction'", "'encoder'")),
+    ({(*CODE, "gradient_accumulation"): 0}, ("'decoder_experiments.code.gradient_accumulation'", "equal to 1")),
+    ({("decoder_experiments", "ranks"): DECODER_RUN},
+     ("'ranks' is an experiment and a decoder experiment; each name must be there once",)),
+    ({(*CODE, "runs"): DECODER_RUN["runs"] * 2}, ("'decoder_experiments.code.runs'", "full at learning rate 0.001 is")),
+    ({(*CODE, "runs", 0, "optimiser"): "sgd"}, ("code.runs.0.optimiser'", "'adamw' or 'lion'", "'sgd'")),
+    ({(*CODE, "runs", 1, "targets"): "head"}, ("code.runs.1.targets'", "'all', 'attention' or 'mlp'", "'head'")),
+    ({(*CODE, "runs", 0, "weight_decay"): 1.0}, ("code.runs.0.weight_decay'", "less than 1", "1.0")),
+    ({(*CODE, "runs", 1, "weight_decay"): 0.1}, ("code.runs.1'", "'weight_decay' goes with method 'full'")),
+    ({("decoder_evaluation", "blocks"): 0}, ("'decoder_evaluation.blocks'", "equal to 1")),
+    ({("decoder_evaluation", "samples"): ...}, ("'decoder_evaluation.samples' is missing",)),
+    ({("decoder_evaluation", "temperature"): 0}, ("'decoder_evaluation.temperature'", "greater than 0")),
+    ({("decoder_evaluation", "top_p"): 1.5}, ("'decoder_evaluation.top_p'", "less than or equal to 1", "1.5")),
+    ({("decoder_evaluation", "choice_tasks"): []}, ("'decoder_evaluation.choice_tasks'", "at least 1")),
+    ({("decoder_evaluation", "tasks"): ["arc"]}, ("unknown key 'decoder_evaluation.tasks'", "choice_tasks")),
 ], ids=lambda value: ".".join(map(str, next(iter(value)))) if isinstance(value, dict) else "")
 def test_a_wrong_value_is_named_with_what_is_allowed(variant, changes, said):
     sentence = sentence_for(variant(changes))
@@ -221,8 +251,17 @@ def test_smoke_and_laptop_differ_in_scale_alone():
         assert ranks_of(mine.runs) <= anywhere
         assert any(group.train_rows for group in mine.runs) == any(group.train_rows for group in theirs.runs)
         assert not any(group.reference_only or group.first_seed_only for group in mine.runs)  # smoke has no reference
+    readers = {name: one for name, one in laptop.decoder_experiments.items() if not one.reference_only}
+    assert list(smoke.decoder_experiments) == list(readers)
+    for name, theirs in readers.items():
+        mine = smoke.decoder_experiments[name]
+        assert (mine.task, mine.base, bool(mine.durations)) == (theirs.task, theirs.base, bool(theirs.durations)), name
+    assert (smoke.continued, smoke.decoder_evaluation.choice_tasks) == (
+        laptop.continued, laptop.decoder_evaluation.choice_tasks)
     assert laptop.continual.tasks[:len(smoke.continual.tasks)] == smoke.continual.tasks
-    assert set(smoke.tasks) == set(smoke.continual.tasks) and set(laptop.tasks) == set(laptop.continual.tasks)
+    for profile in (smoke, laptop):
+        decoders = {experiment.task for experiment in profile.decoder_experiments.values()}
+        assert set(profile.tasks) == set(profile.continual.tasks) | decoders
     assert methods_of(smoke.continual.runs) <= methods_of(laptop.continual.runs)
     assert ranks_of(smoke.continual.runs) <= ranks_of(laptop.continual.runs)
     assert smoke.intervention.experiment == laptop.intervention.experiment
@@ -406,3 +445,68 @@ def test_the_papers_rule_ties_alpha_and_learning_rate():
         assert groups
         for group in groups:
             assert {round(2 * r * rate, 9) for r, rate in group.learning_rate.items()} == {2.4e-3}
+
+
+# --- the second paper's experiments ----------------------------------------------------------------------------------
+
+
+def at_scale(*, width: int, keys: int, mlp: int, layers: int) -> list[tuple[str, int]]:
+    """``attention`` or ``mlp`` and input plus output width of every tuned matrix of a Llama: r of them are trained."""
+    attention = [("attention", both) for both in (2 * width, width + keys, width + keys, 2 * width)]
+    return (attention + [("mlp", width + mlp)] * 3) * layers
+
+
+def test_the_gpu_profiles_modules_are_compared_at_nearly_equal_parameters(planned):
+    """Its comment gives the trained numbers a layer of SmolLM2-135M (576 wide, three key heads of 64, MLP 1536)."""
+    planned({})
+    comment = (Path(loader_module.__file__).parent / "gpu.yaml").read_text(encoding="utf-8")
+    matrices, counts = at_scale(width=576, keys=192, mlp=1536, layers=1), []
+    for spec in run_specs(load_profile("gpu"), "modules"):
+        chosen = [both for part, both in matrices if spec.method.targets in ("all", part)]
+        counts.append(spec.method.r * sum(chosen))
+        assert f"{counts[-1]:,}" in comment, spec.method.label
+    assert counts == [122_112, 122_880, 120_384]
+    assert max(counts) / min(counts) < 1.03
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_every_decoder_run_is_there_once_in_its_experiment(planned, name):
+    """Two groups that become one run, as a batch of the usual size may, would give every table that run twice."""
+    planned({})
+    profile = load_profile(name).with_reference_runs()
+    for experiment in profile.decoder_experiments:
+        keys = [spec.key for spec in run_specs(profile, experiment)]
+        assert keys and len(set(keys)) == len(keys), experiment
+
+
+def sizes_of(spec) -> tuple:
+    """Batch, batches to a step, durations or steps, and tokens that the longest run sees."""
+    return (spec.batch_size, spec.gradient_accumulation, spec.durations or spec.steps,
+            spec.steps * spec.batch_size * spec.gradient_accumulation * spec.sizes.max_length)
+
+
+@pytest.mark.parametrize("name, experiment, expected", [
+    ("smoke", "code", (8, 1, (5, 10), 2_560)),
+    ("laptop", "code", (16, 1, (15, 30, 60, 120, 240), 491_520)),
+    ("laptop", "batches", (64, 1, (20,), 163_840)),
+    ("gpu", "code", (16, 1, (250, 500, 1000, 2000, 4000), 32_768_000)),
+    ("gpu", "batches", (64, 1, (125,), 4_096_000)),
+    ("gpu", "instruction", (4, 4, 2500, 20_480_000)),
+    ("paper", "code", (6, 32, (318, 636, 1272, 2543, 5086, 10172, 20345, 25431), 19_999_752_192)),
+    ("paper", "mathematics", (6, 32, (318, 636, 1272, 2543, 5086, 10172, 20345, 25431), 19_999_752_192)),
+    ("paper", "batches", (2, 32, (954,), 250_085_376)),
+    ("paper", "instruction", (1, 192, 3088, 2_428_502_016)),
+    ("paper", "instruction_mathematics", (1, 768, 8228, 6_470_762_496)),
+])
+def test_a_decoder_experiment_has_the_steps_batches_and_tokens_that_it_says(planned, monkeypatch, name, experiment,
+                                                                            expected):
+    """The paper's longest runs see 20B tokens, 192 sequences of 4,096 to a step; a large batch takes fewer steps."""
+    planned({})
+    monkeypatch.setattr(spec_module, "hardware", lambda: {"accelerator": None})
+    profile = load_profile(name)
+    specs = run_specs(profile, experiment)
+    assert {sizes_of(spec) for spec in specs} == {expected}
+    continued = profile.decoder_experiments[experiment].base == "continued"
+    assert {spec.base for spec in specs} == {profile.continued if continued else profile.decoders[0].model}
+    assert {spec.schedule for spec in specs} == {
+        "constant_with_warmup" if profile.decoder_experiments[experiment].durations else profile.training.schedule}

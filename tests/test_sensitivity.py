@@ -22,7 +22,7 @@ def closed_figures():
     plt.close("all")
 
 
-def run(experiment: str, method: str, rate: float, loss: float, *, seed: int = 0, forgetting: float = 0.0, alpha=None,
+def run(experiment: str, method: str, rate: float, loss: float, *, seed: int = 0, forgetting: float = 0.2, alpha=None,
         scaling=None, **other) -> dict:
     """A row; as in the store, the key depends on everything but the experiment and the results."""
     r = int(method.split("=")[1].split(",")[0]) if "=" in method else 0
@@ -249,8 +249,8 @@ def test_best_rate_against_rank():
     best = sens.best_rates(sens.selection(whole(), "scalings"), ["scaling", "r"])
     (axis,) = figures.best_rate_lines(best).axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-    assert [line.get_ydata().tolist() for line in drawn(axis, "_best")] == [[1e-2, 1e-3], [], [1e-2, 1e-2]]
-    assert [len(line.get_xdata()) for line in drawn(axis, "_only")] == [0, 1, 0], "nothing was compared at one rate"
+    assert [line.get_ydata().tolist() for line in drawn(axis, "_best")] == [[1e-2, 1e-3], [1e-2, 1e-2], []]
+    assert [len(line.get_xdata()) for line in drawn(axis, "_only")] == [0, 0, 1], "nothing was compared at one rate"
     assert not axis.texts
     ends = best.assign(edge="highest")
     arrows = figures.best_rate_lines(ends).axes[0].texts

@@ -107,6 +107,8 @@ class RunGroup(_Checked):
     @model_validator(mode="after")
     def _fits_method(self):
         by_rank = isinstance(self.learning_rate, dict)
+        if self.weight_decay and self.method != "full":
+            raise ValueError("'weight_decay' goes with method 'full'; an adapter's factors are not the weights")
         if self.variant != "lora" and (self.method == "full" or self.rank_stabilised):
             raise ValueError(f"variant '{self.variant}' goes with method 'lora' and its own scaling")
         if self.variant == "vera":

@@ -33,7 +33,19 @@ def ordered_by_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
 
     def effect(part: pd.DataFrame) -> float:
         values = _at_end(part).groupby("r")[rule["column"]].mean().loc[order]
-        return float((-rule.get("sign", 1) * values.diff().dropna()).min())
+        return float((-rule.get("sign", 1) * values.diff().iloc[1:]).min(skipna=False))
+
+    return by_seed(at, effect, None)
+
+
+def below_full(table: pd.DataFrame, rule: dict) -> pd.Series:
+    """How far `column` lies below full fine-tuning's at the last step, times `sign`, for one rank or (`every`) all."""
+    at = _chosen(table, rule)
+    ranks = sorted(at.loc[at["r"] > 0, "r"].unique()) if rule["rank"] == "every" else [_rank(at, rule)]
+
+    def effect(part: pd.DataFrame) -> float:
+        values = _at_end(part).groupby("r")[rule["column"]].mean()
+        return float((rule.get("sign", 1) * (values.loc[0] - values.loc[ranks])).min(skipna=False))
 
     return by_seed(at, effect, None)
 
@@ -46,7 +58,7 @@ def gap_widens(table: pd.DataFrame, rule: dict) -> pd.Series:
     def effect(part: pd.DataFrame) -> float:
         loss = part.pivot_table(index="step", columns="r", values="loss_nats_per_token").sort_index()
         gap = loss[rank] - loss[0]
-        return gap.iloc[-1] - gap.iloc[rule["earlier"]]
+        return gap.iloc[-1] - gap.iloc[:-1].iloc[rule["earlier"]]
 
     return by_seed(at, effect, None)
 
@@ -78,7 +90,7 @@ def more_on_first_task(table: pd.DataFrame, rule: dict) -> pd.Series:
     return by_seed(table, effect, None)
 
 
-def above_control(table: pd.DataFrame, rule: dict) -> pd.Series:
+def above_base(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Exact match of one rank minus the base's and `least`, at the last step on the mathematics."""
     at = table[table["experiment"] == "mathematics"]
     return by_seed(at[at["r"] == _rank(at, rule)], lambda part: _at_end(part)["exact_match"].iloc[0]
@@ -94,6 +106,8 @@ def forgets_less_when_matched(table: pd.DataFrame, rule: dict) -> pd.Series:
                            "remembering": -at["forgetting"]})
 
     def effect(part: pd.DataFrame) -> float:
+        if "full" not in set(part["method"]):
+            raise KeyError("full")
         found = matched_learning(part).set_index("method")
         return found.loc[f"r={rank}", "difference"]
 
@@ -106,13 +120,21 @@ def forgets_more_when_matched(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def like_full(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """`tolerance` minus the largest relative distance of the named methods from plain full fine-tuning in `column`."""
+    """`tolerance` minus the largest relative distance in `column` of full fine-tuning with a regulariser from without.
+
+    Of weight decay (towards zero) and of attention dropout the largest value in the table is compared.
+    """
+    doses = ["weight_decay", "attention_dropout"]
     last = _at_end(table)
+    last = last[(last["r"] == 0) & ((last["decay_towards"] == "zero") | (last["weight_decay"] == 0))]
+    largest = last[doses].max()
 
     def effect(part: pd.DataFrame) -> float:
-        values = part.set_index("method")[rule["column"]]
-        named = [values.loc[name] for name in values.index if any(name.startswith(word) for word in rule["methods"])]
-        return rule["tolerance"] - max(abs(value / values.loc["full"] - 1) for value in named)
+        plain = part[(part[doses] == 0).all(axis=1)][rule["column"]].iloc[0]
+        values = [part[part[dose] == largest[dose]][rule["column"]].iloc[0] for dose in doses]
+        if not largest.all():
+            raise ValueError("a regulariser was never tried")
+        return rule["tolerance"] - float(np.max(np.abs(np.array(values) / plain - 1)))
 
     return by_seed(last, effect, None)
 
@@ -137,7 +159,7 @@ def less_diverse(table: pd.DataFrame, rule: dict) -> pd.Series:
 
     def effect(part: pd.DataFrame) -> float:
         lora, full = _diversity(part[part["r"] > 0], rule), _diversity(part[part["r"] == 0], rule)
-        return min(base - lora, lora - full)
+        return float(np.min([base - lora, lora - full]))  # NaN where one of them is
 
     return by_seed(table[table["method"] != "base"], effect, None)
 
@@ -165,20 +187,17 @@ def passes_more(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def update_rank_at_least(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Mean of `column` over full fine-tuning's matrices at the first or last duration, minus `least`."""
-    def effect(part: pd.DataFrame) -> float:
-        steps = part["step"]
-        at = part[steps == (steps.min() if rule["when"] == "first" else steps.max())]
-        return float(at[rule["column"]].mean()) - rule["least"]
-
-    return by_seed(_full_updates(table, rule), effect, None)
+    """Mean rank of full fine-tuning's update at the duration where it is least, minus `times` LoRA's rank."""
+    least = rule["times"] * _rank(_chosen(table, rule), rule)
+    return by_seed(_full_updates(table, rule), lambda part: float(
+        part.groupby("step")["update_rank"].mean().min(skipna=False)) - least, None)
 
 
 def update_rank_rises(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Mean rank of full fine-tuning's update at the longest duration minus at the shortest."""
     def effect(part: pd.DataFrame) -> float:
         means = part.groupby("step")["update_rank"].mean().sort_index()
-        return means.iloc[-1] - means.iloc[0]
+        return means.iloc[1:].iloc[-1] - means.iloc[0]  # a single duration shows no rise
 
     return by_seed(_full_updates(table, rule), effect, None)
 
@@ -205,7 +224,7 @@ def _full_updates(table: pd.DataFrame, rule: dict) -> pd.DataFrame:
 
 
 def _best(part: pd.DataFrame) -> pd.Series:
-    """The row of the smallest loss."""
+    """The row of the smallest loss; ValueError without any."""
     return part.loc[part["loss_nats_per_token"].idxmin()]
 
 
@@ -230,7 +249,8 @@ def fewer_good_rates(table: pd.DataFrame, rule: dict) -> pd.Series:
     rank = _rank(_plain(table), rule)
 
     def good(part: pd.DataFrame) -> int:
-        return int((part["learning"] >= rule["share"] * part["learning"].max()).sum())
+        best = _best(part)["learning"]
+        return int((part["learning"] >= rule["share"] * best).sum())
 
     return by_seed(_plain(table), lambda part: float(good(part[part["r"] == 0]) - good(part[part["r"] == rank])), None)
 
@@ -239,12 +259,14 @@ def two_r_is_best(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Best loss over the rates with any smaller alpha minus with alpha = 2r, at one rank."""
     at = table[table["experiment"].isin(["rates", "alpha"])]
     rank = _rank(at, rule)
+    at = at[at["r"] == rank]
+    smaller = sorted(at.loc[at["lora_alpha"] < 2 * rank, "lora_alpha"].unique())
 
     def effect(part: pd.DataFrame) -> float:
         best = part.groupby("lora_alpha")["loss_nats_per_token"].min()
-        return best.drop(2 * rank).min() - best.loc[2 * rank]
+        return best.loc[smaller].min(skipna=False) - best.loc[2 * rank]
 
-    return by_seed(at[at["r"] == rank], effect, None)
+    return by_seed(at, effect, None)
 
 
 def module_gap(table: pd.DataFrame, rule: dict) -> pd.Series:
@@ -268,30 +290,38 @@ def lion_not_worse(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def rate_falls_with_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Slope of log best rate against log rank with alpha fixed, minus the slope with alpha = 2r."""
+    """Slope of log best rate against log rank under alpha / r, with alpha fixed, minus the slope with alpha = 2r.
+
+    Over the ranks that have two rates or more under both; fewer than three say nothing. Where the fixed alpha is 2r,
+    a run belongs to both.
+    """
     at = table[table["experiment"].isin(["scalings", "rates"]) & (table["r"] > 0)].drop_duplicates(["seed", "run"])
 
-    def slope(part: pd.DataFrame) -> float:
-        best = part.groupby("r")[["learning_rate", "loss_nats_per_token"]].apply(_best)["learning_rate"]
-        if len(best) < 3:
-            raise ValueError("a slope over fewer than three ranks says nothing")
-        return float(np.polyfit(np.log(best.index), np.log(best), 1)[0])
+    def best_rates(part: pd.DataFrame) -> pd.Series:
+        tried = part.groupby("r")["learning_rate"].transform("nunique")
+        return part[tried > 1].groupby("r")[["learning_rate", "loss_nats_per_token"]].apply(_best)["learning_rate"]
 
     def effect(part: pd.DataFrame) -> float:
-        fixed = part[(part["lora_alpha"] == rule["alpha"]) & (part["scaling"] != "alpha / sqrt(r)")]
-        return slope(fixed) - slope(part[part["scaling"] == "alpha = 2r"])
+        alphas = part.loc[part["scaling"] == "alpha / r", "lora_alpha"]
+        fixed = best_rates(part[part["lora_alpha"].isin(alphas) & part["scaling"].isin(["alpha / r", "alpha = 2r"])])
+        rising = best_rates(part[part["scaling"] == "alpha = 2r"])
+        ranks = fixed.index.intersection(rising.index)
+        if len(ranks) < 3:
+            raise ValueError("a slope over fewer than three ranks says nothing")
+        slopes = [np.polyfit(np.log(ranks), np.log(best.loc[ranks]), 1)[0] for best in (fixed, rising)]
+        return float(slopes[0] - slopes[1])
 
     return by_seed(at, effect, None)
 
 
 def batch_costs_more(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """What a batch of `batch` costs LoRA beyond what it costs full: best loss there minus at the sweep's own batch."""
+    """What a batch `times` the sweep's own costs LoRA beyond what it costs full: best loss there minus at its own."""
     at = table[table["experiment"].isin(["rates", "batches"])]
-    rank = _rank(at, rule)
+    rank, usual = _rank(at, rule), _plain(table)["batch_size"].max()
 
     def penalty(part: pd.DataFrame) -> float:
         best = part.groupby("batch_size")["loss_nats_per_token"].min()
-        return best.loc[rule["batch"]] - best.loc[rule["usual"]]
+        return best.loc[rule["times"] * usual] - best.loc[usual]
 
     return by_seed(at, lambda part: penalty(part[part["r"] == rank]) - penalty(part[part["r"] == 0]), None)
 
@@ -311,7 +341,7 @@ def formulas_agree(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 DECODER_RULES: dict[str, Callable[[pd.DataFrame, dict], pd.Series]] = {rule.__name__: rule for rule in (
-    ordered_by_rank, gap_widens, close_to_full, grows_with_duration, more_on_first_task, above_control,
+    ordered_by_rank, gap_widens, close_to_full, grows_with_duration, more_on_first_task, above_base, below_full,
     forgets_less_when_matched, forgets_more_when_matched, like_full, goes_along, trained_forgets_more, less_diverse,
     more_alike, passes_more,
     update_rank_at_least, update_rank_rises, mlp_above_attention, spectrum_unmoved, rate_ratio_near, fewer_good_rates,

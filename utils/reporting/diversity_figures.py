@@ -22,8 +22,8 @@ def outcome_rows(table: pd.DataFrame | None) -> pd.DataFrame | None:
     Parameters
     ----------
     table : pandas.DataFrame or None
-        :func:`utils.reporting.generations.diversity`. Without code its ``passed`` and ``failed`` rows are all zero, which
-        would look like a count, and its ``not run`` rows are those of ``all``.
+        :func:`utils.reporting.generations.diversity`. Without code its ``passed`` and ``failed`` rows are all zero,
+        which would look like a count, and its ``not run`` rows are those of ``all``.
 
     Returns
     -------

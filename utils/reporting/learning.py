@@ -34,6 +34,7 @@ from utils.training.weights import load_into
 
 VERSION = 1
 SETTINGS = ("targets", "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "scaling")
+ASKED = ("mathematics", "mathematics-shuffled", "open-web-math")  # tasks whose models answer generated questions
 MAIN = ("code", "mathematics")
 CHOSEN = (*MAIN, "regularisers", "instruction")  # whose last checkpoints answer multiple choice, which takes longest
 
@@ -100,16 +101,18 @@ def run_measures(run: Run, step: int, settings: DecoderEvaluation, *, choice: bo
     def compute(run: Run) -> pd.DataFrame:
         limit_threads()
         model, base = run.causal_lm(step).to(device_name()), _base_model(run.base)
-        distance = kl_from_base(base, model, _task_batches(run.spec, run.base)[:settings.kl_batches])
-        return pd.DataFrame([measures(model, run.base, run.spec, settings, choice=choice)
-                             | {"kl_nats_per_token": distance["kl_nats_per_token"]}])
+        batches = _task_batches(run.spec, run.base)
+        found = measures(model, run.base, run.spec, settings, choice=choice)
+        found["kl_nats_per_token"] = kl_from_base(base, model, batches[:settings.kl_batches])["kl_nats_per_token"]
+        if run.spec.task.endswith("-shuffled"):  # the run's own held-out rows have wrong answers as well
+            found["loss_nats_per_token"] = causal_loss(model, batches)["loss_nats_per_token"]
+        return pd.DataFrame([found])
 
     name = f"learning-{step:06d}" + ("-choice" if choice else "")
     found = run.measured(name, _tag(settings), compute).iloc[0]
     row = next(row for row in run.result["measured"]["metrics"] if row["step"] == step)
-    return found.drop(list(run.spec.columns)).to_dict() | {
-        "loss_nats_per_token": row["loss_nats_per_token"], "train_tokens": _train_tokens(run.spec, step),
-        "train_seconds": row["train_seconds"]}
+    return {"loss_nats_per_token": row["loss_nats_per_token"]} | found.drop(list(run.spec.columns)).to_dict() | {
+        "train_tokens": _train_tokens(run.spec, step), "train_seconds": row["train_seconds"]}
 
 
 def _train_tokens(spec: RunSpec, step: int) -> int:
@@ -144,7 +147,7 @@ def measures(model: nn.Module, base: BaseModel, spec: RunSpec, settings: Decoder
         table = choice_accuracy(model, tokenizer, settings.choice_tasks, limit=settings.choice_rows)
         mean = remembering(table, {name: FORGETTING_METRICS.get(name, "acc") for name in settings.choice_tasks})
         found |= {"choice": mean["value"], "choice_se": mean["standard_error"]}
-    if spec.task.startswith("mathematics"):
+    if spec.task in ASKED:
         asked = mathematics_questions("heldout").head(settings.questions)
         found["exact_match"] = exact_match(model, tokenizer, asked)["right"].mean()
     return found

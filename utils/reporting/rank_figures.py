@@ -43,8 +43,8 @@ def ratios_by_type(table: pd.DataFrame, reference: pd.DataFrame | None = None) -
     Parameters
     ----------
     table, reference : pandas.DataFrame
-        ``update`` (such as trained, random), ``type``, ``layer``, ``ratio``. The reference is a bar from its smallest to
-        its largest layer and seed.
+        ``update`` (such as trained, random), ``type``, ``layer``, ``ratio``. The reference is a bar from its smallest
+        to its largest layer and seed.
     """
     types = list(table["type"].unique())
     names = list(table["update"].unique())

@@ -76,7 +76,9 @@ def rate_means(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean over seeds at each learning rate: `by`, ``learning_rate``, loss, ``learning``, ``forgetting``, ``seeds``."""
     grouped = runs_once(table, by).groupby([*by, "learning_rate"], sort=False)
     means = grouped[[LOSS, "learning", "forgetting"]].mean().assign(seeds=grouped["seed"].nunique())
-    return means.reset_index().sort_values("learning_rate", kind="stable", ignore_index=True)
+    means = means.reset_index()
+    place = means.groupby(list(by), sort=False).ngroup()
+    return means.assign(place=place).sort_values(["place", "learning_rate"], ignore_index=True).drop(columns="place")
 
 
 def best_rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -162,8 +164,8 @@ def rate_ratio(table: pd.DataFrame, against: str = "full") -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``method``, ``learning_rate``, ``edge``, ``ratio`` (on the grid), ``fine_ratio`` (of the parabolas' vertices; NaN
-        where either best is at an edge), ``bound`` ("at least", "at most", "unknown"; empty where both are inside).
+        ``method``, ``learning_rate``, ``edge``, ``ratio`` (on the grid), ``fine_ratio`` (of the parabolas' vertices;
+        NaN where either best is at an edge), ``bound`` ("at least", "at most", "unknown"; empty where both are inside).
 
     Raises
     ------
@@ -196,11 +198,11 @@ def best_rate_slope(table: pd.DataFrame) -> pd.DataFrame:
         ``scaling``, ``ranks`` (how many), ``slope`` (-1: the best rate halves as the rank doubles; NaN for one rank),
         ``fine_slope`` (of the parabolas' vertices; NaN where one lies at an edge), ``edges`` (ranks whose best is one).
     """
-    rows = []
-    for (scaling,), group in best_rates(selection(table, "scalings"), ["scaling", "r"]).groupby(["scaling"],
-                                                                                                sort=False):
-        rows.append({"scaling": scaling, "ranks": len(group), "slope": _log_slope(group["r"], group["learning_rate"]),
-                     "fine_slope": _log_slope(group["r"], group["fine_rate"]), "edges": int((group["edge"] != "").sum())})
+    best, rows = best_rates(selection(table, "scalings"), ["scaling", "r"]), []
+    for scaling, group in best.groupby("scaling", sort=False):
+        rows.append({"scaling": scaling, "ranks": len(group), "edges": int((group["edge"] != "").sum()),
+                     "slope": _log_slope(group["r"], group["learning_rate"]),
+                     "fine_slope": _log_slope(group["r"], group["fine_rate"])})
     return pd.DataFrame(rows, columns=["scaling", "ranks", "slope", "fine_slope", "edges"])
 
 
@@ -282,8 +284,8 @@ def adapter_numbers(table: pd.DataFrame, shapes: Mapping[str, tuple[int, int]]) 
         ``targets``, ``r``, ``matrices``, ``numbers``.
     """
     kinds = table.loc[table["r"] > 0, ["targets", "r"]].drop_duplicates().reset_index(drop=True)
-    attention = {name: split_name(name)[1] in ATTENTION for name in shapes}
-    chosen = [[shape for name, shape in shapes.items() if targets == "all" or attention[name] == (targets == "attention")]
+    parts = {name: "attention" if split_name(name)[1] in ATTENTION else "mlp" for name in shapes}
+    chosen = [[shape for name, shape in shapes.items() if targets in ("all", parts[name])]
               for targets in kinds["targets"]]
     return kinds.assign(matrices=[len(some) for some in chosen],
                         numbers=[r * sum(map(sum, some)) for r, some in zip(kinds["r"], chosen, strict=True)])

@@ -102,11 +102,12 @@ def tulu_panels(tulu: pd.DataFrame, base: pd.DataFrame) -> Figure:
     return figure
 
 
-def _own_panel(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, y: str, base: str | None,
-               styles: dict[str, dict]) -> None:
-    """One data set of ours: lines over the reference's band, the base as a dashed line."""
+def draw_over_durations(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, y: str,
+                        styles: dict[str, dict], base: str | None = None) -> None:
+    """One data set of ours: a line for each of `styles` over the reference's band, the base as a dashed line."""
+    present = {*part["method"], *([] if reference is None else reference["method"])}
     draw_lines(axis, part, reference, x="duration", y=y,
-               styles={method: styles[method] for method in part["method"].unique()})
+               styles={method: style for method, style in styles.items() if method in present})
     if base is not None:
         axis.axhline(part[base].mean(), color="black", linestyle="--", linewidth=1, label="base model")
     _doubling_axis(axis, part["duration"])
@@ -140,7 +141,7 @@ def learning_curves(published: pd.DataFrame | None, own: pd.DataFrame, reference
     for axis, part in zip(axes[-1], below, strict=False):
         name = part["dataset"].iloc[0]
         band = None if reference is None else reference[reference["dataset"] == name]
-        _own_panel(axis, part, band, y=y, base=base, styles=method_styles(list(own["method"].unique())))
+        draw_over_durations(axis, part, band, y=y, base=base, styles=method_styles(list(own["method"].unique())))
         axis.set(xlabel=xlabel, ylabel=ylabel, title=name)
     for row, parts in zip(axes, ([above] if above else []) + [below], strict=True):
         row[len(parts) - 1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -149,10 +150,10 @@ def learning_curves(published: pd.DataFrame | None, own: pd.DataFrame, reference
     return figure
 
 
-def _marker_areas(durations: pd.Series) -> dict[float, float]:
-    """Marker areas in points squared that grow with the order of the durations."""
-    known = sorted(durations.unique())
-    return {duration: 25 + 125 * index / max(1, len(known) - 1) for index, duration in enumerate(known)}
+def _marker_areas(values: pd.Series) -> dict[float, float]:
+    """Marker areas in points squared that grow with the order of the values, such as durations."""
+    known = sorted(values.unique())
+    return {value: 25 + 125 * index / max(1, len(known) - 1) for index, value in enumerate(known)}
 
 
 def _draw_front(axis: Axes, part: pd.DataFrame, *, x: str, y: str, smaller_is_better: Collection[str]) -> None:
@@ -163,8 +164,8 @@ def _draw_front(axis: Axes, part: pd.DataFrame, *, x: str, y: str, smaller_is_be
 
 
 def _tradeoff_panel(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
-                    styles: dict[str, dict], hollow: bool) -> None:
-    """Every model as a point whose size grows with its duration; a line joins the means of each duration."""
+                    styles: dict[str, dict], hollow: bool, size: str) -> None:
+    """Every model as a point whose area grows with `size`; a line joins the means of each value of it."""
     for method, style in styles.items():
         look = {"color": style["color"], "marker": style["marker"]}
         if reference is not None:
@@ -172,33 +173,34 @@ def _tradeoff_panel(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | No
             axis.plot(seeds[x], seeds[y], linestyle="none", alpha=0.3, markersize=4, **look)
         points = part[part["method"] == method]
         faces = "none" if hollow else style["color"]
-        axis.scatter(points[x], points[y], s=points["duration"].map(_marker_areas(part["duration"])), zorder=3,
+        axis.scatter(points[x], points[y], s=points[size].map(_marker_areas(part[size])), zorder=3,
                      marker=style["marker"], edgecolors=style["color"], facecolors=faces, alpha=0.85)
-        line = points.groupby("duration")[[x, y]].mean()
+        line = points.groupby(size)[[x, y]].mean()
         axis.plot(line[x], line[y], color=style["color"], linestyle=style["linestyle"], linewidth=0.9, alpha=0.7)
 
 
-def _tradeoff_legend(figure: Figure, styles: dict[str, dict], *, hollow: bool, base: bool) -> None:
+def _tradeoff_legend(figure: Figure, styles: dict[str, dict], *, hollow: bool, base: bool, larger: str) -> None:
     """The methods, the front and what size means, beside the panels."""
     handles = [Line2D([], [], color=style["color"], marker=style["marker"], linestyle=style["linestyle"], label=method,
                       markerfacecolor="none" if hollow else style["color"]) for method, style in styles.items()]
     if base:
         handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="base model"))
     handles.append(Line2D([], [], label="Pareto front", **FRONT))
-    handles.append(Line2D([], [], linestyle="none", label="larger marker: longer training"))
+    handles.append(Line2D([], [], linestyle="none", label=f"larger marker: {larger}"))
     figure.legend(handles=handles, loc="outside right center")
 
 
 def tradeoff_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: str = "remembering",
                     y: str = "learning", xlabel: str = "mean of HellaSwag, ARC-C, WinoGrande",
                     ylabel: str | None = None, smaller_is_better: Collection[str] = (),
-                    base: Mapping[str, tuple[float, float]] | None = None, hollow: bool = False) -> Figure:
+                    base: Mapping[str, tuple[float, float]] | None = None, hollow: bool = False,
+                    size: str = "duration", larger: str = "longer training") -> Figure:
     """Learning against forgetting, one point per model, one panel per data set; right is forgetting less (Figure 3).
 
     Parameters
     ----------
     table, reference : pandas.DataFrame
-        ``dataset``, ``method``, ``duration``, `x`, `y`; reference points are faint.
+        ``dataset``, ``method``, `size`, `x`, `y`; reference points are faint.
     x, y : str
         Columns; the axis of one in `smaller_is_better`, such as a rise of loss, is reversed.
     ylabel : str, optional
@@ -207,6 +209,8 @@ def tradeoff_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None, 
         The untuned model by data set.
     hollow : bool
         For published values.
+    size, larger : str
+        The column that a marker's area grows with, along which a line joins the points, and what a larger one means.
     """
     groups = [part.reset_index(drop=True) for _, part in table.groupby("dataset", sort=False)]
     figure, axes = _grid(len(groups))
@@ -215,7 +219,7 @@ def tradeoff_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None, 
         name = part["dataset"].iloc[0]
         band = None if reference is None else reference[reference["dataset"] == name]
         _draw_front(axis, part, x=x, y=y, smaller_is_better=smaller_is_better)
-        _tradeoff_panel(axis, part, band, x=x, y=y, styles=styles, hollow=hollow)
+        _tradeoff_panel(axis, part, band, x=x, y=y, styles=styles, hollow=hollow, size=size)
         if base and name in base:
             axis.plot(*base[name], "x", color="black", markersize=8)
         metric = part["metric"].iloc[0] if "metric" in part else y
@@ -225,7 +229,7 @@ def tradeoff_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None, 
             axis.invert_xaxis()
         if y in smaller_is_better:
             axis.invert_yaxis()
-    _tradeoff_legend(figure, styles, hollow=hollow, base=bool(base))
+    _tradeoff_legend(figure, styles, hollow=hollow, base=bool(base), larger=larger)
     return figure
 
 

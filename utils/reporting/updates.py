@@ -23,7 +23,8 @@ def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                 table = run.measured(f"update_ranks-{step:06d}", {"version": VERSION},
                                      lambda run, step=step: _ranks(run, step))
                 parts.append(with_identity(profile, experiment, with_places(table)).assign(
-                    step=step, train_tokens=step * run.spec.batch_size * run.spec.sizes.max_length))
+                    step=step, train_tokens=step * run.spec.batch_size * run.spec.gradient_accumulation
+                    * run.spec.sizes.max_length))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -38,7 +39,7 @@ def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     for run in experiment_runs(profile, "code", seeds):
         if run.spec.method.kind != "full":
             continue
-        for step in (run.steps[0], run.steps[-1]):
+        for step in sorted({run.steps[0], run.steps[-1]}):
             table = run.measured(f"rounding-{step:06d}", {"version": VERSION}, lambda run, step=step: bf16_effect(
                 run.base_matrices(), run.tuned_matrices(step)))
             parts.append(with_identity(profile, "code", with_places(table)).assign(step=step))

@@ -141,7 +141,11 @@ HUB_HELD_OUT = 0.02
 
 def _hub_texts(domain: str, split: str) -> list[str]:
     name, column, rows = _HUB[domain]
-    texts = hub.dataset_split(name, None, "train", rows=rows)[column]
+    found = hub.dataset_split(name, None, "train", rows=rows)
+    if column not in found.column_names:
+        raise CourseError(f"Expected column {column} in {name}, but only {', '.join(found.column_names)} came; name "
+                          "the new column in utils/sources/domains.py.")
+    texts = found[column]
     return [text for text in sorted(set(texts), key=split_fraction)
             if (split_fraction(text) >= HUB_HELD_OUT) == (split == "train")]
 

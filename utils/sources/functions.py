@@ -38,7 +38,7 @@ def _functions_of(source: str) -> list[tuple[str, str]]:
         tree = ast.parse(source)
     except SyntaxError:
         return []
-    lines, found = source.splitlines(), []
+    lines, found = source.split("\n"), []  # as ast counts them: a form feed ends none
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef) or node.decorator_list or not ast.get_docstring(node):
             continue
@@ -46,7 +46,11 @@ def _functions_of(source: str) -> list[tuple[str, str]]:
         if len(node.body) < 2:
             continue
         head = textwrap.dedent("\n".join(lines[node.lineno - 1:first.end_lineno]))
-        body = textwrap.indent(textwrap.dedent("\n".join(lines[first.end_lineno:last.end_lineno])), "    ").strip("\n")
+        # By the statement's own column: a string may have lines that begin further left, and dedent goes by those.
+        margin = node.body[1].col_offset
+        body = "\n".join(line[min(margin, len(line) - len(line.lstrip())):]
+                         for line in lines[first.end_lineno:last.end_lineno])
+        body = textwrap.indent(body, "    ").strip("\n")
         if len(head) <= LONGEST_PROMPT and SHORTEST <= len(body) <= LONGEST and head.startswith("def "):
             found.append((head, "\n" + body + "\n"))
     return found

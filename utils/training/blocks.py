@@ -9,6 +9,8 @@ from utils.errors import CourseError
 from utils.sources.domains import domain_texts
 from utils.training.data import EVALUATION_BATCH, tokenizer_of
 
+EVALUATION_TOKENS = 8192  # of a batch: with 49,152 words its logits take 1.5 GiB in float32
+
 
 @lru_cache(maxsize=16)
 def text_blocks(domain: str, split: str, folder: Path, *, length: int, count: int | None = None) -> list[list[int]]:
@@ -40,9 +42,11 @@ def text_blocks(domain: str, split: str, folder: Path, *, length: int, count: in
     return blocks
 
 
-def block_batches(blocks: list[list[int]], batch_size: int = EVALUATION_BATCH) -> list[dict[str, torch.Tensor]]:
-    """Blocks as batches for :func:`utils.training.metrics.causal_loss`."""
+def block_batches(blocks: list[list[int]], batch_size: int | None = None) -> list[dict[str, torch.Tensor]]:
+    """Blocks as batches for :func:`utils.training.metrics.causal_loss`; by default of at most EVALUATION_TOKENS."""
     batches = []
+    if batch_size is None:
+        batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // len(blocks[0]))) if blocks else 1
     for start in range(0, len(blocks), batch_size):
         ids = torch.tensor(blocks[start:start + batch_size])
         batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids})

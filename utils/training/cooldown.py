@@ -64,9 +64,10 @@ class Cooldowns(Checkpoints):
 
     def _cool(self, model: nn.Module, optimizer, start: int, duration: int) -> None:
         device = next(model.parameters()).device
+        hot = [group["lr"] for group in optimizer.param_groups]  # below the peak where the run still warms up
         for step in range(start, duration):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * (duration - step) / (duration - start)
+            for group, rate in zip(optimizer.param_groups, hot, strict=True):
+                group["lr"] = rate * (duration - step) / (duration - start)
             rows_each = self.batch_size * self.accumulation
             rows = self.blocks[step * rows_each:(step + 1) * rows_each]
             for batch in block_batches(rows, self.batch_size):

@@ -199,7 +199,7 @@ def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGro
     base = profile.continued if continued else decoder.model
     usual = experiment.batch_size or (training.batch_size if continued else decoder.batch_size)
     batch_size = group.batch_size or usual
-    durations = tuple(max(5, round(steps * usual / batch_size)) for steps in experiment.durations or ())
+    durations = tuple(sorted({max(5, round(steps * usual / batch_size)) for steps in experiment.durations or ()}))
     steps = durations[-1] if durations else experiment.steps or training.steps
     return RunSpec(
         base=base, base_revision=resolve(base).revision, task=experiment.task, sizes=profile.tasks[experiment.task],
