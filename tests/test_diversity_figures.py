@@ -27,7 +27,8 @@ def diversity(run: bool, seeds=(0,)) -> pd.DataFrame:
                 shares = {"passed": (3, 1), "failed": (5, unique - 1)} if run else {
                     "passed": (0, 0), "failed": (0, 0), "not run": (8, unique)}
                 rows += [{"method": method, "seed": seed, "temperature": 0.2, "task_id": task, "outcome": outcome,
-                          "n": n, "unique": found + seed} for outcome, (n, found) in (shares | {"all": (8, unique)}).items()]
+                          "n": n, "unique": found + seed}
+                         for outcome, (n, found) in (shares | {"all": (8, unique)}).items()]
     return pd.DataFrame(rows)
 
 

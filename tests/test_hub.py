@@ -162,9 +162,9 @@ def test_a_causal_task_has_the_completion_of_its_prompt(answers, task):
             first, second = re.fullmatch(r"Question: .*?(\d+) .*?(\d+) .*\nAnswer:", row["prompt"]).groups()
             assert row["completion"].endswith(f" The answer is: {int(first) + int(second)}")
         else:
-            name, number = re.fullmatch(r"Write a Python function (\w+) that adds (\d+) .*\n\n", row["prompt"]).groups()
-            assert row["completion"].startswith(f"```python\ndef {name}(")
-            assert f"return number + {number}\n" in row["completion"]
+            joined = r"Write a Python function (\w+) .* (\d+) .*\n\n```python\ndef \1\(.*return number \+ \2\n```"
+            assert re.fullmatch(joined, row["prompt"] + row["completion"], re.DOTALL)
+            assert "def" in row["completion"] and "def" not in row["prompt"]
     train, test = ({row["prompt"] for row in tables[split]} for split in ("train", "test"))
     assert not train & test
 
@@ -434,6 +434,25 @@ def test_a_choice_task_that_is_not_there_is_one_sentence_and_nothing_measured_is
     found = standin_hub.answer(answers, "inside_unknown_choice")
     assert found["kept"] and found["lost"] == [] and "\n" not in found["sentence"]
     assert "Unknown task 'hellaswagg'" in found["sentence"] and "hellaswag," in found["sentence"] + ","
+
+
+def inside_too_long() -> str:
+    from utils.errors import CourseError
+    from utils.profiles import load_profile
+    from utils.training.spec import run_specs
+    from utils.training.store import RunStore
+
+    spec = run_specs(load_profile("gpu"), "instruction")[0]
+    try:
+        RunStore().get(spec.model_copy(update={"sizes": spec.sizes.model_copy(update={"max_length": 8}), "steps": 1}))
+    except CourseError as error:
+        return str(error)
+    return ""
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_refused_before_training(answers):
+    sentence = standin_hub.answer(answers, "inside_too_long")
+    assert "No held-out prompt of magicoder" in sentence and "within 8 tokens" in sentence and "\n" not in sentence
 
 
 def inside_columns() -> dict:

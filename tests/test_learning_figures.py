@@ -1,4 +1,4 @@
-"""Notebooks 09 and 10: what their figures draw and their comparisons say, on tables small enough to work out by hand."""
+"""Notebooks 09 and 10: what their figures draw and compare, on tables small enough to work out by hand."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +19,8 @@ def measured(seeds=(0,)) -> pd.DataFrame:
     """Two durations of two methods: full's loss falls 6, 4 and LoRA's 7, 5.5; forgetting rises 1, 2 and 0.5, 1."""
     rows = [{"task": "python", "method": method, "seed": seed, "step": step, "train_tokens": 2048 * step,
              "learning_rate": 0.003, "loss_nats_per_token": loss + seed, "base_loss_nats_per_token": 9.0,
-             "learning": 9.0 - loss - seed, "forgetting": rise, "kl_nats_per_token": 2 * rise, "choice": 0.5 - rise / 10,
+             "learning": 9.0 - loss - seed, "forgetting": rise, "kl_nats_per_token": 2 * rise,
+             "choice": 0.5 - rise / 10,
              "choice_se": 0.05, "base_choice": 0.6, "base_choice_se": 0.04}
             for seed in seeds for method, points in (("full", ((10, 6.0, 1.0), (20, 4.0, 2.0))),
                                                      ("LoRA r=8", ((10, 7.0, 0.5), (20, 5.5, 1.0))))
@@ -47,7 +48,7 @@ def test_gap_is_positive_where_lora_learnt_less():
     assert gaps["duration"].tolist() == [20.48, 40.96] * 2
     assert gaps["gap"].tolist() == [1.0, 1.5, 1.0, 1.5], "each seed against its own full fine-tuning"
     growth = figures.gap_growth(gaps.iloc[::-1])
-    assert growth[["shortest", "longest", "growth"]].values.tolist() == [[1.0, 1.5, 0.5]] * 2, "whatever the rows' order"
+    assert growth[["shortest", "longest", "growth"]].values.tolist() == [[1.0, 1.5, 0.5]] * 2, "in any order"
 
 
 def test_a_duration_without_full_has_no_gap():

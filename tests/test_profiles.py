@@ -277,7 +277,8 @@ def test_smoke_and_laptop_differ_in_scale_alone():
     for name in ("steps", "probe_train_rows", "probe_test_rows"):
         assert getattr(smoke.continual, name) < getattr(laptop.continual, name)
     for name, sizes in smoke.tasks.items():
-        assert sizes.train_rows and sizes.test_rows and sizes.max_length <= laptop.tasks[name].max_length
+        assert sizes.test_rows and sizes.max_length <= laptop.tasks[name].max_length
+        assert sizes.train_rows or TASKS[name].kind == "text", name  # a run on a text takes the blocks that it needs
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)

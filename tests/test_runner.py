@@ -113,6 +113,21 @@ def test_a_parameter_that_only_one_notebook_declares(course, tmp_path):
     assert count(tmp_path / "one") == 0
 
 
+def test_leave_to_run_code_reaches_only_the_notebooks_that_declare_it(course, monkeypatch):
+    """As `course --run-code` gives it: no other notebook is refused for not knowing the name, nor given it."""
+    course("00_one")
+    path, given = course("01_two"), {}
+    path.write_text(path.read_text().replace("SEEDS = None", "SEEDS = None\\nRUN_CODE = False"))
+
+    def fake(path, target, parameters, *_):
+        given[path.stem] = parameters
+        return Outcome(path.stem, 1.0, 1.0, 0)
+
+    monkeypatch.setattr(runner, "execute", fake)
+    start(where_declared={"RUN_CODE": True})
+    assert given == {"00_one": {"PROFILE": "smoke"}, "01_two": {"PROFILE": "smoke", "RUN_CODE": True}}
+
+
 def test_a_failing_cell_stops_the_course_and_leaves_a_partial_notebook(course, tmp_path):
     course("00_one", "value = 1 / 0", counted(tmp_path / "after"))
     course("01_two", counted(tmp_path / "after"))

@@ -224,6 +224,8 @@ def test_loss_against_rate():
     full = [line for line in drawn(axis, "_own") if to_hex(line.get_color()) == "#000000"]
     assert full[0].get_ydata().tolist() == pytest.approx([5.0, 4.0, 5.0]) and axis.get_xscale() == "log"
     assert len(drawn(axis, "_seeds")[0].get_xdata()) == 4 and len(drawn(axis, "_mean")[0].get_xdata()) == 3
+    assert [tick for tick in axis.get_xticks() if 1e-4 <= tick <= 0.1] == pytest.approx(
+        [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "full", "LoRA r=8", "LoRA r=1", "your runs, mean", "reference: seeds, mean"]
 

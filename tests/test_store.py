@@ -21,7 +21,7 @@ from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting import measure
 from utils.sources.models import resolve
 from utils.training import store as module
-from utils.training import train as train_module
+from utils.training import checkpoints as checkpoints_module, train as train_module
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RESULT, Run, RunStore
 from utils.training.checkpoints import METRICS, Checkpoints
@@ -516,6 +516,6 @@ def test_training_time_leaves_out_what_is_measured_between(store, spec, monkeypa
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "accuracy", slow)
-    monkeypatch.setattr(train_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned)))
+    monkeypatch.setattr(checkpoints_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned)))
     run = store.get(spec(steps=4, checkpoints=4))
     assert len(turned) == 4 and 0 < run.result["measured"]["train_seconds"] < 1000

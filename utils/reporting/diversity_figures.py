@@ -110,7 +110,7 @@ def _spread(axis: Axes, place: int, values: np.ndarray, style: dict) -> None:
 
 
 def unique_against_count(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Unique strings of each problem against how many generations there were; none lies above the diagonal.
+    """Unique strings of each problem against how many generations there were; the diagonal is the most.
 
     Parameters
     ----------
@@ -122,14 +122,15 @@ def unique_against_count(own: pd.DataFrame, reference: pd.DataFrame | None = Non
     figure, axes = panels(len(titles), width=4.6)
     for axis, title in zip(axes, titles, strict=True):
         most = 1
-        for method, style in styles.items():
+        for place, (method, style) in enumerate(styles.items()):
+            shift = 0.15 * (place - (len(styles) - 1) / 2)  # whole numbers lie on each other
             look = {"marker": style["marker"], "color": style["color"], "linestyle": "none"}
             if reference is not None:
                 faint = reference[(reference["panel"] == title) & (reference["method"] == method)]
-                axis.plot(faint["n"], faint["unique"], alpha=0.25, markersize=4, **look)
+                axis.plot(faint["n"] + shift, faint["unique"], alpha=0.25, markersize=4, **look)
                 most = max(most, faint["n"].max() if len(faint) else 1)
             part = own[(own["panel"] == title) & (own["method"] == method)]
-            axis.plot(part["n"], part["unique"], alpha=0.7, label=method, **look)
+            axis.plot(part["n"] + shift, part["unique"], alpha=0.7, label=method, **look)
             most = max(most, part["n"].max() if len(part) else 1)
         axis.plot((0, most), (0, most), color="grey", linewidth=1, label="all different")
         axis.set(title=title, xlabel="generations", xlim=(-0.5, most + 0.5), ylim=(-0.5, most + 0.5))

@@ -1,4 +1,4 @@
-"""What notebooks 09 and 10 draw and compare beyond the curves of :mod:`utils.reporting.tradeoffs`: tables in, figures out.
+"""What notebooks 09 and 10 draw and compare beyond :mod:`utils.reporting.tradeoffs`: tables in, figures out.
 
 The tables are those of :mod:`utils.reporting.learning`. Own results are filled, the reference's seeds are faint or a
 band.
@@ -88,7 +88,7 @@ def equal_learning(curves: pd.DataFrame, runs: pd.DataFrame, *, against: str = "
     Returns
     -------
     pandas.DataFrame
-        ``dataset``, ``seed``, ``method`` ("full, rate 0.001"), ``level`` (of learning), ``forgetting`` of the run there,
+        ``dataset``, ``seed``, ``method`` ("full, rate 0.001"), ``level`` (of learning), ``forgetting`` of the run,
         ``forgetting_against`` (the curve's) and ``spared`` (positive: the run forgets less).
     """
     line = curves[curves["method"] == against]
@@ -245,7 +245,7 @@ def kept_share(decay: float, multipliers: Sequence[float]) -> float:
 
     References
     ----------
-    arXiv 2405.09673, Fig 4; llm-foundry's DecoupledLionW, which :func:`utils.training.optimisers.decay_weights` follows.
+    arXiv 2405.09673, Fig 4; llm-foundry's DecoupledLionW, as in :func:`utils.training.optimisers.decay_weights`.
 
     Examples
     --------

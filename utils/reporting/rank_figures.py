@@ -25,10 +25,10 @@ def null_by_aspect(curve: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
     """
     figure, (axis,) = panels(1, width=6.5)
     axis.plot(curve["aspect"], curve["share"], color="grey", linewidth=1, label="Gaussian matrix")
-    for model, style in method_styles(list(shapes["model"].unique())).items():
+    for index, (model, style) in enumerate(method_styles(list(shapes["model"].unique())).items()):
         part = shapes[shapes["model"] == model]
         axis.plot(part["aspect"], part["share"], linestyle="none", marker=style["marker"], color=style["color"],
-                  markersize=8, label=model)
+                  markersize=max(4, 14 - 4 * index), label=model)  # points of one shape lie on each other
     axis.set(xscale="log", xlabel="long side / short side", ylabel="directions / short side", ylim=(0.45, 1))
     ticks = [tick for tick in (1, 2, 3, 4, 6, 8) if tick <= curve["aspect"].max()]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -6,9 +6,10 @@ are faint points with a thin line at their mean over seeds.
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from utils.reporting.plots import panels
 from utils.reporting.sensitivity import LOSS
@@ -45,6 +46,14 @@ def _legend(figure: Figure, styles: dict[str, dict], *, reference: bool, more: t
     figure.legend(handles=[*handles, *more], loc="outside right center", fontsize="x-small")
 
 
+def _rate_ticks(side: Axis) -> None:
+    """Ticks at 1 and 3 times powers of ten, as the rates are spaced; the usual minor labels would overlap."""
+    side.set_major_locator(LogLocator(subs=(1, 3)))
+    side.set_major_formatter("{x:g}")
+    side.set_minor_formatter(NullFormatter())
+    side.set_tick_params(labelsize="x-small")
+
+
 def rate_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: str = LOSS,
                 ylabel: str = "held-out loss, nats per token", x: str = "learning_rate",
                 xlabel: str = "learning rate") -> Figure:
@@ -57,7 +66,7 @@ def rate_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: 
     x : str
         Positive; its axis is logarithmic.
     """
-    names = _all_of(own, reference, "panel")
+    names, rates = _all_of(own, reference, "panel"), _all_of(own, reference, x)
     figure, axes = panels(len(names), sharey=True, width=4.6)
     styles = method_styles(_all_of(own, reference, "series"))
     for axis, name in zip(axes, names, strict=True):
@@ -66,7 +75,8 @@ def rate_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: 
                             for table in (own, reference))
             if len(mine) or (theirs is not None and len(theirs)):
                 _series(axis, mine, theirs, style, x=x, y=y)
-        axis.set(xscale="log", xlabel=xlabel, title=name)
+        axis.set(xscale="log", xlabel=xlabel, title=name, xlim=(min(rates) / 1.3, max(rates) * 1.3))
+        _rate_ticks(axis.xaxis)
     axes[0].set_ylabel(ylabel)
     _legend(figure, styles, reference=reference is not None)
     return figure
@@ -122,11 +132,12 @@ def best_rate_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None) ->
                 _best_line(axis, part.assign(r=part["r"] * shift), style | look)
     ranks = sorted(known["r"].unique())
     axis.set(xscale="log", yscale="log", xlabel="rank r", ylabel="best learning rate of those tried")
+    _rate_ticks(axis.yaxis)
     axis.xaxis.set_major_locator(FixedLocator(ranks))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(known["learning_rate"].min() / 3, known["learning_rate"].max() * 3)
-    more = (Line2D([], [], color="grey", marker="^", linestyle="none", label="end of the grid: a bound"),
+    more = (Line2D([], [], color="grey", marker=r"$\uparrow$", linestyle="none", label="end of the grid: a bound"),
             Line2D([], [], color="grey", marker="x", linestyle="none", label="only one rate tried"))
     _legend(figure, styles, reference=reference is not None, more=more)
     return figure

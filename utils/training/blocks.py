@@ -37,8 +37,9 @@ def text_blocks(domain: str, split: str, folder: Path, *, length: int, count: in
             break
     blocks = [ids[start:start + length] for start in range(0, len(ids) - length + 1, length)][:count]
     if len(blocks) < (count or 1):
-        raise CourseError(f"The {split} split of {domain} holds {len(blocks)} blocks of {length} tokens, but "
-                          f"{count or 1} are asked for; lower the longest duration in the profile.")
+        advice = ("lower the longest duration" if count else "lower max_length") + " in the profile"
+        raise CourseError(f"Expected {count or 1} or more blocks of {length} tokens in the {split} split of "
+                          f"{domain}, but it holds {len(blocks)}; {advice}.")
     return blocks
 
 

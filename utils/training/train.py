@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding, \
     PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from utils.errors import CourseError
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training.blocks import block_batches, text_blocks
@@ -174,6 +175,9 @@ def _causal(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]
     model = _causal_model(spec, base)
     data = load_task(spec.task, spec.sizes)
     batches = completion_batches(data.test, base.folder, spec.sizes.max_length, spec.batch_size)
+    if not batches:
+        raise CourseError(f"No held-out prompt of {spec.task} leaves room for an answer within {spec.sizes.max_length} "
+                          "tokens; raise the task's max_length in the profile.")
     return model, Dataset.from_pandas(data.train, preserve_index=False), lambda model: causal_loss(model, batches)
 
 
