@@ -147,7 +147,7 @@ def run(arguments: list[str], variables: dict[str, str], *, timeout: float = 240
 
 def ask(variables: dict[str, str], answers: Path, module: str, *functions: str) -> dict[str, dict]:
     """Call functions of a test module in one fresh process; for each its JSON answer, or its traceback."""
-    done = run(["-c", _ASK, module, str(answers), *functions], variables)
+    done = run(["-c", _ASK, module, str(answers), *functions], variables, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(answers.read_text())
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from peft import PeftModel
 from pydantic import ValidationError
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
@@ -691,3 +692,23 @@ def test_runs_that_differ_in_a_later_field_are_no_run_twice():
     assert len(made.runs) == 7
     with pytest.raises(ValidationError, match="named twice"):
         DecoderExperiment(task="python", durations=[10], runs=[FULL_GROUP | {"optimiser": "lion"}] * 2)
+
+
+@pytest.mark.parametrize("hot", [1.0, 0.25])
+def test_a_copy_cools_from_the_rate_that_the_hot_run_has(tmp_path, hot):
+    """The paper's shortest durations cool while the run still warms up; from the peak their rate would jump upwards."""
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0]))
+
+        def forward(self, input_ids, **others):
+            return SimpleNamespace(loss=(self.weight * input_ids.sum()).sum())
+
+    model, rates = Model(), []
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.4)
+    optimiser.param_groups[0] |= {"initial_lr": 0.4, "lr": 0.4 * hot}
+    optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+    Cooldowns(tmp_path, [], None, 1.0, durations=(4,), blocks=[[1, 2]] * 4, batch_size=1, accumulation=1,
+              dtype=torch.float32)._cool(model, optimiser, 2, 4)
+    assert rates == [0.4 * hot, 0.2 * hot]

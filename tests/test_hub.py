@@ -99,7 +99,7 @@ def test_a_connection_is_refused_and_never_goes_unnoticed(variables, attempt):
 
 
 def test_fetch_brings_every_task_of_the_gpu_profile(variables):
-    done = standin_hub.run(["-m", "utils", "fetch", "--profile", "gpu"], variables)
+    done = standin_hub.run(["-m", "utils", "fetch", "--profile", "gpu"], variables, timeout=600)
     assert done.returncode == 0, done.stderr
     assert f"encoder {ROBERTA} at {COMMIT}" in done.stdout
     kept = TRAIN_ROWS - HELD_OUT

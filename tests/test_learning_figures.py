@@ -20,8 +20,7 @@ def measured(seeds=(0,)) -> pd.DataFrame:
     rows = [{"task": "python", "method": method, "seed": seed, "step": step, "train_tokens": 2048 * step,
              "learning_rate": 0.003, "loss_nats_per_token": loss + seed, "base_loss_nats_per_token": 9.0,
              "learning": 9.0 - loss - seed, "forgetting": rise, "kl_nats_per_token": 2 * rise,
-             "choice": 0.5 - rise / 10,
-             "choice_se": 0.05, "base_choice": 0.6, "base_choice_se": 0.04}
+             "choice": 0.5 - rise / 10, "choice_se": 0.05, "base_choice": 0.6, "base_choice_se": 0.04}
             for seed in seeds for method, points in (("full", ((10, 6.0, 1.0), (20, 4.0, 2.0))),
                                                      ("LoRA r=8", ((10, 7.0, 0.5), (20, 5.5, 1.0))))
             for step, loss, rise in points]
@@ -126,6 +125,7 @@ def test_scatter_has_a_panel_per_data_set_and_quantity():
                                   ylabel="forgetting", datasets=["python", "mathematics"]).axes
     assert [(axis.get_title(), axis.get_xlabel()) for axis in axes] == [
         ("python", "KL"), ("python", "learning"), ("mathematics", "KL"), ("mathematics", "learning")]
+    assert [axis.get_ylabel() for axis in axes] == ["forgetting", "", "forgetting", ""]
     assert line(axes[0], "full").get_xdata().tolist() == [2.0, 4.0]
     assert line(axes[3], "full").get_ydata().tolist() == [0.1, 0.1]
 

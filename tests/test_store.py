@@ -516,6 +516,7 @@ def test_training_time_leaves_out_what_is_measured_between(store, spec, monkeypa
         return real(*arguments)
 
     monkeypatch.setattr(train_module, "accuracy", slow)
-    monkeypatch.setattr(checkpoints_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned)))
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned))
+    monkeypatch.setattr(checkpoints_module, "time", clock)
     run = store.get(spec(steps=4, checkpoints=4))
     assert len(turned) == 4 and 0 < run.result["measured"]["train_seconds"] < 1000

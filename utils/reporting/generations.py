@@ -107,7 +107,8 @@ def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, te
     def compute() -> pd.DataFrame:
         drawn = sample(_model(base, run), tokenizer_of(base.folder), prompts(problems), n=settings.samples,
                        temperature=temperature, top_p=settings.top_p, max_new_tokens=settings.max_new_tokens,
-                       seed=run.spec.seed if run else 0, batch_size=16, stop=STOP_WORDS,
+                       seed=run.spec.seed if run else 0, stop=STOP_WORDS,
+                       batch_size=16 if device_name() == "cpu" else 128,
                        label=f"{run.spec.method.label if run else 'base'}, temperature {temperature:g}")
         table = completions(drawn, list(problems))
         return table.assign(completion=table["completion"].map(json.dumps))

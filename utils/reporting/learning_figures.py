@@ -6,6 +6,7 @@ band.
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from utils.reporting.plots import PANEL, panels
 from utils.reporting.published import matched_learning
-from utils.reporting.style import DASHES, MARKERS, method_styles
+from utils.reporting.style import DASHES, MARKERS, method_styles, use_style
 from utils.reporting.tradeoffs import draw_over_durations, learning_curves
 
 BESIDE = 0.2  # of the distance between two methods: how far apart what belongs to one method stands
@@ -225,7 +226,10 @@ def scatter_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, 
     xs : mapping of str to str
         Column -> label of its axis.
     """
-    figure, grid = panels(len(xs) * len(datasets), width=0.85 * PANEL[0], sharey=True)
+    use_style()
+    figure, axes = plt.subplots(len(datasets), len(xs), squeeze=False, sharey="row",
+                                figsize=(PANEL[0] * len(xs), 0.85 * PANEL[1] * len(datasets)))
+    grid = axes.flat
     styles = method_styles(list(own["method"].unique()))
     for axis, (name, column) in zip(grid, ((name, column) for name in datasets for column in xs), strict=True):
         for method, style in styles.items():
@@ -235,7 +239,8 @@ def scatter_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, 
                     part = table[(table["dataset"] == name) & (table["method"] == method)]
                     axis.plot(part[column], part[y], alpha=alpha, markersize=size, label=label, **look)
         axis.set(xlabel=xs[column], title=name)
-    grid[0].set_ylabel(ylabel)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 

@@ -56,7 +56,8 @@ def _grid(count: int):
     use_style()
     columns = count if count < 4 else 2
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(PANEL[0] * columns, PANEL[1] * rows), squeeze=False)
+    width = PANEL[0] * max(columns, 1.6)  # beside a single panel the legend would take most of the width
+    figure, axes = plt.subplots(rows, columns, figsize=(width, PANEL[1] * rows), squeeze=False)
     for axis in axes.flat[count:]:
         axis.remove()
     return figure, axes.flat[:count]

@@ -71,5 +71,5 @@ def memory_formulas(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     keys = ["model", "method", "gpus"]
     both = published.merge(ours[[*keys, "gigabytes"]], on=keys, suffixes=("_published", ""))
     unit = both["gigabytes_published"].map(lambda value: 10.0 ** -len(f"{value:g}".partition(".")[2]))
-    return both.assign(agrees=(both["gigabytes"] - both["gigabytes_published"]).abs() < unit + 1e-9, seed=0,
+    return both.assign(agrees=(both["gigabytes"] - both["gigabytes_published"]).abs() < unit - 1e-9, seed=0,
                        profile=profile.profile, experiment="formula")
