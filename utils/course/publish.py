@@ -13,7 +13,8 @@ from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt
 
-README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank")
+README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank", "09_learning_curves",
+                  "10_forgetting_curves")
 BENCH_RECORD = DATA / "reference" / "bench.json"
 READ_PROFILE = "laptop"  # the profile whose outputs are committed in the notebooks
 BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
