@@ -29,8 +29,9 @@ def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _ranks(run: Run, step: int) -> pd.DataFrame:
-    tuned, last = run.tuned_matrices(step), step == run.steps[-1]
-    return update_ranks(run.base_matrices(), tuned, run.factors(step), update_only=not last)
+    # The weights' own ranks take two SVDs each: at the end of a curve alone.
+    whole = run.spec.durations is not None and step == run.steps[-1]
+    return update_ranks(run.base_matrices(), run.tuned_matrices(step), run.factors(step), update_only=not whole)
 
 
 def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
