@@ -44,8 +44,8 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
         table = measure(whole, seeds)
         if table.empty:
             continue  # a profile without a learning-rate sweep, or without leave to run generated code
-        measured = table.select_dtypes("number").columns.drop("learning_rate", errors="ignore")  # rates reach 1e-6
-        write_text(folder / f"{name}.csv", table.round(dict.fromkeys(measured, 6)).to_csv(index=False))
+        # Digits that mean something, and not decimals: scales and rates reach 1e-6.
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.7g"))
         print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
     write_json(folder / PROVENANCE, {"seeds": list(seeds), "measurements": list(MEASUREMENTS),
                                      "provenance": provenance()})

@@ -4,6 +4,7 @@ As in :mod:`utils.reporting.plots`: tables in, a figure out. Own runs have large
 are faint points with a thin line at their mean over seeds.
 """
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -99,15 +100,20 @@ def module_dots(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: 
         look, shift = {"color": style["color"], "marker": style["marker"]}, 0.2 * (index - (len(rates) - 1) / 2)
         if reference is not None:
             part = reference[reference["learning_rate"] == rate]
-            axis.plot(part["series"].map(places) + shift, part[y], label="_seeds", **look, **SEEDS)
+            axis.plot(_placed(part["series"], places) + shift, part[y], label="_seeds", **look, **SEEDS)
             means = part.groupby("series", sort=False)[y].mean()
-            axis.plot(means.index.map(places) + shift, means, "_", color=style["color"], markersize=16, label="_mean")
+            axis.plot(_placed(means.index, places) + shift, means, "_", color=style["color"], markersize=16, label="_mean")
         means = own[own["learning_rate"] == rate].groupby("series", sort=False)[y].mean()
-        axis.plot(means.index.map(places) + shift, means, linestyle="none", label="_own", **look, **OWN)
+        axis.plot(_placed(means.index, places) + shift, means, linestyle="none", label="_own", **look, **OWN)
     axis.set(xticks=list(places.values()), xticklabels=list(places), ylabel=ylabel, xlim=(-0.5, len(places) - 0.5))
     _legend(figure, {name: style | {"linestyle": "none"} for name, style in styles.items()},
             reference=reference is not None)
     return figure
+
+
+def _placed(names, places: dict[str, int]) -> np.ndarray:
+    """Places of names on an axis; of none as well, where a rate is the reference's alone."""
+    return np.array([places[name] for name in names], dtype=float)
 
 
 def best_rate_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
