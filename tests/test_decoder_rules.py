@@ -120,7 +120,7 @@ def optimisers(**losses: tuple) -> list[dict]:
                 **{LOSS: loss + extra})
             for name, pair in losses.items()
             for experiment, optimiser, loss in zip(("rates", "optimisers"), ("adamw", "lion"), pair, strict=True)
-            for rate, extra in ((1e-3, 1.0), (1e-2, 0.0))]
+            for rate, extra in ((1e-3, 0.0), (1e-2, 1.0))]
 
 
 def best_at(fixed: dict[int, float], rising: dict[int, float]) -> list[dict]:
@@ -634,3 +634,12 @@ def test_an_unknown_reference_is_refused_before_anything_is_measured(tmp_path, m
     with pytest.raises(UsageError, match="Unknown measurement 'nonsense'; the known ones are one"):
         reference.build_reference(load_profile("laptop"), only=["one", "nonsense"])
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("lion, expected", [(3.5, np.nan), (2.75, 0.25)])
+def test_lion_is_not_beaten_while_a_higher_rate_might_win(lion, expected):
+    """Its best rate was the highest of its grid, and the ledger said "not reproduced" all the same."""
+    rows = [row(0, experiment=experiment, optimiser=optimiser, learning_rate=1e-3, **{LOSS: loss})
+            for experiment, optimiser, loss in (("rates", "adamw", 3.0), ("optimisers", "lion", lion))]
+    effects = DECODER_RULES["lion_not_worse"](pd.DataFrame(rows).assign(seed=0), {"rank": "full"})
+    np.testing.assert_equal(effects.to_dict(), {0: expected})

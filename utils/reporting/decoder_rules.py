@@ -279,12 +279,17 @@ def module_gap(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def lion_not_worse(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Best loss with AdamW minus with Lion over the rates tried, for one rank."""
+    """Best loss with AdamW minus with Lion over the rates tried, for one rank.
+
+    NaN where Lion loses and its best rate is the highest that was tried: a higher one might win.
+    """
     at = table[table["experiment"].isin(["rates", "optimisers"])]
 
     def effect(part: pd.DataFrame) -> float:
-        best = part.groupby("optimiser")["loss_nats_per_token"].min()
-        return best.loc["adamw"] - best.loc["lion"]
+        adamw, lion = (_best(part[part["optimiser"] == name]) for name in ("adamw", "lion"))
+        difference = adamw["loss_nats_per_token"] - lion["loss_nats_per_token"]
+        highest = part.loc[part["optimiser"] == "lion", "learning_rate"].max()
+        return float("nan") if difference < 0 and lion["learning_rate"] == highest else difference
 
     return by_seed(at[at["r"] == _rank(at, rule)], effect, None)
 

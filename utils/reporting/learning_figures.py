@@ -146,7 +146,7 @@ def quantity_panels(own: pd.DataFrame, reference: pd.DataFrame | None, values: M
     values : mapping of str to str
         Column -> label of its axis; of a column ``base_…`` beside it the mean is drawn as the base's dashed line.
     """
-    figure, axes = panels(len(values))
+    figure, axes = panels(len(values), **({"width": 8.5} if len(values) == 1 else {}))  # the legend takes its share
     methods = list(dict.fromkeys([*own["method"], *([] if reference is None else reference["method"])]))
     for axis, (column, label) in zip(axes, values.items(), strict=True):
         base = f"base_{column}"

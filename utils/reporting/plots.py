@@ -34,7 +34,8 @@ def draw_lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *,
         if reference is not None:
             band = reference[reference["method"] == method].groupby(x)[y].agg(["min", "mean", "max"])
             axis.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
-            axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference")
+            axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference",
+                      marker=style["marker"] if len(band) == 1 else None)  # a line of one point is not seen
         line = own[own["method"] == method].groupby(x)[y].mean()
         axis.plot(line.index, line.values, label=method, markersize=4, **style)
 

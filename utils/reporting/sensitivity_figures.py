@@ -102,7 +102,8 @@ def module_dots(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: 
             part = reference[reference["learning_rate"] == rate]
             axis.plot(_placed(part["series"], places) + shift, part[y], label="_seeds", **look, **SEEDS)
             means = part.groupby("series", sort=False)[y].mean()
-            axis.plot(_placed(means.index, places) + shift, means, "_", color=style["color"], markersize=16, label="_mean")
+            axis.plot(_placed(means.index, places) + shift, means, "_", color=style["color"], markersize=16,
+                      label="_mean")
         means = own[own["learning_rate"] == rate].groupby("series", sort=False)[y].mean()
         axis.plot(_placed(means.index, places) + shift, means, linestyle="none", label="_own", **look, **OWN)
     axis.set(xticks=list(places.values()), xticklabels=list(places), ylabel=ylabel, xlim=(-0.5, len(places) - 0.5))

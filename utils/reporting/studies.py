@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from utils.reporting.plots import PANEL, draw_lines, panels
 from utils.reporting.style import method_styles, use_style
@@ -36,6 +37,8 @@ def panel_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: 
         present = [name for name in styles if name in set(part["method"]) | set([] if band is None else band["method"])]
         draw_lines(axis, part, band, x=x, y=y, styles={name: styles[name] for name in present})
         axis.set(xlabel=xlabel, title=str(title), xscale=xscale)
+        if xscale == "log":
+            axis.xaxis.set_minor_formatter(NullFormatter())  # below a decade their labels run into each other
         axis.set_yscale(yscale, **({"linthresh": 1} if yscale == "symlog" else {}))
     axes[0].set_ylabel(ylabel)
     handles = dict(pair for axis in axes for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
