@@ -4,7 +4,8 @@ Each domain has a `train` and a `heldout` split that never share an article, a f
 """
 
 import json
-import random
+import os
+import subprocess
 import sys
 import sysconfig
 from functools import cache
@@ -16,7 +17,7 @@ from filelock import FileLock
 
 from utils.errors import CourseError, UsageError
 from utils.files import write_text
-from utils.paths import cache_dir, writable
+from utils.paths import ROOT, cache_dir, writable
 from utils.sources import hub
 from utils.sources.text import news_articles, split_fraction
 
@@ -25,12 +26,6 @@ DOMAINS = ("news", "python", "mathematics", "mathematics-shuffled", "codeparrot"
 NOT_SOURCE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "pydoc_data",
               "encodings", "distutils", "ensurepip", "turtledemo", "idle_test"}
 PYTHON_HELD_OUT = 0.1
-# Question kinds of mathematics-dataset that run under today's sympy and numpy, and have answers of a few symbols.
-MATHEMATICS = (("arithmetic", "add_or_sub"), ("arithmetic", "mul"), ("arithmetic", "div"),
-               ("arithmetic", "add_sub_multiple"), ("algebra", "linear_1d"), ("comparison", "closest"),
-               ("comparison", "pair"), ("comparison", "kth_biggest"), ("measurement", "time"),
-               ("numbers", "place_value"), ("numbers", "is_factor"), ("numbers", "div_remainder"),
-               ("numbers", "round_number"), ("numbers", "gcd"))
 QUESTIONS = 40_000  # drawn before repeated ones are removed
 HELD_OUT_QUESTIONS = 0.05
 
@@ -92,7 +87,7 @@ def mathematics_questions(split: str) -> pd.DataFrame:
     ----------
     Saxton et al., "Analysing mathematical reasoning abilities of neural models", ICLR 2019.
     """
-    path = writable(cache_dir() / "texts") / f"mathematics-{len(MATHEMATICS)}-{QUESTIONS}.jsonl"
+    path = writable(cache_dir() / "texts") / f"mathematics-{QUESTIONS}.jsonl"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             write_text(path, "".join(json.dumps(row) + "\n" for row in _make_questions()))
@@ -103,33 +98,14 @@ def mathematics_questions(split: str) -> pd.DataFrame:
 
 
 def _make_questions() -> list[dict]:
-    kinds = _generators()
-    random.seed(0)
-    np.random.seed(0)
-    found = {}
-    for number in range(QUESTIONS):
-        kind = kinds[number % len(kinds)]
-        problem = kind[1]()
-        found.setdefault(str(problem.question), {"kind": kind[0], "question": str(problem.question),
-                                                 "answer": str(problem.answer)})
-    return list(found.values())
-
-
-def _generators() -> list[tuple[str, object]]:
-    """The easy third of the chosen kinds, as the package's own `train-easy` draws them."""
-    import sympy.solvers.diophantine  # noqa: F401
-    from sympy.solvers.diophantine.diophantine import base_solution_linear
-
-    # Newer sympy moved this function; the package still looks for it in the old place.
-    sys.modules["sympy.solvers.diophantine"].base_solution_linear = base_solution_linear
-    from mathematics_dataset.modules import modules
-
-    def easy(bounds: tuple[float, float]) -> tuple[float, float]:
-        low, high = bounds
-        return low, low + (high - low) / 3
-
-    train = modules.train(easy)
-    return [(f"{area}, {kind}", train[area][kind]) for area, kind in MATHEMATICS]
+    """Drawn in a process of its own: sympy's choices follow the order of Python's sets, which differs by process."""
+    done = subprocess.run([sys.executable, "-m", "utils.sources.questions", str(QUESTIONS)], capture_output=True,
+                          text=True, stdin=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "0"})
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise CourseError(f"The mathematics questions could not be made ({last[:200]}); install the versions that "
+                          "requirements.txt names.")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 # name, column of the text, rows read: more than the largest profile trains on
