@@ -71,7 +71,8 @@ def _python_source(split: str) -> list[str]:
     if not chosen:
         raise CourseError(f"Python {sys.version.split()[0]} keeps no source of its standard library under {root}; "
                           "use a Python that was installed with its library's .py files.")
-    return [path.read_text(encoding="utf-8", errors="replace") for path in chosen]
+    # Distributions keep a file twice now and then.
+    return list(dict.fromkeys(path.read_text(encoding="utf-8", errors="replace") for path in chosen))
 
 
 @cache
