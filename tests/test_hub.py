@@ -71,7 +71,8 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
         content["tasks"][name] = {"train_rows": 16, "test_rows": 4, "max_length": 96}
     for experiment in content["decoder_experiments"].values():
         if "durations" in experiment:
-            experiment |= {"durations": [5, 10][:len(experiment["durations"])], "batch_size": 2}
+            experiment |= {"durations": [5, 10][:len(experiment["durations"])], "batch_size": 2,
+                           "gradient_accumulation": 1}
         else:
             experiment |= {"steps": 2}
         for group in experiment["runs"]:
