@@ -484,3 +484,54 @@ def test_a_causal_models_config_takes_attention_dropout(tmp_path):
                                  num_attention_heads=1, num_key_value_heads=1)).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attention_dropout=0.3)
     assert model.config.attention_dropout == model.model.layers[0].self_attn.attention_dropout == 0.3
+
+
+def tiny_llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                                        num_attention_heads=2, num_key_value_heads=1))
+
+
+def test_peft_has_the_sequels_variants_under_these_options():
+    """A renamed option would leave vanilla LoRA under a variant's label: PEFT ignores none, but defaults do move."""
+    from peft import GraloraConfig, LoraConfig, LoraGAConfig, RandLoraConfig
+
+    assert LoraConfig().use_dora is False and LoraConfig().init_lora_weights is True
+    assert (LoraGAConfig().direction, LoraGAConfig().scale, LoraGAConfig().stable_gamma) == ("ArB2r", "stable", 16)
+    assert GraloraConfig().gralora_k == 2 and GraloraConfig().hybrid_r == 0
+    assert RandLoraConfig().randlora_alpha == 20 * RandLoraConfig().r
+
+
+def test_pefts_lora_ga_still_scales_b_by_the_gradients_singular_values():
+    """It is why the notebook has two rows: the day that PEFT follows the paper, one of them goes."""
+    from peft import LoraConfig, LoraGAConfig, get_peft_model
+    from peft.tuners.lora.loraga import preprocess_loraga
+
+    torch.manual_seed(0)
+    model, ids = tiny_llama(), torch.arange(10)[None]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], init_lora_weights="lora_ga",
+                        lora_ga_config=LoraGAConfig())
+    preprocess_loraga(model, config, lambda: model(input_ids=ids, labels=ids).loss.backward())
+    gradient = model.model.layers[0].self_attn.q_proj._peft_loraga_grad.clone()
+    module = get_peft_model(model, config).base_model.model.model.layers[0].self_attn.q_proj
+    lengths = module.lora_B["default"].weight.norm(dim=0)
+    expected = torch.linalg.svdvals(gradient)[2:4] * 16**0.25 / 16**0.5
+    torch.testing.assert_close(lengths.sort(descending=True).values, expected, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(module.lora_A["default"].weight.norm(dim=1), torch.ones(2))
+
+
+def test_the_default_attention_has_no_second_derivative():
+    """The day that it has one, the Hessian needs no other attention, and is faster."""
+    model, ids = tiny_llama().eval(), torch.arange(10)[None]
+    parameter = model.model.layers[0].self_attn.q_proj.weight
+
+    def second_derivative() -> None:
+        loss = model(input_ids=ids, labels=ids).loss
+        (first,) = torch.autograd.grad(loss, parameter, create_graph=True)
+        torch.autograd.grad(first.square().sum(), parameter)
+
+    with pytest.raises(RuntimeError, match="scaled_dot_product"):
+        second_derivative()
+    model.set_attn_implementation("eager")
+    second_derivative()

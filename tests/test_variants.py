@@ -19,8 +19,8 @@ from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
 from utils.training.targets import tuned_modules
 from utils.training.checkpoints import Checkpoints, read_metrics
-from utils.training.variants import ADALORA_INITIAL, LORA_PLUS_RATIO, adapter_config, update_factors
-from utils.training.weights import load_into, merged, prepare, trained_tensors
+from utils.training.variants import ADALORA_INITIAL, DENSE, LORA_PLUS_RATIO, adapter_config, update_factors
+from utils.training.weights import load_into, merged, prepare, restore_adapter, trained_tensors
 
 ENCODER = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
            "intermediate_size": 24, "max_position_embeddings": 24, "num_labels": 3, "initializer_range": 0.2}
@@ -31,9 +31,14 @@ BUILD = {"bert": lambda: BertForSequenceClassification(BertConfig(**ENCODER)),
          "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA))}
 METHODS = {name: Method(kind="lora", r=4, lora_alpha=8, variant=name)
            for name in ("lora", "b_only", "lora_plus", "pissa", "adalora")}
-METHODS["vera"] = Method(kind="lora", r=8, variant="vera")
-FACTORS = {name: {"lora_A", "lora_B"} for name in ("lora", "lora_plus", "pissa")} | {
-    "b_only": {"lora_B"}, "adalora": {"lora_A", "lora_B", "lora_E"}, "vera": {"vera_lambda_b", "vera_lambda_d"}}
+METHODS |= {name: Method(kind="lora", r=4, lora_alpha=4, variant=name)
+            for name in ("olora", "milora", "init_ab", "lora_ga", "lora_ga_peft", "dora", "gralora", "loft")}
+METHODS |= {"vera": Method(kind="lora", r=8, variant="vera"), "randlora": Method(kind="lora", r=3, variant="randlora")}
+FACTORS = {name: {"lora_A", "lora_B"} for name in METHODS} | {
+    "dora": {"lora_A", "lora_B", "lora_magnitude_vector"}, "gralora": {"gralora_A", "gralora_B"},
+    "randlora": {"randlora_lambda", "randlora_gamma"}, "b_only": {"lora_B"},
+    "adalora": {"lora_A", "lora_B", "lora_E"}, "vera": {"vera_lambda_b", "vera_lambda_d"}}
+PARTS = set().union(*FACTORS.values())
 every_model = pytest.mark.parametrize("kind", BUILD)
 every_variant = pytest.mark.parametrize("variant", METHODS)
 
@@ -51,7 +56,13 @@ def prepared(kind: str, method: Method, steps: int = 20) -> tuple[dict[str, torc
     torch.manual_seed(0)
     model = BUILD[kind]().eval()
     w0 = {name: module.weight.detach().clone() for name, module in tuned_modules(model).items()}
-    return w0, prepare(model, method, causal=kind == "llama", steps=steps).eval()
+    return w0, prepare(model, method, causal=kind == "llama", steps=steps, backward=backward).eval()
+
+
+def backward(model: nn.Module) -> None:
+    """The gradient that LoRA-GA starts from, of any loss."""
+    ids = torch.randint(5, 40, (3, 9), generator=torch.Generator().manual_seed(1))
+    model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().mean().backward()
 
 
 def plain(kind: str) -> nn.Module:
@@ -76,8 +87,8 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def effective(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that PEFT's own layers compute with: base weight and delta, whatever the variant did to either."""
-    return {name: (module.get_base_layer().weight + module.get_delta_weight("default")).detach()
+    """The weights that PEFT's own layers compute with: what each layer does to the unit vectors, whatever it stores."""
+    return {name: (module(torch.eye(module.in_features)) - (0 if module.bias is None else module.bias)).T.detach()
             for name, module in tuned_modules(model).items()}
 
 
@@ -159,7 +170,7 @@ def test_pissas_first_factors_follow_the_model_to_its_device():
     assert all(part.device.type == "meta" for pair in update_factors(model, 2.0).values() for part in pair)
 
 
-@pytest.mark.parametrize("variant", ["pissa", "adalora", "b_only"])
+@pytest.mark.parametrize("variant", ["pissa", "adalora", "b_only", "lora_ga"])
 def test_the_fast_counts_take_a_variants_factors(variant):
     """PiSSA's factors nearly cancel and AdaLoRA's hold zero rows: the core must count as two plain SVDs do."""
     w0, model = prepared("bert", METHODS[variant])
@@ -169,7 +180,8 @@ def test_the_fast_counts_take_a_variants_factors(variant):
             module.lora_E["default"].data[1:4] = 0
     base, tuned = w0, effective(model)
     factors = update_factors(model, METHODS[variant].scale)
-    pairs = [Pair(name, lambda name=name: (base[name], LowRank(*(part.detach() for part in factors[name]), 2.0)))
+    scale = METHODS[variant].scale
+    pairs = [Pair(name, lambda name=name: (base[name], LowRank(*(part.detach() for part in factors[name]), scale)))
              for name in base]
     found = list(leading_cosines(pairs, k=6, epsilons=[0.5, 0.8], direct_below=1))
     for one in found:
@@ -189,7 +201,7 @@ def test_each_variant_trains_its_own_parts_and_the_head(kind, variant):
     _, model = prepared(kind, METHODS[variant])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     adapter = {name for name in trained if any(part in name for part in ("lora_", "vera_"))}
-    assert {part for name in adapter for part in name.split(".") if part[:5] in ("lora_", "vera_")} == FACTORS[variant]
+    assert {part for name in adapter for part in name.split(".") if part in PARTS} == FACTORS[variant]
     assert len(adapter) == len(FACTORS[variant]) * len(tuned_modules(model))
     heads = {"bert": 4, "roberta": 4, "llama": 0}[kind]
     assert len(trained - adapter) == heads and all("modules_to_save" in name for name in trained - adapter)
@@ -197,12 +209,15 @@ def test_each_variant_trains_its_own_parts_and_the_head(kind, variant):
 
 @every_model
 @every_variant
-def test_a_checkpoint_holds_two_factors_and_the_head(kind, variant):
-    """The same names for every variant, so that nothing downstream asks which it was; nothing of the adapter's own."""
+def test_a_checkpoint_holds_the_update_and_the_head(kind, variant):
+    """Two factors or the merged weight, so that nothing downstream asks which variant it was."""
     names = set(trained_tensors(prepared(kind, METHODS[variant])[1]))
     matrices = set(tuned_modules(plain(kind)))
-    adapter = {f"lora_{factor}.{name}" for factor in "AB" for name in matrices}
-    head = names - adapter
+    adapter = {f"{part}.{name}" for part in (("weight",) if variant in DENSE else ("lora_A", "lora_B"))
+               for name in matrices}
+    own = {name for name in names if name.startswith("adapter.")}
+    assert bool(own) == (variant in DENSE)
+    head = names - adapter - own
     assert adapter <= names and len(head) == {"bert": 4, "roberta": 4, "llama": 0}[kind]
     assert all(name.startswith("head.") and name.removeprefix("head.") in dict(plain(kind).named_parameters())
                for name in head)
@@ -226,6 +241,25 @@ def test_b_only_of_a_rank_above_the_width_is_one_sentence():
         prepared("bert", Method(kind="lora", r=17, lora_alpha=34, variant="b_only"))
     assert "\n" not in str(caught.value)
     prepared("bert", Method(kind="lora", r=16, lora_alpha=32, variant="b_only"))
+
+
+@every_model
+@pytest.mark.parametrize("variant", [name for name in METHODS if name not in ("adalora", "vera")])
+def test_an_adapter_is_restored_from_its_checkpoint(kind, variant):
+    """A model wrapped anew with the same seed and given the kept tensors answers as the trained one did."""
+    _, trained = prepared(kind, METHODS[variant])
+    disturb(trained)
+    kept = trained_tensors(trained, METHODS[variant].scale)
+    _, fresh = prepared(kind, METHODS[variant])
+    restore_adapter(fresh, kept)
+    assert_close(effective(fresh), effective(trained))
+    assert_close(effective(fresh), merged(prepared(kind, METHODS["lora"])[0], kept, METHODS[variant].scale))
+
+
+def test_adaloras_own_parameters_are_in_no_checkpoint():
+    _, model = prepared("bert", METHODS["adalora"])
+    with pytest.raises(UsageError, match="not for ADALORA"):
+        restore_adapter(model, trained_tensors(model, 2.0))
 
 
 def test_pissa_of_a_rank_above_the_width_is_one_sentence():
@@ -254,7 +288,8 @@ def test_adaloras_schedule_fits_every_length(steps, r):
 @pytest.mark.parametrize("values", [
     {"kind": "lora", "variant": "vera", "r": 8, "lora_alpha": 8}, {"kind": "lora", "variant": "vera"},
     {"kind": "full", "variant": "vera", "r": 8}, {"kind": "lora", "variant": "pissa", "r": 8},
-    {"kind": "lora", "variant": "dora", "r": 8, "lora_alpha": 8}])
+    {"kind": "lora", "variant": "dola", "r": 8, "lora_alpha": 8},
+    {"kind": "lora", "variant": "randlora", "r": 8, "lora_alpha": 8}])
 def test_an_impossible_variant_is_refused(values):
     with pytest.raises(ValueError):
         Method(**values)
@@ -300,7 +335,8 @@ def test_a_trained_variant_is_whole(finished, variant):
 
     run = finished[variant]
     base, tuned, factors = run.base_matrices(), run.tuned_matrices(), run.factors()
-    for name, (b, a, scale) in factors.items():
+    assert (factors is None) == (variant in DENSE)
+    for name, (b, a, scale) in (factors or {}).items():
         assert scale == METHODS[variant].scale
         torch.testing.assert_close(tuned[name], base[name] + scale * b @ a)
     assert sum((tuned[name] - base[name]).norm() > 0 for name in base) >= 10
@@ -380,7 +416,7 @@ def stop_at(patch, step: int) -> None:
     patch.setattr(Checkpoints, "on_step_end", stop)
 
 
-@pytest.mark.parametrize("variant", ["b_only", "lora_plus", "pissa", "vera"])
+@pytest.mark.parametrize("variant", [name for name in METHODS if name not in ("lora", "adalora")])
 def test_a_variant_cut_short_goes_on_to_the_same_numbers(tmp_path, spec, monkeypatch, finished, variant):
     """Resumed at step 4 of 8: PiSSA's base is rewritten anew, LoRA+'s optimiser refilled, b_only's A still frozen."""
     chosen, store = spec(method=METHODS[variant]), RunStore(tmp_path)

@@ -70,27 +70,32 @@ class Training(_Checked):
 NOTEBOOK_EXPERIMENTS = ("ranks", "second", "learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha",
                         "rank_stabilised", "data", "variants")
 DECODER_EXPERIMENTS = ("code", "mathematics", "instruction", "regularisers", "rates", "optimisers", "alpha", "modules",
-                       "batches", "scalings")
-Variant = Literal["lora", "b_only", "lora_plus", "pissa", "adalora", "vera"]
+                       "batches", "scalings", "vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations")
+Variant = Literal["lora", "b_only", "lora_plus", "pissa", "adalora", "vera", "milora", "init_ab", "olora", "lora_ga",
+                  "lora_ga_peft", "dora", "gralora", "randlora", "loft"]
+NO_ALPHA = ("vera", "randlora")  # variants whose scale is not alpha over rank
 Targets = Literal["all", "attention", "mlp"]
 
 
-class RunGroup(_Checked):
-    """Runs of one method. LoRA runs name a learning rate for each rank.
+Rates = Rate | Annotated[tuple[Rate, ...], Field(min_length=1)]
 
-    `lora_alpha` is a number, or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of alpha / r.
-    `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA has no alpha. With `train_rows` there is one
-    run for each number of training rows, as many times over them as over the whole set, once where the profile counts
-    in steps. `targets` says which matrices are tuned; `weight_decay` is the second paper's: every step takes that share
+
+class RunGroup(_Checked):
+    """Runs of one method. LoRA runs name a learning rate, or several, for each rank.
+
+    `lora_alpha` is a number, ``r`` or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of by
+    alpha / r. `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA and RandLoRA have no alpha. With
+    `train_rows` there is one run for each number of training rows, as many times over them as over the whole set, once
+    where the profile counts in steps. `targets` says which matrices are tuned; `weight_decay` is the second paper's: every step takes that share
     of the weights, or of their way from W0 where `decay_towards` is ``base``, times rate over peak rate. `batch_size`
-    keeps the number of tokens: a larger batch takes fewer steps. `checkpoints`, where given, replaces the profile's
-    number. A `reference_only` group is trained when reference results are made, and never by a reader; a
+    keeps the number of tokens: a larger batch takes fewer steps. `steps` and `checkpoints`, where given, replace the
+    experiment's. A `reference_only` group is trained when reference results are made, and never by a reader; a
     `first_seed_only` group with the first of several seeds.
     """
 
     method: Literal["full", "lora"]
-    learning_rate: Rate | dict[Positive, Rate]
-    lora_alpha: Annotated[int, Field(ge=1)] | Literal["2r"] | None = None
+    learning_rate: Rates | dict[Positive, Rates]
+    lora_alpha: Annotated[int, Field(ge=1)] | Literal["r", "2r"] | None = None
     rank_stabilised: bool = False
     variant: Variant = "lora"
     train_rows: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -101,8 +106,19 @@ class RunGroup(_Checked):
     decay_towards: Literal["zero", "base"] = "zero"
     attention_dropout: Fraction = 0.0
     batch_size: Positive | None = None
+    steps: Positive | None = None
     reference_only: bool = False
     first_seed_only: bool = False
+
+    @property
+    def rates(self) -> list[tuple[int | None, float]]:
+        """Rank (None for full fine-tuning) and learning rate of every run."""
+        by_rank = self.learning_rate if isinstance(self.learning_rate, dict) else {None: self.learning_rate}
+        return [(r, rate) for r, rates in by_rank.items() for rate in (rates if isinstance(rates, tuple) else (rates,))]
+
+    def alpha_of(self, r: int | None) -> int | None:
+        """Alpha at a rank."""
+        return {"r": r, "2r": 2 * (r or 0)}.get(self.lora_alpha, self.lora_alpha)
 
     @model_validator(mode="after")
     def _fits_method(self):
@@ -111,16 +127,16 @@ class RunGroup(_Checked):
             raise ValueError("'weight_decay' goes with method 'full'; an adapter's factors are not the weights")
         if self.variant != "lora" and (self.method == "full" or self.rank_stabilised):
             raise ValueError(f"variant '{self.variant}' goes with method 'lora' and its own scaling")
-        if self.variant == "vera":
+        if self.variant in NO_ALPHA:
             if self.lora_alpha is not None or not by_rank or not self.learning_rate:
-                raise ValueError("variant 'vera' takes a 'learning_rate' for each rank and no 'lora_alpha'")
+                raise ValueError(f"variant '{self.variant}' takes a 'learning_rate' for each rank and no 'lora_alpha'")
             return self
         if self.method == "full" and (by_rank or self.lora_alpha is not None or self.rank_stabilised):
-            raise ValueError("method 'full' takes one number as 'learning_rate' and neither 'lora_alpha' nor "
+            raise ValueError("method 'full' takes no ranks under 'learning_rate' and neither 'lora_alpha' nor "
                              "'rank_stabilised'")
         if self.method == "lora" and (not by_rank or not self.learning_rate or self.lora_alpha is None):
-            raise ValueError("method 'lora' takes 'lora_alpha' (a whole number or 2r) and a 'learning_rate' for each "
-                             "rank, such as {1: 0.002, 8: 0.001}")
+            raise ValueError("method 'lora' takes 'lora_alpha' (a whole number, r or 2r) and a 'learning_rate' for "
+                             "each rank, such as {1: 0.002, 8: 0.001}")
         return self
 
 
@@ -128,15 +144,14 @@ def _each_once(groups: tuple[RunGroup, ...]) -> tuple[RunGroup, ...]:
     """Two groups that name one and the same run give every table two rows where one belongs."""
     seen = set()
     for group in groups:
-        rates = group.learning_rate if isinstance(group.learning_rate, dict) else {0: group.learning_rate}
-        for r, rate in rates.items():
-            alpha = 2 * r if group.lora_alpha == "2r" else group.lora_alpha
+        for r, rate in group.rates:
+            alpha = group.alpha_of(r)
             for rows in group.train_rows or (None,):
                 run = (r, alpha, rate, group.rank_stabilised, group.variant, rows, group.targets, group.optimiser,
-                       group.weight_decay, group.decay_towards, group.attention_dropout, group.batch_size)
+                       group.weight_decay, group.decay_towards, group.attention_dropout, group.batch_size, group.steps)
                 if run in seen:
-                    raise ValueError(f"{'full' if r == 0 else f'rank {r}, alpha {alpha}'} at learning rate {rate:g} is "
-                                     "named twice; a run must be there once")
+                    raise ValueError(f"{'full' if r is None else f'rank {r}, alpha {alpha}'} at learning rate {rate:g} "
+                                     "is named twice; a run must be there once")
                 seen.add(run)
     return groups
 
@@ -171,6 +186,7 @@ class DecoderExperiment(Experiment):
     batch_size: Positive | None = None
     gradient_accumulation: Positive | None = None  # batches to a step
     warmup_fraction: Fraction = 0.02
+    schedule: Literal["linear", "cosine"] | None = None  # the profile's own by default
 
     @model_validator(mode="after")
     def _one_way(self):
@@ -198,6 +214,15 @@ class DecoderEvaluation(_Checked):
     temperature: Annotated[float, Field(gt=0)] = 0.2
     top_p: Rate = 0.95
     high_temperature: Annotated[float, Field(gt=0)] = 0.8  # of pass@k
+
+
+class Sharpness(_Checked):
+    """The Hessian of notebook 14: which module's adapter, how many training rows, and when the search gives up."""
+
+    module: str = "layers.0.self_attn.q_proj"
+    rows: Positive = 8
+    moment_rows: Positive = 64  # whose gradients' squares stand for Adam's second moment
+    max_iterations: Positive = 60
 
 
 class Spectra(_Checked):
@@ -264,6 +289,56 @@ class PseudoLoss(_Checked):
     tokens: Annotated[int, Field(ge=8, le=512)]
 
 
+class Preferences(_Checked):
+    """Preference tuning: which pairs, which policy and reward model under which chat templates, and every run.
+
+    A template is named where the base brings none. `runs` holds ``sft`` (the first run is where the others start),
+    ``reward`` (the first judges online), ``dpo``, ``swapped`` (the control: DPO on pairs swapped at random), ``orpo``
+    and ``online_dpo``. The latter two may be left out, and so may the control.
+    """
+
+    task: str
+    sizes: TaskSizes
+    model: ModelReference
+    template: str | None = None
+    reward_model: ModelReference
+    reward_template: str | None = None
+    beta: Rate = 0.1
+    steps: Positive
+    batch_size: Positive  # of pairs
+    gradient_accumulation: Positive = 1
+    warmup_fraction: Fraction = 0.1
+    max_new_tokens: Positive  # of an answer
+    prompts: Positive  # held-out ones that are answered after training
+    general: str = "news"  # the text on which forgetting is measured
+    blocks: Positive  # held-out blocks of it
+    runs: dict[Literal["sft", "reward", "dpo", "swapped", "orpo", "online_dpo"], RunGroups]
+
+    @model_validator(mode="after")
+    def _starts(self):
+        if missing := [name for name in ("sft", "reward", "dpo") if name not in self.runs]:
+            raise ValueError(f"'runs' must name {', '.join(missing)}, which the others go on from")
+        for name in ("sft", "reward"):
+            first = self.runs[name][0]
+            if first.reference_only or first.first_seed_only or len(first.rates) != 1:
+                raise ValueError(f"the first of '{name}' must be one run that every seed has")
+        if self.max_new_tokens >= self.sizes.max_length:
+            raise ValueError(f"'max_new_tokens' is {self.max_new_tokens}, which leaves no room for a prompt within "
+                             f"'max_length' {self.sizes.max_length}")
+        return self
+
+
+class Costs(_Checked):
+    """What memory and time are measured on (a few steps of a model with random weights), and few-shot costs."""
+
+    model: ModelReference
+    batch_size: Positive
+    length: Positive
+    r: Positive = 8
+    shots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # worked examples before a question
+    choice_rows: Positive  # questions of each of the evaluation's choice tasks
+
+
 class ReleasedPair(_Checked):
     """A published model and the base it was tuned from, by Hub names or folders; never trained here, only read.
 
@@ -310,6 +385,9 @@ class Profile(_Checked):
     continued: ModelReference | None = None  # the base of continued pretraining
     decoder_experiments: dict[str, DecoderExperiment] = {}
     decoder_evaluation: DecoderEvaluation | None = None
+    sharpness: Sharpness = Sharpness()
+    preferences: Preferences | None = None
+    costs: Costs | None = None
     whole: bool = False  # with the reference-only runs: what reference results are made of, never set in a file
     run_code: bool = False  # generated code is run in the sandbox: asked for on the command line, never set in a file
 

@@ -2,7 +2,8 @@
 
 Every task comes as two tables (train, test) with the same columns, so that nothing downstream knows the source:
 ``text``, ``text_pair`` (None where there is no second text) and ``label`` for classification, ``prompt`` and
-``completion`` for causal models. An evaluation never reads a split whose labels are hidden (GLUE test: -1).
+``completion`` for causal models, ``prompt``, ``chosen`` and ``rejected`` for preferences. An evaluation never reads a
+split whose labels are hidden (GLUE test: -1).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from utils.profiles.schema import TaskSizes
 from utils.sources import hub
 from utils.sources.domains import DOMAINS, domain_texts
 from utils.sources.functions import described_functions
+from utils.sources.preferences import answer_pairs, ultrafeedback_pairs, with_swaps
 from utils.sources.text import OPINIONS, RATED, TOPICS, news_articles, posts, rated_sentences, split_fraction
 
 PASSAGE_WORDS = 20  # of each half of a pair of news passages
@@ -26,7 +28,7 @@ class Task:
     """A task's identity: its kind, label names in the order of their indices, and how to load it."""
 
     name: str
-    kind: str  # "classification", "causal" (prompt and completion) or "text" (a domain, continued pretraining)
+    kind: str  # "classification", "causal" (prompt, completion), "text" (a domain) or "preference" (pairs of answers)
     labels: tuple[str, ...]
     load: Callable[[str], pd.DataFrame]  # "train" or "test" -> table
     about: str
@@ -175,6 +177,11 @@ def _magicoder(split: str) -> pd.DataFrame:
     return pd.DataFrame({"prompt": rows["instruction"], "completion": "\n\n" + rows["response"]})
 
 
+def _swapped(load: Callable[[str], pd.DataFrame]) -> Callable[[str], pd.DataFrame]:
+    """The control of a preference task: it is trained on swapped pairs and tested on the right ones."""
+    return lambda split: with_swaps(load(split)) if split == "train" else load(split)
+
+
 def _require_columns(name: str, rows: pd.DataFrame, expected: tuple[str, ...]) -> None:
     if missing := [column for column in expected if column not in rows]:
         raise CourseError(f"Expected columns {', '.join(expected)} in {name}, but {', '.join(missing)} is missing (it "
@@ -205,5 +212,12 @@ TASKS = {one.name: one for one in (
     Task("metamath", "causal", (), _metamath, "worked answers to school mathematics"),
     Task("magicoder", "causal", (), _magicoder, "programming problems with worked solutions"),
     Task("functions", "causal", (), _functions, "functions of the standard library: signature and docstring to body"),
+    # One label: the number that a reward model gives.
+    *(Task(name, "preference", ("reward",), load, about) for name, load, about in (
+        ("answers", answer_pairs, "generated mathematics: the right answer over another question's"),
+        ("answers-swapped", _swapped(answer_pairs), "the same with chosen and rejected swapped at random"),
+        ("ultrafeedback", ultrafeedback_pairs, "answers to instructions, the better over a worse"),
+        ("ultrafeedback-swapped", _swapped(ultrafeedback_pairs), "the same with chosen and rejected swapped at random"),
+    )),
     *(Task(name, "text", (), _domain(name), f"plain text: {name}") for name in DOMAINS),
 )}

@@ -56,6 +56,31 @@ def accuracy(predicted: torch.Tensor, true: torch.Tensor) -> dict:
 
 
 @torch.no_grad()
+def token_accuracy(model: nn.Module, batches: Iterable[dict]) -> dict:
+    """Share of tokens that a causal model thinks most likely given all tokens before them.
+
+    Returns
+    -------
+    dict
+        ``token_accuracy`` in 0 … 1 and ``token_accuracy_se``, binomial, over the positions not labelled -100; errors in
+        one text are not independent, so the true one is larger.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    right = tokens = 0
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"].to(device),
+                       attention_mask=batch["attention_mask"].to(device)).logits
+        target = batch["labels"][:, 1:].to(device)
+        counted = target != -100
+        right += int((logits[:, :-1].argmax(-1) == target)[counted].sum())
+        tokens += int(counted.sum())
+    model.train(was_training)
+    share = right / tokens
+    return {"token_accuracy": share, "token_accuracy_se": math.sqrt(share * (1 - share) / tokens)}
+
+
+@torch.no_grad()
 def causal_loss(model: nn.Module, batches: Iterable[dict]) -> dict:
     """Causal language-model loss in nats per predicted token.
 

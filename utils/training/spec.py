@@ -8,18 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from utils.errors import UsageError
 from utils.files import canonical_json
 from utils.profiles import Experiment, Profile
-from utils.profiles.schema import Decoder, DecoderExperiment, Fraction, ModelReference, Positive, Rate, RunGroup, \
-    Targets, TaskSizes, Variant
+from utils.profiles.schema import Decoder, DecoderExperiment, Fraction, ModelReference, NO_ALPHA, Positive, Rate, \
+    RunGroup, Targets, TaskSizes, Variant
 from utils.sources.models import resolve
 from utils.sources.tasks import task
 from utils.training.device import hardware
 
-_LATER = ("durations", "weight_decay", "decay_towards", "attention_dropout", "gradient_accumulation")
+_LATER = ("durations", "weight_decay", "decay_towards", "attention_dropout", "gradient_accumulation", "objective",
+          "template", "beta", "max_new_tokens")
+PREFERENCE_ORDER = ("sft", "reward", "dpo", "swapped", "orpo", "online_dpo")
+NEEDED = {"dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}  # what each goes on from
+Objective = Literal["likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"]
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 
 
-_LABELS = {"lora": "LoRA", "b_only": "B only", "lora_plus": "LoRA+", "pissa": "PiSSA", "adalora": "AdaLoRA",
-           "vera": "VeRA"}
+LABELS = {"lora": "LoRA", "b_only": "B only", "lora_plus": "LoRA+", "pissa": "PiSSA", "adalora": "AdaLoRA",
+           "vera": "VeRA", "olora": "OLoRA", "milora": "MiLoRA", "init_ab": "Init[AB]", "lora_ga": "LoRA-GA",
+           "lora_ga_peft": "LoRA-GA (PEFT)", "dora": "DoRA", "gralora": "GraLoRA", "randlora": "RandLoRA",
+           "loft": "LoFT"}
 
 
 class Method(BaseModel):
@@ -36,16 +42,16 @@ class Method(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self):
-        if self.variant == "vera":
+        if self.variant in NO_ALPHA:
             if self.kind == "full" or self.r is None or self.lora_alpha is not None:
-                raise ValueError("VeRA is of kind 'lora', needs r and takes no lora_alpha")
+                raise ValueError(f"{LABELS[self.variant]} is of kind 'lora', needs r and takes no lora_alpha")
         elif (self.kind == "lora") != (self.r is not None and self.lora_alpha is not None):
             raise ValueError("LoRA needs r and lora_alpha; full fine-tuning takes neither")
         return self
 
     @property
     def scale(self) -> float:
-        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 where nothing scales (full and VeRA).
+        """What BA is multiplied by: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 without alpha (full, VeRA, RandLoRA).
 
         >>> Method(kind="lora", r=16, lora_alpha=32).scale, Method(kind="lora", r=16, lora_alpha=32,
         ...                                                       rank_stabilised=True).scale
@@ -61,7 +67,7 @@ class Method(BaseModel):
         which = "" if self.targets == "all" else f", {self.targets}"
         if self.kind == "full":
             return f"full{which}"
-        return f"{'rsLoRA' if self.rank_stabilised else _LABELS[self.variant]} r={self.r}{which}"
+        return f"{'rsLoRA' if self.rank_stabilised else LABELS[self.variant]} r={self.r}{which}"
 
 
 class RunSpec(BaseModel):
@@ -90,6 +96,17 @@ class RunSpec(BaseModel):
     attention_dropout: Fraction = 0.0
     gradient_accumulation: Positive = 1
     start: "RunSpec | None" = None  # the run whose merged weights this one goes on from, instead of W0
+    objective: Objective = "likelihood"  # the others are those of preference tasks
+    template: str | None = None  # the chat template by name; the tokenizer's own by default
+    beta: Rate | None = None  # how much a preference weighs against staying near the start
+    max_new_tokens: Positive | None = None  # of an answer that is drawn while training
+    reward: "RunSpec | None" = None  # the run that made the reward model of online DPO
+
+    @model_validator(mode="after")
+    def _judged(self):
+        if (self.objective == "online_dpo") != (self.reward is not None and self.max_new_tokens is not None):
+            raise ValueError("objective 'online_dpo', and it alone, takes 'reward' and 'max_new_tokens'")
+        return self
 
     @property
     def key(self) -> str:
@@ -99,12 +116,13 @@ class RunSpec(BaseModel):
 
     def _content(self) -> dict:
         """What the key is made of. Fields that came later count only where they are used: older keys stay valid."""
-        content = self.model_dump(mode="json", exclude={"start"})
+        content = self.model_dump(mode="json", exclude={"start", "reward"})
         for part, model, later in ((content, RunSpec, _LATER), (content["method"], Method, ("variant", "targets"))):
             for name in later:
                 if part[name] == model.model_fields[name].default:
                     del part[name]
-        return content | ({"start": self.start.key} if self.start else {})
+        others = {"start": self.start, "reward": self.reward}
+        return content | {name: other.key for name, other in others.items() if other}
 
     @property
     def columns(self) -> dict:
@@ -159,17 +177,53 @@ def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> l
     return chains
 
 
+def preference_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> dict[str, list[RunSpec]]:
+    """Every run of the profile's preference tuning by experiment, such as ``dpo``; seed by seed.
+
+    The first run of ``sft`` is what the others start from, but ``orpo``, which starts from the base; the first of
+    ``reward`` judges the answers that ``online_dpo`` draws.
+    """
+    settings, found = profile.preferences, {}
+    if settings is None:
+        raise UsageError(f"Profile {profile.profile} has no section 'preferences'.")
+    chosen_seeds = profile.seeds if seeds is None else seeds
+    for seed in chosen_seeds:
+        for name in PREFERENCE_ORDER:
+            for group in _included(profile, settings.runs.get(name, ()), first=seed == chosen_seeds[0]):
+                for method, rate in _methods(group):
+                    before = {other: next(spec for spec in found[other] if spec.seed == seed)
+                              for other in NEEDED.get(name, ())}
+                    found.setdefault(name, []).append(
+                        _preference_spec(profile, name, group, method, rate, seed, before))
+    return found
+
+
+def _preference_spec(profile: Profile, name: str, group: RunGroup, method: Method, learning_rate: float, seed: int,
+                     before: dict[str, RunSpec]) -> RunSpec:
+    settings, training = profile.preferences, profile.training
+    base = settings.reward_model if name == "reward" else settings.model
+    objective = "dpo" if name == "swapped" else name
+    return RunSpec(
+        base=base, base_revision=resolve(base).revision, sizes=settings.sizes, method=method,
+        task=f"{settings.task}-swapped" if name == "swapped" else settings.task, learning_rate=learning_rate,
+        schedule=training.schedule, warmup_fraction=settings.warmup_fraction, steps=group.steps or settings.steps,
+        epochs=None, batch_size=group.batch_size or settings.batch_size, dtype=training.dtype,
+        checkpoints=group.checkpoints or training.checkpoints, seed=seed, objective=objective,
+        gradient_accumulation=settings.gradient_accumulation,
+        template=settings.reward_template if name == "reward" else settings.template,
+        beta=settings.beta if objective in ("dpo", "orpo", "online_dpo") else None,
+        start=before.get("sft"), reward=before.get("reward"),
+        max_new_tokens=settings.max_new_tokens if name == "online_dpo" else None)
+
+
 def _included(profile: Profile, groups: tuple[RunGroup, ...], *, first: bool) -> list[RunGroup]:
     return [group for group in groups
             if (profile.whole or not group.reference_only) and (first or not group.first_seed_only)]
 
 
 def _methods(group: RunGroup) -> list[tuple[Method, float]]:
-    if group.method == "full":
-        return [(Method(kind="full", targets=group.targets), group.learning_rate)]
-    return [(Method(kind="lora", r=r, lora_alpha=2 * r if group.lora_alpha == "2r" else group.lora_alpha,
-                    rank_stabilised=group.rank_stabilised, variant=group.variant, targets=group.targets), rate)
-            for r, rate in group.learning_rate.items()]
+    return [(Method(kind=group.method, r=r, lora_alpha=group.alpha_of(r), rank_stabilised=group.rank_stabilised,
+                    variant=group.variant, targets=group.targets), rate) for r, rate in group.rates]
 
 
 def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Method, learning_rate: float,
@@ -200,16 +254,22 @@ def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGro
     usual = experiment.batch_size or (training.batch_size if continued else decoder.batch_size)
     batch_size = group.batch_size or usual
     durations = tuple(sorted({max(5, round(steps * usual / batch_size)) for steps in experiment.durations or ()}))
-    steps = durations[-1] if durations else experiment.steps or training.steps
+    steps = durations[-1] if durations else _steps(group.steps or experiment.steps or training.steps, usual, batch_size)
     return RunSpec(
         base=base, base_revision=resolve(base).revision, task=experiment.task, sizes=profile.tasks[experiment.task],
-        method=method, learning_rate=learning_rate, schedule="constant_with_warmup" if durations else training.schedule,
+        method=method, learning_rate=learning_rate,
+        schedule="constant_with_warmup" if durations else experiment.schedule or training.schedule,
         warmup_fraction=experiment.warmup_fraction, steps=steps, epochs=None if steps else training.epochs,
         batch_size=batch_size, optimiser=group.optimiser, dtype=training.dtype,
         checkpoints=group.checkpoints or training.checkpoints, seed=seed, durations=durations or None,
         weight_decay=group.weight_decay, decay_towards=group.decay_towards,
         attention_dropout=group.attention_dropout,
         gradient_accumulation=experiment.gradient_accumulation or (1 if continued else decoder.gradient_accumulation))
+
+
+def _steps(steps: int | None, usual: int, batch_size: int) -> int | None:
+    """As many steps of another batch size as keep the number of rows."""
+    return steps and max(1, round(steps * usual / batch_size))
 
 
 def instruction_decoder(profile: Profile) -> Decoder:

@@ -81,7 +81,7 @@ class Run:
         return merged(before, self.trained(step), self.spec.method.scale)
 
     def factors(self, step: int | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None:
-        """(B, A, scale) of Wt - W0 of every matrix for LoRA, None for full fine-tuning.
+        """(B, A, scale) of Wt - W0 of every matrix for LoRA; None for full fine-tuning and variants without factors.
 
         In a sequence the stages' factors stand side by side, scaled as this one's.
         """
@@ -90,6 +90,8 @@ class Run:
         trained, scale = self.trained(step), self.spec.method.scale
         own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()
                if f"lora_A.{name}" in trained}
+        if not own:
+            return None
         if self.start is None:
             return own
         if (before := self.start.factors()) is None:
@@ -186,10 +188,11 @@ class RunStore:
         Two processes that ask for the same run train it once: the second waits for the first.
         """
         base = self._base(spec)
-        start = self.get(spec.start) if spec.start else None
-        if start and start.diverged:
-            raise CourseError(f"Run {spec.key} starts from {start.spec.key} ({start.spec.method.label} on "
-                              f"{start.spec.task}), which diverged; lower its learning rate in the profile.")
+        start, reward = (self.get(other) if other else None for other in (spec.start, spec.reward))
+        for other in (start, reward):
+            if other and other.diverged:
+                raise CourseError(f"Run {spec.key} starts from {other.spec.key} ({other.spec.method.label} on "
+                                  f"{other.spec.task}), which diverged; lower its learning rate in the profile.")
         folder = self.folder / spec.key
         lock = FileLock(self.folder / f"{spec.key}.lock")
         try:
@@ -198,7 +201,7 @@ class RunStore:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
         try:
-            result = self._finished(folder) or self._train(spec, base, folder, start)
+            result = self._finished(folder) or self._train(spec, base, folder, start, reward)
         finally:
             lock.release()  # a traceback that a notebook keeps would keep the lock alive with it
         return Run(spec, folder, base, result, start)
@@ -224,10 +227,11 @@ class RunStore:
                               f"at hand are {base.revision}; build the specification anew.")
         return base
 
-    def _train(self, spec: RunSpec, base: BaseModel, folder: Path, start: Run | None) -> dict:
+    def _train(self, spec: RunSpec, base: BaseModel, folder: Path, start: Run | None, reward: Run | None) -> dict:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
-            result = train(spec, base, folder, start.tuned_matrices() if start else None)
+            result = train(spec, base, folder, start.tuned_matrices() if start else None,
+                           reward.classifier() if reward else None)
             result |= {"provenance": provenance() | {"base_revision": base.revision}}
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_write_error(error):

@@ -3,7 +3,10 @@
 import math
 import tempfile
 import time
+from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
@@ -14,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from utils.errors import CourseError
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
+from utils.training import preferences
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
@@ -26,14 +30,19 @@ from utils.training.trainer import MarkComplete, Progress, common_arguments, res
 from utils.training.variants import AllocateRanks, optimiser_of
 from utils.training.weights import Tensors, load_into, prepare
 
+GRADIENT_ROWS = 64
 
-def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = None) -> dict:
+
+def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = None,
+          reward: nn.Module | None = None) -> dict:
     """Train a run in `folder`, going on from its last whole resume point.
 
     Parameters
     ----------
     start : dict of str to Tensor, optional
         The matrices to start from instead of W0: those of the run that ``spec.start`` names.
+    reward : nn.Module, optional
+        The reward model of online DPO, of the run that ``spec.reward`` names.
 
     Returns
     -------
@@ -42,13 +51,8 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
     """
     limit_threads()
     quiet_libraries()
-    set_seed(spec.seed)
     kind = task(spec.task).kind
-    model, rows, measure = {"classification": _classifier, "causal": _causal, "text": _text}[kind](spec, base)
-    load_into(model, start or {})
-    total_parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / (spec.batch_size * spec.gradient_accumulation)))
-    model = prepare(model, spec.method, causal=kind != "classification", steps=steps)
+    model, rows, measure, steps, total_parameters = built(spec, base, start)
     checkpoints = _checkpoints(spec, folder, steps, measure, rows)
     hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
@@ -58,9 +62,10 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
         warmup_fraction=spec.warmup_fraction * steps / hot, schedule=spec.schedule, seed=spec.seed,
         save_every=max(1, math.ceil(hot / 4)) if resumable else hot + 1,
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
-    callbacks = [checkpoints, MarkComplete(), Progress(f"{spec.task}, {spec.method.label}, seed {spec.seed}")]
+    callbacks = [checkpoints, MarkComplete(), Progress(_label(spec))]
     callbacks += [] if resumable else [AllocateRanks()]
-    build = {"classification": _trainer, "causal": _sft_trainer, "text": _text_trainer}[kind]
+    build = {"classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
+             "preference": partial(preferences.trainer, reward=reward)}[kind]
     trainer = build(model, rows, arguments, callbacks, base, spec)
     trainer.remove_callback(PrinterCallback)
     if device_name() == "cuda":
@@ -75,12 +80,61 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
                          "metrics": checkpoints.rows}}
 
 
+def _label(spec: RunSpec) -> str:
+    objective = "" if spec.objective == "likelihood" else f"{spec.objective} on "
+    return f"{objective}{spec.task}, {spec.method.label}, seed {spec.seed}"
+
+
 def _checkpoints(spec: RunSpec, folder: Path, steps: int, measure, rows: Dataset) -> Checkpoints:
     if spec.durations is None:
         return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
     return Cooldowns(folder, [], measure, spec.method.scale, durations=spec.durations, blocks=rows["input_ids"][:],
                      batch_size=spec.batch_size, accumulation=spec.gradient_accumulation,
                      dtype=compute_dtype(spec.dtype))
+
+
+class Built(NamedTuple):
+    """A run as it is before its first step: the model with its adapter, the rows, what is measured, how long it is."""
+
+    model: nn.Module
+    rows: Dataset
+    measure: Callable[[nn.Module], dict]
+    steps: int
+    total_parameters: int  # of the base, without an adapter
+
+
+def built(spec: RunSpec, base: BaseModel, start: Tensors | None = None) -> Built:
+    """Load what a run needs and make its method's parameters trainable.
+
+    The seed is set first, so that a model built again is the same one.
+    """
+    set_seed(spec.seed)
+    kind = task(spec.task).kind
+    model, rows, measure = {"classification": _classifier, "causal": _causal, "text": _text,
+                            "preference": preferences.loaded}[kind](spec, base)
+    load_into(model, start or {})
+    total_parameters = sum(parameter.numel() for parameter in model.parameters())
+    steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / (spec.batch_size * spec.gradient_accumulation)))
+    model = prepare(model, spec.method, causal=kind != "classification" and spec.objective != "reward", steps=steps,
+                    backward=lambda model: _backward(model, kind, rows, base, spec))
+    return Built(model, rows, measure, steps, total_parameters)
+
+
+def _backward(model: nn.Module, kind: str, rows: Dataset, base: BaseModel, spec: RunSpec) -> None:
+    """Accumulate the loss's gradient over the first training rows: what LoRA-GA starts from."""
+    model = model.to(device_name())
+    for batch in first_batches(rows, base, spec, GRADIENT_ROWS):
+        model(**{name: tensor.to(device_name()) for name, tensor in batch.items()}).loss.backward()
+
+
+def first_batches(rows: Dataset, base: BaseModel, spec: RunSpec, count: int) -> list[dict]:
+    """The first `count` training rows of a run in batches of its own size, with labels."""
+    first, kind = rows.select(range(min(count, len(rows)))), task(spec.task).kind
+    if kind == "text":
+        return block_batches(first["input_ids"][:], spec.batch_size)
+    if kind == "causal":
+        return completion_batches(first.to_pandas(), base.folder, spec.sizes.max_length, spec.batch_size)
+    return evaluation_batches(first, base.folder)
 
 
 def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
@@ -151,7 +205,8 @@ def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
 
 
 def _text_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
-    arguments = arguments | {"max_grad_norm": CLIP, "train_sampling_strategy": "sequential",
+    clip = 0.0 if spec.method.variant == "loft" else CLIP  # LoFT clips the full weight's gradient by itself
+    arguments = arguments | {"max_grad_norm": clip, "train_sampling_strategy": "sequential",
                              "gradient_accumulation_steps": spec.gradient_accumulation}
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks, args=TrainingArguments(**arguments),
                    optimizers=(_optimiser(model, spec, arguments), None),

@@ -1,23 +1,38 @@
 """LoRA and its variants through PEFT: the configuration of each, and its update as a product of two factors.
 
-Whatever a variant stores, its update has low rank, so every variant is kept in one form: (B, A) with
-Wt = W0 + scale * B A. Variants that rewrite the base weight (PiSSA) get the part that they took out of it as further
-columns and rows, since Wt - W0 = scale * (B A - B_0 A_0) = scale * [B, -B_0] [A; A_0].
+Where an update has low rank, it is kept in one form: (B, A) with Wt = W0 + scale * B A. Variants that rewrite the
+base weight (PiSSA and its like) get the part that they took out of it as further columns and rows, since
+Wt - W0 = scale * (B A - B_0 A_0) = scale * [B, -B_0] [A; A_0]. Where it has not (DoRA, GraLoRA, RandLoRA), the merged
+weight is kept, as PEFT merges it.
 """
 
+import copy
+from collections.abc import Callable
+
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import AdaLoraConfig, GraloraConfig, LoraConfig, LoraGAConfig, PeftConfig, RandLoraConfig, VeraConfig, \
+    get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 from transformers import TrainerCallback
 
 from utils.errors import UsageError
+from utils.training.initialisations import GRALORA_PARTS, STABLE_GAMMA, base_gradients, check_shapes, \
+    gradient_factors, minor_factors, put_in, uniform_factors
+from utils.training.loft import LoFT
 from utils.training.spec import Method
 from utils.training.targets import tuned_modules
 
 LORA_PLUS_RATIO = 16  # B's learning rate over A's: the LoRA+ paper's advice and its authors' default
 ADALORA_INITIAL = 1.5  # AdaLoRA starts with this many times r directions and prunes to r on average: PEFT's 12 for 8
+RANDLORA_SCALE = 20  # randlora_alpha over its rank: PEFT's advice
+LOFT_CLIP = 1.0  # on the projected full gradient, in place of a clip on the factors' own
+REWRITE = ("pissa", "olora", "milora", "init_ab", "lora_ga", "lora_ga_peft")  # take their start out of W0
+PEFT_STARTS = {"pissa": "pissa", "olora": "olora", "lora_ga_peft": "lora_ga"}
+DENSE = ("dora", "gralora", "randlora")  # no product of two thin factors
 Factors = tuple[torch.Tensor, torch.Tensor]
+Backward = Callable[[nn.Module], None]
 
 
 def adapter_config(method: Method, *, steps: int | None, **common) -> PeftConfig:
@@ -43,31 +58,79 @@ def adapter_config(method: Method, *, steps: int | None, **common) -> PeftConfig
         return AdaLoraConfig(init_r=round(ADALORA_INITIAL * method.r), target_r=method.r, lora_alpha=method.lora_alpha,
                              total_step=steps, tinit=steps // 10, tfinal=steps // 5, deltaT=max(1, steps // 50),
                              **common)
+    if method.variant == "gralora":
+        return GraloraConfig(r=method.r, alpha=method.lora_alpha, gralora_k=GRALORA_PARTS, hybrid_r=0,
+                             gralora_dropout=0.0, **common)
+    if method.variant == "randlora":
+        return RandLoraConfig(r=method.r, randlora_alpha=RANDLORA_SCALE * method.r, randlora_dropout=0.0, **common)
+    start = PEFT_STARTS.get(method.variant, True)
+    by_gradient = LoraGAConfig(direction="ArB2r", scale="stable", stable_gamma=STABLE_GAMMA)
     return LoraConfig(r=method.r, lora_alpha=method.lora_alpha, use_rslora=method.rank_stabilised, lora_dropout=0.0,
-                      bias="none", init_lora_weights="pissa" if method.variant == "pissa" else True, **common)
+                      bias="none", init_lora_weights=start,
+                      lora_ga_config=by_gradient if start == "lora_ga" else None, use_dora=method.variant == "dora",
+                      **common)
 
 
-def wrap(model: nn.Module, method: Method, config: PeftConfig) -> nn.Module:
-    """The model with its adapter, and ``initial_factors`` where the adapter rewrote the base weight."""
+def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backward | None = None) -> nn.Module:
+    """The model with its adapter, and ``initial_factors`` where the adapter rewrote the base weight.
+
+    Parameters
+    ----------
+    backward : callable, optional
+        Takes the model and accumulates the loss's gradient over a few training batches, which LoRA-GA starts from.
+
+    Raises
+    ------
+    UsageError
+        If the model's shapes do not allow the variant at this rank, or LoRA-GA has no gradient to start from.
+    """
+    plain = tuned_modules(model, method.targets)
+    check_shapes(method.variant, method.r, {name: tuple(module.weight.shape) for name, module in plain.items()})
+    if method.variant in ("lora_ga", "lora_ga_peft") and backward is None:
+        raise UsageError("LoRA-GA starts from the loss's gradient; give a training task, not a bare model.")
+    gradients = base_gradients(model, plain, backward) if method.variant == "lora_ga" else {}
+    if method.variant == "lora_ga_peft":
+        preprocess_loraga(model, config, lambda: backward(model))
     wrapped = get_peft_model(model, config)
-    modules = tuned_modules(wrapped)
+    modules = {name: module for name, module in tuned_modules(wrapped).items() if hasattr(module, "base_layer")}
     if method.variant == "b_only":
-        for module in modules.values():
-            a = module.lora_A["default"].weight
-            if a.shape[0] > a.shape[1]:
-                raise UsageError(f"A of rank {a.shape[0]} cannot have orthonormal rows of width {a.shape[1]}; choose a "
-                                 "rank up to the width.")
-            nn.init.orthogonal_(a)
-            a.requires_grad_(False)
-    wrapped.initial_factors = {}
-    if method.variant == "pissa":
-        for name, module in modules.items():
-            if (width := _lora_pair(module)[1].shape[0]) < method.r:
-                raise UsageError(f"PiSSA of rank {method.r} starts from as many directions of W0, but {name} has only "
-                                 f"{width}; choose a rank up to that.")
-        wrapped.initial_factors = {name: tuple(part.detach().clone() for part in _lora_pair(module))
-                                   for name, module in modules.items()}
+        _freeze_orthonormal(modules)
+    for name, module in modules.items():
+        if factors := _own_start(method, module, gradients.get(name)):
+            put_in(module, factors, method.scale)
+    wrapped.initial_factors = {name: tuple(part.detach().clone() for part in _lora_pair(module))
+                               for name, module in modules.items()} if method.variant in REWRITE else {}
     return wrapped
+
+
+def _own_start(method: Method, module: nn.Module, gradient: torch.Tensor | None) -> Factors | None:
+    """First factors that are not PEFT's, or None."""
+    if method.variant == "milora":
+        return minor_factors(module.get_base_layer().weight.detach(), method.r, method.scale)
+    if method.variant == "init_ab":
+        return uniform_factors(module.get_base_layer().weight.detach(), method.r)
+    return gradient_factors(gradient, method.r) if method.variant == "lora_ga" else None
+
+
+def _freeze_orthonormal(modules: dict[str, nn.Module]) -> None:
+    for module in modules.values():
+        a = module.lora_A["default"].weight
+        if a.shape[0] > a.shape[1]:
+            raise UsageError(f"A of rank {a.shape[0]} cannot have orthonormal rows of width {a.shape[1]}; choose a "
+                             "rank up to the width.")
+        nn.init.orthogonal_(a)
+        a.requires_grad_(False)
+
+
+def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The merged weight of every adapted matrix, (out, in): PEFT's own merge, on a copy of one module at a time."""
+    found = {}
+    for name, module in tuned_modules(model).items():
+        if hasattr(module, "base_layer"):
+            module = copy.deepcopy(module)
+            module.merge()
+            found[name] = module.get_base_layer().weight
+    return found
 
 
 def update_factors(model: nn.Module, method_scale: float) -> dict[str, Factors]:
@@ -105,6 +168,13 @@ def _vera_pair(module: nn.Module) -> Factors:
 
 def optimiser_of(model: nn.Module, method: Method, arguments: dict) -> torch.optim.Optimizer | None:
     """The variant's own optimiser, or None where Trainer's serves."""
+    if method.variant == "loft":
+        pairs = [(*_lora_pair(module), method.scale) for module in tuned_modules(model).values()
+                 if hasattr(module, "base_layer")]
+        paired = {id(factor) for b, a, _ in pairs for factor in (b, a)}
+        others = [parameter for parameter in model.parameters()
+                  if parameter.requires_grad and id(parameter) not in paired]
+        return LoFT(pairs, lr=arguments["learning_rate"], max_norm=LOFT_CLIP, others=others)
     if method.variant != "lora_plus":
         return None
     return create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments["learning_rate"], weight_decay=0.0,

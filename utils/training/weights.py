@@ -1,8 +1,8 @@
 """The trained tensors of a model, in and out, under names that do not depend on how the model was wrapped.
 
 ``lora_A.<matrix>`` and ``lora_B.<matrix>`` for LoRA and its variants (the factors of Wt - W0), ``weight.<matrix>`` for
-full fine-tuning, ``head.<parameter>`` for the classifier; ``<matrix>`` is the short name of
-:mod:`utils.training.targets`.
+full fine-tuning and for the variants whose update has no thin factors (with ``adapter.<parameter>``, what they trained,
+beside it), ``head.<parameter>`` for the classifier; ``<matrix>`` is the short name of :mod:`utils.training.targets`.
 """
 
 from functools import lru_cache
@@ -13,9 +13,10 @@ from peft import PeftModel, TaskType
 from torch import nn
 from transformers import AutoModel
 
+from utils.errors import UsageError
 from utils.training.spec import Method
 from utils.training.targets import HEADS, lora_pattern, tuned_modules
-from utils.training.variants import adapter_config, update_factors, wrap
+from utils.training.variants import DENSE, Backward, adapter_config, merged_weights, update_factors, wrap
 
 Tensors = dict[str, torch.Tensor]
 
@@ -30,11 +31,13 @@ def base_matrices(folder: Path) -> Tensors:
     return {name: module.weight.detach().clone() for name, module in tuned_modules(model).items()}
 
 
-def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None = None) -> nn.Module:
+def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None = None,
+            backward: Backward | None = None) -> nn.Module:
     """Make exactly the method's parameters trainable: what the first paper trains.
 
     Full fine-tuning trains the tuned matrices and the head; biases, LayerNorm and embeddings stay frozen, as in the
-    authors' code since its fix of March 2025. LoRA and its variants train their factors and the head.
+    authors' code since its fix of March 2025. LoRA and its variants train their factors and the head; `backward` is
+    what LoRA-GA takes its gradient from.
     """
     model_type = model.config.model_type
     heads = () if causal else HEADS.get(model_type, ("score",))
@@ -43,7 +46,7 @@ def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None
         config = adapter_config(method, steps=steps, target_modules=chosen,
                                 modules_to_save=list(heads) or None,
                                 task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
-        return wrap(model, method, config)
+        return wrap(model, method, config, backward)
     trained = {id(module.weight) for module in tuned_modules(model, method.targets).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(id(parameter) in trained or any(part in heads for part in name.split(".")))
@@ -56,7 +59,9 @@ def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
         return tensor.detach().float().cpu().clone().contiguous()
 
     modules, found = tuned_modules(model), {}
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and _is_dense(model):
+        found = {f"weight.{name}": copy(weight) for name, weight in merged_weights(model).items()}
+    elif isinstance(model, PeftModel):
         for name, (b, a) in update_factors(model, scale).items():
             found |= {f"lora_A.{name}": copy(a), f"lora_B.{name}": copy(b)}
     else:
@@ -64,10 +69,44 @@ def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
                  if module.weight.requires_grad}
     matrices = {id(module.weight) for module in modules.values()}
     for name, parameter in model.named_parameters():
-        adapter = any(part in name for part in ("lora_", "vera_"))
-        if parameter.requires_grad and id(parameter) not in matrices and not adapter:
+        if not parameter.requires_grad or id(parameter) in matrices:
+            continue
+        if not any(part in name for part in ("lora_", "vera_")):
             found[head_name(name)] = copy(parameter)
+        elif isinstance(model, PeftModel) and _is_dense(model):
+            found[f"adapter.{name}"] = copy(parameter)
     return found
+
+
+def restore_adapter(model: PeftModel, trained: Tensors) -> PeftModel:
+    """Give a newly wrapped model of the same method and seed the adapter that `trained` holds.
+
+    For the variants that are kept as two factors and for those that keep their own parameters; the head is left alone.
+
+    Raises
+    ------
+    UsageError
+        For AdaLoRA and VeRA, whose own parameters are in no checkpoint.
+    """
+    own = {name.removeprefix("adapter."): tensor for name, tensor in trained.items() if name.startswith("adapter.")}
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in own.items():
+            parameters[name].copy_(tensor)
+        for name, module in ({} if own else tuned_modules(model)).items():
+            if hasattr(module, "base_layer"):
+                if not hasattr(module, "lora_B") or hasattr(module, "lora_E"):
+                    raise UsageError("An adapter is restored for LoRA and the variants with its two factors, not for "
+                                     f"{model.peft_config['default'].peft_type.value}.")
+                r = module.lora_A["default"].weight.shape[0]  # of a variant that rewrote W0, the first r are its own
+                module.lora_A["default"].weight.copy_(trained[f"lora_A.{name}"][:r])
+                module.lora_B["default"].weight.copy_(trained[f"lora_B.{name}"][:, :r])
+    return model
+
+
+def _is_dense(model: PeftModel) -> bool:
+    config = model.peft_config["default"]
+    return config.peft_type.lower() in DENSE or getattr(config, "use_dora", False)
 
 
 def head_name(name: str) -> str:
