@@ -3,7 +3,8 @@
 Two extensions of the intruder count: :mod:`~utils.spectra.spiked` predicts when an update becomes an intruder, and
 :mod:`~utils.spectra.clusters` compares with spans of pretrained vectors instead of single ones.
 
-Everything here is a pure function of matrices: no models, no profile, and no files but in :mod:`utils.spectra.cache`.
+Everything here is a pure function of matrices: no profile, no files but in :mod:`utils.spectra.cache`, and no models
+but in :mod:`~utils.spectra.hessian`, whose products with vectors need the loss.
 The definition stands in :mod:`~utils.spectra.intruders`; :mod:`~utils.spectra.fast` gives the same counts sooner.
 """
 
