@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from utils.reporting.measure import last_steps
 from utils.reporting.published import matched_learning
 from utils.reporting.rules import by_seed, trend
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+from utils.training.targets import ATTENTION
 
 
 def _chosen(table: pd.DataFrame, rule: dict) -> pd.DataFrame:
@@ -21,18 +21,13 @@ def _rank(table: pd.DataFrame, rule: dict) -> int:
     return {"full": 0, "lowest": ranks.min(), "highest": ranks.max()}[rule["rank"]]
 
 
-def _at_end(table: pd.DataFrame) -> pd.DataFrame:
-    """The last step of every run."""
-    return table.loc[table.groupby(["experiment", "run"])["step"].idxmax()]
-
-
 def ordered_by_rank(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Smallest fall of `column` from one rank of LoRA to the next and then to full, at the last step, times `sign`."""
     at = _chosen(table, rule)
     order = [*sorted(at.loc[at["r"] > 0, "r"].unique()), 0]
 
     def effect(part: pd.DataFrame) -> float:
-        values = _at_end(part).groupby("r")[rule["column"]].mean().loc[order]
+        values = last_steps(part).groupby("r")[rule["column"]].mean().loc[order]
         return float((-rule.get("sign", 1) * values.diff().iloc[1:]).min(skipna=False))
 
     return by_seed(at, effect, None)
@@ -44,7 +39,7 @@ def below_full(table: pd.DataFrame, rule: dict) -> pd.Series:
     ranks = sorted(at.loc[at["r"] > 0, "r"].unique()) if rule["rank"] == "every" else [_rank(at, rule)]
 
     def effect(part: pd.DataFrame) -> float:
-        values = _at_end(part).groupby("r")[rule["column"]].mean()
+        values = last_steps(part).groupby("r")[rule["column"]].mean()
         return float((rule.get("sign", 1) * (values.loc[0] - values.loc[ranks])).min(skipna=False))
 
     return by_seed(at, effect, None)
@@ -69,7 +64,7 @@ def close_to_full(table: pd.DataFrame, rule: dict) -> pd.Series:
     rank = _rank(at, rule)
 
     def effect(part: pd.DataFrame) -> float:
-        loss = _at_end(part).groupby("r")["loss_nats_per_token"].mean()
+        loss = last_steps(part).groupby("r")["loss_nats_per_token"].mean()
         return rule["tolerance"] - (loss.loc[rank] - loss.loc[0])
 
     return by_seed(at, effect, None)
@@ -84,7 +79,7 @@ def grows_with_duration(table: pd.DataFrame, rule: dict) -> pd.Series:
 def more_on_first_task(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Full fine-tuning's `column` at the last step on the first of `experiments` minus on the second."""
     def effect(part: pd.DataFrame) -> float:
-        last = _at_end(part[part["r"] == 0]).set_index("experiment")[rule["column"]]
+        last = last_steps(part[part["r"] == 0]).set_index("experiment")[rule["column"]]
         return last.loc[rule["experiments"][0]] - last.loc[rule["experiments"][1]]
 
     return by_seed(table, effect, None)
@@ -93,7 +88,7 @@ def more_on_first_task(table: pd.DataFrame, rule: dict) -> pd.Series:
 def above_base(table: pd.DataFrame, rule: dict) -> pd.Series:
     """Exact match of one rank minus the base's and `least`, at the last step on the mathematics."""
     at = table[table["experiment"] == "mathematics"]
-    return by_seed(at[at["r"] == _rank(at, rule)], lambda part: _at_end(part)["exact_match"].iloc[0]
+    return by_seed(at[at["r"] == _rank(at, rule)], lambda part: last_steps(part)["exact_match"].iloc[0]
                    - part["base_exact_match"].iloc[0] - rule["least"], None)
 
 
@@ -125,7 +120,7 @@ def like_full(table: pd.DataFrame, rule: dict) -> pd.Series:
     Of weight decay (towards zero) and of attention dropout the largest value in the table is compared.
     """
     doses = ["weight_decay", "attention_dropout"]
-    last = _at_end(table)
+    last = last_steps(table)
     last = last[(last["r"] == 0) & ((last["decay_towards"] == "zero") | (last["weight_decay"] == 0))]
     largest = last[doses].max()
 

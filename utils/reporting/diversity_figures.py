@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.reporting.plots import draw_lines, panels
-from utils.reporting.reference import mean_interval
+from utils.reporting.statistics import mean_interval
 from utils.reporting.style import method_styles
 
 OUTCOMES = {"passed": "passing", "failed": "failing", "all": "passing or not"}

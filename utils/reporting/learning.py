@@ -100,8 +100,8 @@ def run_measures(run: Run, step: int, settings: DecoderEvaluation, *, choice: bo
     """Everything about one checkpoint, kept beside the run; multiple choice where `choice` says so."""
     def compute(run: Run) -> pd.DataFrame:
         limit_threads()
-        model, base = run.causal_lm(step).to(device_name()), _base_model(run.base)
-        batches = _task_batches(run.spec, run.base)
+        model, base = run.causal_lm(step).to(device_name()), base_causal_lm(run.base)
+        batches = task_batches(run.spec, run.base)
         found = measures(model, run.base, run.spec, settings, choice=choice)
         found["kl_nats_per_token"] = kl_from_base(base, model, batches[:settings.kl_batches])["kl_nats_per_token"]
         if run.spec.task.endswith("-shuffled"):  # the run's own held-out rows have wrong answers as well
@@ -126,9 +126,9 @@ def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -
     def compute() -> pd.DataFrame:
         limit_threads()
         quiet_libraries()
-        model = _base_model(base)
+        model = base_causal_lm(base)
         return pd.DataFrame([measures(model, base, spec, settings, choice=True)
-                             | {"loss_nats_per_token": causal_loss(model, _task_batches(spec, base))[
+                             | {"loss_nats_per_token": causal_loss(model, task_batches(spec, base))[
                                  "loss_nats_per_token"]}])
 
     folder = cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
@@ -161,7 +161,8 @@ def _tag(settings: DecoderEvaluation) -> dict:
 
 
 @lru_cache(maxsize=2)
-def _base_model(base: BaseModel) -> nn.Module:
+def base_causal_lm(base: BaseModel) -> nn.Module:
+    """The untouched causal base on this machine's device."""
     return _fresh_model(base).to(device_name()).eval()
 
 
@@ -170,7 +171,7 @@ def _fresh_model(base: BaseModel) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def _task_batches(spec: RunSpec, base: BaseModel) -> list[dict]:
+def task_batches(spec: RunSpec, base: BaseModel) -> list[dict]:
     """Held-out batches of the run's own task."""
     if task(spec.task).kind == "text":
         name = spec.task.removesuffix("-shuffled")  # the control is judged on the right answers
@@ -210,8 +211,8 @@ def _after_random(run: Run, settings: DecoderEvaluation, control: str) -> pd.Dat
         rank = run.spec.method.r if control.endswith("rank r") else None
         tuned = random_updates(base, tuned, rank=rank, seed=run.spec.seed)
     model = load_into(_fresh_model(run.base), tuned).to(device_name()).eval()
-    batches = _task_batches(run.spec, run.base)[:settings.kl_batches]
+    batches = task_batches(run.spec, run.base)[:settings.kl_batches]
     return pd.DataFrame([{"general_loss": measures(model, run.base, run.spec, settings, choice=False)["general_loss"],
                           "loss_nats_per_token": causal_loss(model, batches)["loss_nats_per_token"],
-                          "kl_nats_per_token": kl_from_base(_base_model(run.base), model, batches)[
+                          "kl_nats_per_token": kl_from_base(base_causal_lm(run.base), model, batches)[
                               "kl_nats_per_token"]}])

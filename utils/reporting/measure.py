@@ -33,11 +33,13 @@ ALL_VECTORS = 2**31
 RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run")
 
 
-def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None) -> list[Run]:
-    """The finished runs of an experiment, trained now where missing; diverged ones are reported and left out."""
+def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None, *, diverged: bool = False) -> list[Run]:
+    """The finished runs of an experiment, trained now where missing; diverged ones are left out unless asked for."""
     quiet_libraries()
     store = RunStore()
     runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
+    if diverged:
+        return runs
     for run in runs:
         if run.diverged:
             print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "

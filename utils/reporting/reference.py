@@ -2,9 +2,7 @@
 
 import json
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from utils.errors import UsageError
 from utils.files import write_json, write_text
@@ -13,7 +11,10 @@ from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.reporting.measure import Seeds
 from utils.reporting.measurements import MEASUREMENTS
+from utils.reporting.statistics import mean_interval, rank_correlation, summarise
 
+__all__ = ["build_reference", "mean_interval", "paper_accuracies", "paper_scaling", "rank_correlation",
+           "reference_note", "reference_table", "summarise"]  # the notebooks take the statistics from here
 PROVENANCE = "provenance.json"
 
 
@@ -90,59 +91,3 @@ def paper_scaling() -> pd.DataFrame:
     Columns ``table``, ``base``, ``task``, ``r``, ``factor``, ``accuracy_change``, ``forgetting_change``.
     """
     return pd.read_csv(PAPER / "scaling_tables.csv")
-
-
-def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and t-interval of a sample (one value per seed); a single value has no interval (NaN).
-
-    >>> mean_interval([1.0, 2.0, 3.0])[0]
-    2.0
-    """
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
-def rank_correlation(x, y, confidence: float = 0.95) -> dict:
-    """Spearman's rho with p, exact n, and an interval by Fisher's transformation.
-
-    Returns
-    -------
-    dict
-        ``rho``, ``low``, ``high``, ``p``, ``n``; NaN where a column is constant or fewer than four pairs are given.
-
-    References
-    ----------
-    Bonett & Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman correlations", 2000: the
-    standard error sqrt((1 + rho^2 / 2) / (n - 3)) of atanh(rho).
-
-    Examples
-    --------
-    >>> rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])["rho"]
-    0.9
-    """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    empty = dict.fromkeys(("rho", "low", "high", "p"), float("nan")) | {"n": len(x)}
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return empty
-    found = stats.spearmanr(x, y)
-    rho, p = round(float(found.statistic), 12), float(found.pvalue)
-    if abs(rho) == 1:
-        return {"rho": rho, "low": rho, "high": rho, "p": p, "n": len(x)}
-    half = stats.norm.ppf((1 + confidence) / 2) * ((1 + rho**2 / 2) / (len(x) - 3)) ** 0.5
-    return {"rho": rho, "low": float(np.tanh(np.arctanh(rho) - half)), "high": float(np.tanh(np.arctanh(rho) + half)),
-            "p": p, "n": len(x)}
-
-
-def summarise(table: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
-    """Mean, 95 % t-interval, smallest and largest value, and number of seeds of a column, group by group."""
-    rows = []
-    for keys, group in table.groupby(by, sort=False):
-        mean, low, high = mean_interval(group[value])
-        rows.append(dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True))
-                    | {value: mean, "low": low, "high": high, "min": group[value].min(), "max": group[value].max(),
-                       "seeds": len(group)})
-    return pd.DataFrame(rows)
