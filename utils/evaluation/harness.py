@@ -60,8 +60,8 @@ def choice_accuracy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks:
     limit : int, optional
         The first so many items of each task; all by default.
     num_fewshot : int, optional
-        Worked examples before each question; by default the task's own number (GSM8K 5, the others 0). A task whose
-        file says 0 keeps 0.
+        Worked examples before each question; by default the task's own number (GSM8K 5, the others 0). A harness task
+        whose file says 0 keeps 0; the course's own take theirs from the ``test`` split of the news.
     seed : int
         Draws the worked examples, and nothing else.
     keep : callable, optional
@@ -229,9 +229,10 @@ def _manager(folders: tuple[str, ...] | None = None):
 
 
 def _loaded(name: str, num_fewshot: int | None):
-    """The task object, with the number of examples set by the harness's own rule: 0 in the file stays 0."""
+    """The task object, with the number of examples set by the harness's own rule: 0 in its file stays 0."""
     task = _task(name, num_fewshot, cache_dir())
-    if task.get_config("num_fewshot") is None or (num_fewshot is not None and task.get_config("num_fewshot") != 0):
+    settable = name in OWN_TASKS or task.get_config("num_fewshot") != 0
+    if task.get_config("num_fewshot") is None or (num_fewshot is not None and settable):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     return task
 
@@ -243,7 +244,11 @@ def _task(name: str, num_fewshot: int | None, cache: Path):
 
     if name in OWN_TASKS:
         settings = yaml.safe_load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"))
-        files = {"data_files": {settings["test_split"]: str(_items_file(cache))}, "cache_dir": str(cache / "harness")}
+        data = {settings["test_split"]: str(_items_file(cache))}
+        if num_fewshot:
+            settings |= {"fewshot_split": "examples", "num_fewshot": num_fewshot}
+            data["examples"] = str(_items_file(cache, "test"))
+        files = {"data_files": data, "cache_dir": str(cache / "harness")}
         return ConfigurableTask(config=settings | {"dataset_kwargs": files})
     try:
         quick = _manager(QUICK_FOLDERS)
@@ -253,14 +258,23 @@ def _task(name: str, num_fewshot: int | None, cache: Path):
                           "measure it again.") from error
 
 
-def _items_file(cache: Path) -> Path:
+def _items_file(cache: Path, split: str = "heldout") -> Path:
     """The choice items as JSON lines in the cache; untouched if right, since datasets' own cache follows its time."""
-    path = writable(cache / "harness") / "news_items.jsonl"
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in cloze_items().to_dict("records"))
+    path = writable(cache / "harness") / ("news_items.jsonl" if split == "heldout" else f"news_items_{split}.jsonl")
+    rows = cloze_items(split).to_dict("records")
+    if split != "heldout":  # a rewritten article may stand in both splits: no example may give a question away
+        asked = {_own(row) for row in cloze_items().to_dict("records")}
+        rows = [row for row in rows if _own(row) not in asked]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with FileLock(f"{path}.lock"):
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
     return path
+
+
+def _own(row: dict) -> str:
+    """The continuation of an item's own article."""
+    return row["choices"][row["answer"]]
 
 
 # One task and one model ---------------------------------------------------------------------------------------------
