@@ -29,6 +29,7 @@ COMMIT = "c0ffee" + "0" * 34
 DATA_HASH = "da7a" + "0" * 36
 ROBERTA, SMALL, LARGE = "FacebookAI/roberta-base", "HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-1.7B"
 SMALLEST, LLAMA_2 = "HuggingFaceTB/SmolLM2-135M", "NousResearch/Llama-2-7b-hf"
+INSTRUCT, INSTRUCT_LARGE = f"{SMALLEST}-Instruct", f"{LARGE}-Instruct"
 SHARDED, PICKLED = "stand-in/sharded-roberta", "stand-in/pickled-roberta"
 TRAIN_ROWS, TEST_ROWS = 48, 24
 HELD_OUT_EACH = 8  # the course holds 2 % of some sets out by a hash; here one row in so many, or there might be none
@@ -217,6 +218,21 @@ def _build_models(root: Path, texts: list[str]) -> None:
             num_key_value_heads=kv_heads, intermediate_size=96, max_position_embeddings=8192, bos_token_id=0,
             eos_token_id=0, pad_token_id=None, tie_word_embeddings=True, initializer_range=0.1)).save_pretrained(folder)
     _build_llama_2(_snapshot(root, LLAMA_2), texts)
+    for name in (INSTRUCT, INSTRUCT_LARGE):
+        _build_instruct(_snapshot(root, name), texts)
+
+
+def _build_instruct(folder: Path, texts: list[str]) -> None:
+    """Begin and end of a turn are tokens of their own, and the template is ChatML without marks of generation."""
+    template = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
+                "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    vocabulary = _save_tokenizer(folder, texts, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [], {
+        "tokenizer_class": "GPT2Tokenizer", "model_max_length": 8192, "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>", "chat_template": template})
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=96, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        tie_word_embeddings=True, initializer_range=0.1)).save_pretrained(folder)
 
 
 def _build_llama_2(folder: Path, texts: list[str]) -> None:
@@ -395,7 +411,15 @@ def _tables(random_: random.Random) -> list[tuple[str, str, dict[str, Dataset]]]
         return {"url": f"https://example.org/{index}", "text": text, "date": "2023-03-01 00:00:00",
                 "metadata": json.dumps({"extraction_info": {"found_math": True}})}
 
+    def ultrafeedback(split: str, index: int) -> dict:
+        # There is no prompt column: both conversations begin with it.
+        asked = [{"role": "user", "content": _fill(random_, f"Who {{verb}} the {{noun}} number {split} {index}?")}]
+        better, worse = (asked + [{"role": "assistant", "content": _fill(random_, text)}]
+                         for text in ("The {adjective} {noun} near {place}.", "{name}."))
+        return {"chosen": better, "rejected": worse, "score_chosen": 8.0, "score_rejected": 3.0}
+
     strings = Value("string")
+    turns = List({"role": strings, "content": strings})
     cc_news = ("title", "text", "domain", "date", "description", "url", "image_url")
     return [
         glue("mnli", mnli, ["premise", "hypothesis"], ["entailment", "neutral", "contradiction"],
@@ -438,4 +462,7 @@ def _tables(random_: random.Random) -> list[tuple[str, str, dict[str, Dataset]]]
         ("Skylion007/openwebtext", "plain_text", corpus("Skylion007/openwebtext")),
         ("lucadiliello/STORIES", "default", corpus("lucadiliello/STORIES")),
         ("bookcorpus/bookcorpus", "plain_text", corpus("bookcorpus/bookcorpus")),
+        ("trl-lib/ultrafeedback_binarized", "default", splits(
+            ultrafeedback, Features({"chosen": turns, "rejected": turns, "score_chosen": Value("float64"),
+                                     "score_rejected": Value("float64")}), train=TRAIN_ROWS, test=TEST_ROWS)),
     ]

@@ -77,10 +77,23 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
             experiment |= {"steps": 2}
         for group in experiment["runs"]:
             group |= {"batch_size": 4} if "batch_size" in group else {}
+            group |= {"steps": 3} if "steps" in group else {}
+    for name in ("vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations"):
+        _narrow(content["decoder_experiments"][name])
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
     return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
-                          decoder_evaluation=content["decoder_evaluation"] | few | evaluation)
+                          decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
+                          sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
+
+
+def _narrow(experiment: dict) -> None:
+    """Batches of two, the first rate of each group, and ranks of 2 and 4, which a width of 48 allows every variant."""
+    experiment |= {"batch_size": 2, "gradient_accumulation": 1}
+    for group in experiment["runs"]:
+        rates = group["learning_rate"]
+        group["learning_rate"] = {max(2, min(4, r // 4)): values[:1] for r, values in rates.items()} if isinstance(
+            rates, dict) else rates[:1]
 
 
 # The guard itself ---------------------------------------------------------------------------------------------------

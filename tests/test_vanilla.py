@@ -252,6 +252,16 @@ def test_the_figures_take_a_single_seed_and_a_missing_reference():
     plt.close("all")
 
 
+def test_a_setting_with_a_single_rate_is_a_cross():
+    """An empty panel with logarithmic axes is an error of matplotlib's, and says that nothing was tried."""
+    one = vanilla.best_rate_against(pd.DataFrame(rows("LoRA", {0.1: 2.0}) + rows(
+        "LoRA", {0.1: 1.0}, experiment="vanilla_durations", steps=180)), "steps")
+    figure = vanilla_figures.setting_lines({"steps": one}, None, vanilla.published_settings())
+    figure.canvas.draw()
+    assert any(line.get_marker() == "x" and list(line.get_xdata()) == [60, 180] for line in figure.axes[0].lines)
+    plt.close("all")
+
+
 def test_a_diverged_run_is_a_cross_under_the_others():
     table = pd.concat([two_methods(), pd.DataFrame(rows("PiSSA", {1.0: float("nan")}))], ignore_index=True)
     figure = vanilla_figures.rate_grid(table, y="loss_nats_per_token")

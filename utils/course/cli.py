@@ -274,8 +274,13 @@ def _reference(options) -> None:
 
 def _claims(options) -> None:
     from utils.reporting.claims import write_ledger
+    from utils.reporting.ledger import as_text, ledger, summary
 
-    print(write_ledger(_profile(options)))
+    profile = _profile(options)
+    write_ledger(profile)
+    table = ledger(profile)
+    print(as_text(table), end="\n\n")
+    print(summary(table).to_string(index=False))
 
 
 def _runs(options) -> None:

@@ -11,6 +11,7 @@ from utils.errors import CourseError
 from utils.files import replacing, write_text
 from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
+from utils.reporting.ledger import summary_markdown
 from utils.reporting.publish import published_alt
 
 README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank", "09_learning_curves",
@@ -52,7 +53,7 @@ def update_readme(readme: Path = ROOT / "README.md") -> None:
     """Rewrite the README's table of measured time and memory from the committed records."""
     text = readme.read_text(encoding="utf-8")
     for name, content in (("figures", figure_list()), ("profiles", profile_table()), ("notebooks", notebook_table()),
-                          ("bench", benchmark_table())):
+                          ("bench", benchmark_table()), ("claims", summary_markdown(load_profile(READ_PROFILE)))):
         begin, end = BEGIN.format(name=name), END.format(name=name)
         if begin not in text or end not in text:
             raise CourseError(f"{readme} lacks the lines '{begin}' and '{end}' that hold its generated table.")

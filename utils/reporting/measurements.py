@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 
 from utils.profiles import Profile
-from utils.reporting import causes, generations, geometry, learning, measure, moves, released, sequence, updates
+from utils.reporting import causes, costs, generations, geometry, learning, measure, moves, preferences, released, \
+    sequence, sharpness, updates, vanilla
 from utils.reporting.measure import Seeds
 
 
@@ -26,4 +27,6 @@ MEASUREMENTS: dict[str, Callable[[Profile, Seeds], pd.DataFrame]] = {one.__name_
     learning.shuffled_answers, learning.norm_controls, generations.diversity, generations.pass_rates,
     generations.token_entropy,
     updates.rank_dynamics, updates.rounding_effects, updates.random_ranks,
-    updates.toy_deviations, updates.memory_formulas)}
+    updates.toy_deviations, updates.memory_formulas, vanilla.variant_sweep, sharpness.variant_hessian,
+    costs.footprints, costs.compression, costs.evaluation_costs, costs.peft_benchmark,
+    preferences.preference_outcomes, preferences.preference_controls, preferences.reward_readings)}

@@ -10,6 +10,7 @@ from IPython.display import Markdown, display
 from utils.paths import reference_dir
 from utils.profiles import Profile, load_profile
 from utils.reporting.claims import own_verdicts
+from utils.reporting.ledger import keep_own
 from utils.reporting.reference import reference_note
 from utils.reporting.style import use_style
 from utils.training.device import limit_threads, quiet_libraries
@@ -52,8 +53,12 @@ def cost_card(notebook: str) -> str:
 
 
 def conclude(tables: dict[str, pd.DataFrame], profile: Profile, notebook: str) -> None:
-    """Show each claim of the notebook: the verdict of the reference results, and whether the reader's runs agree."""
+    """Show each claim of the notebook: the verdict of the reference results, and whether the reader's runs agree.
+
+    What the reader's runs say is kept for the ledger of notebook 17.
+    """
     table = own_verdicts(tables, profile, notebook)
+    keep_own(table, profile, notebook)
     display(table.style.hide(axis="index").format(precision=3, na_rep="").set_properties(
         subset=["sentence"], **{"white-space": "normal"}))
     if not profile.evidence:

@@ -176,6 +176,8 @@ def setting_lines(own: dict[str, pd.DataFrame], reference: dict[str, pd.DataFram
                   published: pd.DataFrame) -> Figure:
     """Best rate against rank, batch size and duration, one panel each; the study's Gemma in grey where it has any.
 
+    A value at which a single rate was tried is a cross; an arrow says that the best is the end of the grid.
+
     Parameters
     ----------
     own, reference : dict of str to DataFrame
@@ -190,7 +192,9 @@ def setting_lines(own: dict[str, pd.DataFrame], reference: dict[str, pd.DataFram
         for table, look in (((reference or {}).get(setting), {"markersize": 5, "linewidth": 1, "alpha": 0.7}),
                             (own.get(setting), OWN | {"linewidth": 1.5})):
             for name, style in styles.items() if table is not None and len(table) else ():
-                part = table[(table["variant"] == name) & (table["edge"] != "only")].sort_values("setting")
+                part = table[table["variant"] == name].sort_values("setting")
+                single, part = part[part["edge"] == "only"], part[part["edge"] != "only"]
+                axis.plot(single["setting"], single["learning_rate"], "x", color=style["color"], label="_one rate")
                 axis.plot(part["setting"], part["learning_rate"], label=name, **style | look)
                 for row in part[part["edge"] != ""].itertuples():
                     end = row.learning_rate * (1.5 if row.edge == "highest" else 1 / 1.5)

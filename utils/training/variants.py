@@ -7,6 +7,7 @@ weight is kept, as PEFT merges it.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -90,7 +91,9 @@ def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backwar
         raise UsageError("LoRA-GA starts from the loss's gradient; give a training task, not a bare model.")
     gradients = base_gradients(model, plain, backward) if method.variant == "lora_ga" else {}
     if method.variant == "lora_ga_peft":
-        preprocess_loraga(model, config, lambda: backward(model))
+        with warnings.catch_warnings():  # its hooks on the first layer, whose input needs no gradient
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            preprocess_loraga(model, config, lambda: backward(model))
     wrapped = get_peft_model(model, config)
     modules = {name: module for name, module in tuned_modules(wrapped).items() if hasattr(module, "base_layer")}
     if method.variant == "b_only":
