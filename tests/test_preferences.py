@@ -213,6 +213,33 @@ def test_log_probabilities_count_the_answer_alone(tokenizer):
     assert liked["chosen"].iloc[0] == pytest.approx(math.log(2) - 2 * math.log(2049))
 
 
+def test_pairs_of_like_length_go_together_and_none_is_lost(tokenizer):
+    sizes = (30, 1, 20, 2)
+    pairs = [{"prompt": TALK, "chosen": [{"role": "assistant", "content": "1" * size}], "rejected": FIVE}
+             for size in sizes]
+    batches = pair_batches(pairs, tokenizer, 96, batch_size=2)
+    assert [batch["input_ids"].shape[1] for batch in batches] == sorted(batch["input_ids"].shape[1] for batch in batches)
+    assert pair_logps(Flat(2048), batches)["tokens"].tolist() == [size + 1 for size in sorted(sizes)]
+
+
+def test_scores_come_in_the_order_of_the_conversations():
+    judge = chat_tokenizer(resolve(JUDGE).folder, "separated")
+
+    class Length(torch.nn.Module):
+        config = SimpleNamespace(max_position_embeddings=512)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids, attention_mask, **_):
+            return SimpleNamespace(logits=attention_mask.sum(1, keepdim=True) + 0 * self.weight)
+
+    talks = [TALK + [{"role": "assistant", "content": " ".join(["one"] * size)}] for size in (9, 1, 5)]
+    found = scores(Length(), judge, talks, batch_size=2)
+    assert (found - found[1]).tolist() == [8, 0, 4]
+
+
 def test_an_answer_that_is_cut_keeps_its_labels_within_the_length(tokenizer):
     long = [{"role": "assistant", "content": "7" * 60}]
     batch, = pair_batches([{"prompt": TALK, "chosen": long, "rejected": FIVE}], tokenizer, 30)
@@ -227,6 +254,7 @@ def test_implicit_rewards_by_hand():
     found = reporting.implicit_measures(policy, reference, 0.5)
     assert found["accuracy"] == 0.5 and found["raw_accuracy"] == 0.5, "gains 2 > 1, -1 < 0; and -2 < -1, -5 > -9"
     assert found["margin"] == pytest.approx(0.5 * ((2 - 1) + (-1 - 0)) / 2)
+    assert found["preference_loss"] == pytest.approx((math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(0.5))) / 2)
     assert (found["chosen_reward"], found["rejected_reward"]) == pytest.approx((0.25, 0.25))
     assert found["accuracy_se"] == pytest.approx(math.sqrt(0.25 / 2)) and found["n"] == 2
     assert found["loss_nats_per_token"] == pytest.approx(7 / 5)
@@ -580,10 +608,12 @@ def test_a_reward_model_is_read_under_both_templates_and_before_training(tables)
     assert list(table.index) == ["own", "policy's", "untrained"] and table["margin"].nunique() == 3
 
 
-def test_the_best_rate_is_that_of_highest_agreement_and_at_a_tie_the_lower_one():
-    rows = pd.DataFrame({"experiment": "dpo", "method": ["full"] * 3 + ["LoRA"], "seed": 0,
-                         "learning_rate": [3e-4, 1e-4, 1e-3, 1e-2], "accuracy": [0.7, 0.7, 0.6, 0.5]})
-    assert reporting.best_rates(rows)["learning_rate"].tolist() == [1e-4, 1e-2]
+def test_the_best_rate_is_that_of_least_loss_and_at_a_tie_the_lower_one():
+    rows = pd.DataFrame({"experiment": "dpo", "method": ["full"] * 3 + ["LoRA"], "seed": 0, "accuracy": 0.7,
+                         "learning_rate": [3e-4, 1e-4, 1e-3, 1e-2], "preference_loss": [0.6, 0.6, 0.7, 0.9]})
+    best = reporting.best_rates(rows)
+    assert best["learning_rate"].tolist() == [1e-4, 1e-2] and (best["accuracy"] == 0.7).all()
+    assert reporting.best_rates(rows.head(0)).empty
 
 
 def test_figures_draw_every_series_once(tables):

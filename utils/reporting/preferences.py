@@ -12,6 +12,7 @@ from functools import lru_cache
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from utils.evaluation.distance import kl_from_base
@@ -35,8 +36,9 @@ from utils.training.spec import RunSpec, preference_specs
 from utils.training.store import Run, RunStore
 from utils.training.weights import Tensors, load_into
 
-VERSION = 1
+VERSION = 3
 KL_BATCHES = 4
+UNTRAINED_PAIRS = 150  # a head that was never trained is at chance on any
 EXACT = ("answers",)  # tasks whose chosen answer is the one right one
 LIKELIHOODS = ("sft", "dpo", "swapped", "orpo", "online_dpo")
 
@@ -70,8 +72,8 @@ def preference_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     -------
     pandas.DataFrame
         By run and ``step``: ``raw_accuracy`` (chosen likelier than rejected) and ``accuracy`` (chosen has the higher
-        implicit reward) with ``_se`` and ``n``, ``margin`` (of implicit rewards), ``chosen_reward``,
-        ``rejected_reward``, ``chosen_logp``, ``rejected_logp`` (nats, summed over the answer),
+        implicit reward) with ``_se`` and ``n``, ``margin`` (of implicit rewards), ``preference_loss`` (DPO's own on
+        these pairs: ln 2 where nothing was learnt), ``chosen_reward``, ``rejected_reward``, ``chosen_logp``, ``rejected_logp`` (nats, summed over the answer),
         ``loss_nats_per_token`` (on chosen answers), ``train_seconds``.
     """
     rows = []
@@ -105,7 +107,8 @@ def implicit_measures(policy: pd.DataFrame, reference: pd.DataFrame, beta: float
               for which in ("chosen", "rejected")}
     found = agreement(gained["chosen"], gained["rejected"])
     raw = agreement(torch.tensor(policy["chosen"]), torch.tensor(policy["rejected"]))
-    return {"raw_accuracy": raw["accuracy"], "raw_accuracy_se": raw["accuracy_se"], **found,
+    loss = -logsigmoid(gained["chosen"] - gained["rejected"]).mean().item()
+    return {"raw_accuracy": raw["accuracy"], "raw_accuracy_se": raw["accuracy_se"], **found, "preference_loss": loss,
             "chosen_reward": gained["chosen"].mean().item(), "rejected_reward": gained["rejected"].mean().item(),
             "chosen_logp": policy["chosen"].mean(), "rejected_logp": policy["rejected"].mean(),
             "loss_nats_per_token": -policy["chosen"].sum() / policy["tokens"].sum()}
@@ -168,9 +171,15 @@ def preference_outcomes(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Of each experiment and method the runs at the rate of highest agreement, as :func:`moves.best_rates` finds it."""
-    return pd.concat([moves.best_rates(part) for _, part in outcomes.groupby("experiment", sort=False)]) if len(
-        outcomes) else outcomes
+    """Of each experiment and method the runs at the rate of least `preference_loss`, chosen as elsewhere.
+
+    Agreement does not tell rates apart: a step of any size in the same direction orders the pairs alike.
+    """
+    if outcomes.empty:
+        return outcomes
+    parts = [moves.best_rates(part.assign(accuracy=-part["preference_loss"]))
+             for _, part in outcomes.groupby("experiment", sort=False)]
+    return outcomes.loc[pd.concat(parts).index]
 
 
 def _costs(run: Run, profile: Profile) -> dict:
@@ -207,7 +216,8 @@ def _loss_of(model: nn.Module, base: BaseModel, length: int, general: str, block
 
 def _model_costs(run: Run, matrices: Tensors, settings: Preferences) -> dict:
     model = load_into(_fresh_model(run.base), matrices).to(device_name()).eval()
-    answers = held_out_batches(run.spec, run.base)[:KL_BATCHES]
+    batches = held_out_batches(run.spec, run.base)
+    answers = batches[::max(1, len(batches) // KL_BATCHES)]  # of every length, as they are ordered by it
     return {"general_loss": _loss_of(model, run.base, run.spec.sizes.max_length, settings.general, settings.blocks),
             "kl_nats_per_token": kl_from_base(_start_model(run), model, answers)["kl_nats_per_token"]}
 
@@ -300,22 +310,28 @@ def preference_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict:
     settings = profile.preferences
+    if control == "trained":
+        found = _implicit(run, run.steps[-1], settings) | _costs(run, profile)
+        return {name: found[name] for name in CONTROL_COLUMNS}
 
     def compute(run: Run) -> pd.DataFrame:
         limit_threads()
-        start, tuned = run.start.tuned_matrices(), run.tuned_matrices()
-        if control != "trained":
-            tuned = random_updates(start, tuned, rank=rank, seed=run.spec.seed)
+        start = run.start.tuned_matrices()
+        tuned = random_updates(start, run.tuned_matrices(), rank=rank, seed=run.spec.seed)
         model = load_into(_fresh_model(run.base), tuned).to(device_name()).eval()
         policy = pair_logps(model, held_out_batches(run.spec, run.base))
         found = implicit_measures(policy, _reference_logps(run), settings.beta)
-        return pd.DataFrame([{name: found[name] for name in ("accuracy", "accuracy_se", "margin")}
-                             | _model_costs(run, tuned, settings) | _matrix_costs(run, tuned, profile.spectra)])
+        return pd.DataFrame([found | _model_costs(run, tuned, settings) | _matrix_costs(run, tuned, profile.spectra)])
 
     tag = {"version": VERSION, "general": settings.general, "blocks": settings.blocks, "beta": settings.beta,
            "k": profile.spectra.k, "epsilon": profile.spectra.epsilon}
     found = _kept(run, f"control-{control.replace(', ', '-').replace(' ', '-')}", tag, compute)
-    return found | {"forgetting_since_start": found["general_loss"] - _costs(run.start, profile)["general_loss"]}
+    found["forgetting_since_start"] = found["general_loss"] - _costs(run.start, profile)["general_loss"]
+    return {name: found[name] for name in CONTROL_COLUMNS}
+
+
+CONTROL_COLUMNS = ("accuracy", "accuracy_se", "margin", "forgetting_since_start", "kl_nats_per_token", "n_intruders",
+                   "n_intruders_start", "relative_norm")
 
 
 def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -324,8 +340,8 @@ def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``template`` (own; policy's; untrained: the own template before training), ``accuracy`` with ``_se`` and ``n``,
-        ``margin``.
+        ``template`` (own; policy's; untrained: the own template before training, on fewer pairs), ``accuracy`` with
+        ``_se`` and ``n``, ``margin``.
     """
     rows = []
     for run in preference_runs(profile, seeds).get("reward", ()):
@@ -336,6 +352,9 @@ def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def _reading(run: Run, profile: Profile, reading: str) -> dict:
     settings = profile.preferences
+    if reading == "own":  # measured when the training ended
+        last = run.metrics().iloc[-1]
+        return {name: last[name] for name in ("accuracy", "accuracy_se", "n", "margin")}
 
     def compute(run: Run) -> pd.DataFrame:
         limit_threads()
@@ -343,8 +362,9 @@ def _reading(run: Run, profile: Profile, reading: str) -> dict:
         if reading == "policy's":
             tokenizer = under_other_template(tokenizer, chat_tokenizer(resolve(settings.model).folder,
                                                                        settings.template))
-        model = _untrained(run) if reading == "untrained" else run.classifier()
-        pairs = held_out_pairs(run.spec, run.base)
+        model, pairs = run.classifier(), held_out_pairs(run.spec, run.base)
+        if reading == "untrained":
+            model, pairs = _untrained(run), pairs[:UNTRAINED_PAIRS]
         return pd.DataFrame([reward_measures(model.to(device_name()).eval(), tokenizer, pairs)])
 
     tag = {"version": VERSION, "template": settings.template, "model": settings.model.name}

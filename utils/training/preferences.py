@@ -80,12 +80,13 @@ def pair_batches(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: i
                  batch_size: int | None = None) -> list[dict[str, torch.Tensor]]:
     """Batches of chosen and then rejected conversations, labelled on the answer alone and padded on the right.
 
-    By default a batch is of at most EVALUATION_TOKENS, and of 16 pairs.
+    Pairs of like length go together, so their order is not kept. By default a batch is of at most EVALUATION_TOKENS.
     """
-    batches, batch_size = [], batch_size or max(1, min(16, EVALUATION_TOKENS // (2 * max_length)))
+    batches, batch_size = [], batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // (2 * max_length)))
+    both = [[encoded(tokenizer, pair["prompt"], pair[which]) for which in ("chosen", "rejected")] for pair in pairs]
+    both.sort(key=lambda pair: max(len(whole) for whole, _ in pair))
     for first in range(0, len(pairs), batch_size):
-        part = pairs[first:first + batch_size]
-        rows = [encoded(tokenizer, pair["prompt"], pair[which]) for which in ("chosen", "rejected") for pair in part]
+        rows = [pair[which] for which in (0, 1) for pair in both[first:first + batch_size]]
         ids = [torch.tensor(whole[:max_length]) for whole, _ in rows]
         labels = [row.clone().index_fill_(0, torch.arange(min(start, len(row))), -100)
                   for row, (_, start) in zip(ids, rows, strict=True)]
@@ -111,11 +112,13 @@ def pair_logps(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> pd.D
     model.eval()
     for batch in batches:
         logits = model(input_ids=batch["input_ids"].to(device),
-                       attention_mask=batch["attention_mask"].to(device)).logits[:, :-1].float()
+                       attention_mask=batch["attention_mask"].to(device)).logits[:, :-1]
         target = batch["labels"][:, 1:].to(device)
-        losses = cross_entropy(logits.transpose(1, 2), target, ignore_index=-100, reduction="none")
-        chosen, rejected = (-losses.sum(1).double().cpu()).chunk(2)
-        tokens = (target != -100).sum(1).cpu().chunk(2)[0]
+        counted = target != -100
+        found = torch.zeros(target.shape, dtype=torch.float64, device=device)
+        found[counted] = -cross_entropy(logits[counted].float(), target[counted], reduction="none").double()
+        chosen, rejected = found.sum(1).cpu().chunk(2)
+        tokens = counted.sum(1).cpu().chunk(2)[0]
         parts.append(pd.DataFrame({"chosen": chosen, "rejected": rejected, "tokens": tokens}))
     model.train(was_training)
     return pd.concat(parts, ignore_index=True)
@@ -128,13 +131,15 @@ def scores(model: nn.Module, tokenizer: PreTrainedTokenizerBase, talks: list[lis
     was_training, device, found = model.training, next(model.parameters()).device, []
     model.eval()
     window = getattr(model.config, "max_position_embeddings", None)
-    for first in range(0, len(talks), batch_size):
-        texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks[first:first + batch_size]]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False,
+    texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # like lengths together: little padding
+    for first in range(0, len(order), batch_size):
+        inputs = tokenizer([texts[place] for place in order[first:first + batch_size]], return_tensors="pt",
+                           padding=True, padding_side="right", add_special_tokens=False,
                            truncation=window is not None, max_length=window and window - 2)
         found.append(model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits[:, 0].cpu())
     model.train(was_training)
-    return torch.cat(found).double()
+    return torch.cat(found).double()[torch.tensor(order).argsort()]
 
 
 def agreement(higher: torch.Tensor, lower: torch.Tensor) -> dict:
