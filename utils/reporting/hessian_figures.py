@@ -167,7 +167,7 @@ def adam_sharpness(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, 
     own, reference = (None if table is None else _without_convergence(table).assign(
         product=table["preconditioned"] * table["best_learning_rate"]) for table in (own, reference))
     names, blocks = _names(own, reference), _blocks(own, reference, "product")
-    figure, axes = panels(max(1, len(blocks)), height=_height(names), width=4.6)
+    figure, axes = panels(max(1, len(blocks)), height=_height(names), width=7)
     for axis, block in zip(axes, blocks):
         _moments(axis, names, own, reference, column="product", block=block)
         axis.axvline(threshold, color="black", linestyle="--", linewidth=1)

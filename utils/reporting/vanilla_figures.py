@@ -103,7 +103,7 @@ def best_dots(own: pd.DataFrame, reference: pd.DataFrame | None = None, publishe
     if published is not None:
         rows = published.set_index("method").reindex(names)
         axes[1].errorbar(rows["accuracy"], range(len(names)), xerr=rows["accuracy_std"], ecolor="grey", **PUBLISHED)
-        axes[1].set(xlabel="accuracy of Qwen3-0.6B, % (published, bars: one deviation)", yticks=range(len(names)),
+        axes[1].set(xlabel="Qwen3-0.6B, % correct (published; one deviation)", yticks=range(len(names)),
                     yticklabels=[])
         axes[1].invert_yaxis()
     return figure

@@ -70,13 +70,17 @@ def one_rate_misleads(table: pd.DataFrame, rule: dict) -> pd.Series:
 
 
 def best_rate_moves(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Slope of log best rate of vanilla LoRA against the log of a `setting`, times `sign`; two values say nothing."""
+    """Slope of log best rate of vanilla LoRA against the log of a `setting`, times `sign`.
+
+    A best rate at the end of its grid is a bound and left out; fewer than three values say nothing.
+    """
     def effect(part: pd.DataFrame) -> float:
         found = best_rate_against(part, rule["setting"])
-        found = found[(found["variant"] == VANILLA) & (found["rates"] > 1)]
+        found = found[(found["variant"] == VANILLA) & (found["edge"] == "")]
         if len(found) < 3:
             raise ValueError("fewer than three values")
-        return rule["sign"] * float(np.polyfit(np.log(found["setting"]), np.log(found["learning_rate"]), 1)[0])
+        slope = np.polyfit(np.log(found["setting"]), np.log(found["learning_rate"]), 1)[0]
+        return rule["sign"] * round(float(slope), 9)  # equal rates are no trend, whatever the rounding says
 
     return by_seed(table, effect, None)
 
