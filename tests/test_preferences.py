@@ -218,7 +218,8 @@ def test_pairs_of_like_length_go_together_and_none_is_lost(tokenizer):
     pairs = [{"prompt": TALK, "chosen": [{"role": "assistant", "content": "1" * size}], "rejected": FIVE}
              for size in sizes]
     batches = pair_batches(pairs, tokenizer, 96, batch_size=2)
-    assert [batch["input_ids"].shape[1] for batch in batches] == sorted(batch["input_ids"].shape[1] for batch in batches)
+    widths = [batch["input_ids"].shape[1] for batch in batches]
+    assert widths == sorted(widths)
     assert pair_logps(Flat(2048), batches)["tokens"].tolist() == [size + 1 for size in sorted(sizes)]
 
 
@@ -616,11 +617,21 @@ def test_the_best_rate_is_that_of_least_loss_and_at_a_tie_the_lower_one():
     assert reporting.best_rates(rows.head(0)).empty
 
 
+def test_the_reference_is_drawn_at_the_reader_s_rates_and_else_at_its_best():
+    own = pd.DataFrame({"experiment": ["dpo"], "method": ["full"], "learning_rate": [1e-3]})
+    known = pd.DataFrame({"experiment": ["dpo", "dpo", "orpo", "orpo"], "method": "full", "seed": 0,
+                          "learning_rate": [1e-3, 1e-4, 1e-3, 1e-4], "preference_loss": [0.7, 0.6, 0.7, 0.6]})
+    found = reporting.beside(known, own)
+    assert found[["experiment", "learning_rate"]].values.tolist() == [["dpo", 1e-3], ["orpo", 1e-4]]
+    assert reporting.beside(None, own) is None
+
+
 def test_figures_draw_every_series_once(tables):
     curves, outcomes = tables["preference_curves"], tables["preference_outcomes"]
     series = set(figures.series_of(outcomes))
     assert series >= {"SFT, full", "DPO, full", "DPO, LoRA r=8", "DPO, pairs swapped, full", "online DPO, LoRA r=8"}
-    for figure in (figures.curves_over_steps(curves, curves, columns={"accuracy": "a", "margin": "b"}, level=0.5),
+    for figure in (figures.curves_over_steps(curves, curves, columns={"accuracy": "a", "margin": "b"},
+                                             levels={"accuracy": 0.5}),
                    figures.dots_by_series(outcomes, outcomes, columns={"n_intruders": "a", "accuracy": "b"}),
                    figures.cost_of_preference(outcomes, outcomes, controls=tables["preference_controls"])):
         assert len(figure.axes) == 2

@@ -28,15 +28,15 @@ def _styles(*tables: pd.DataFrame | None) -> dict[str, dict]:
 
 
 def curves_over_steps(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, columns: dict[str, str],
-                      level: float | None = None) -> Figure:
+                      levels: dict[str, float] | None = None) -> Figure:
     """Columns against the optimiser step, one panel per column (column -> axis label), one line per series.
 
     Parameters
     ----------
     own, reference : pandas.DataFrame
         Rows of :func:`utils.reporting.preferences.preference_curves`, one learning rate for each series.
-    level : float, optional
-        A dashed line, such as chance.
+    levels : dict of str to float, optional
+        A dashed line for a column, such as chance.
     """
     figure, axes = panels(len(columns))
     styles = _styles(own, reference)
@@ -46,8 +46,8 @@ def curves_over_steps(own: pd.DataFrame, reference: pd.DataFrame | None = None, 
                 part = None if table is None else table[series_of(table) == name]
                 if part is not None and len(part):
                     _line(axis, part, column, look | {"color": style["color"]}, bars=table is own)
-        if level is not None:
-            axis.axhline(level, color="grey", linestyle="--", linewidth=1)
+        if column in (levels or {}):
+            axis.axhline(levels[column], color="grey", linestyle="--", linewidth=1)
         axis.set(xlabel="optimiser step", ylabel=label)
     figure.legend(handles=_handles(styles, reference), loc="outside right center", fontsize="x-small")
     return figure

@@ -73,8 +73,9 @@ def preference_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     pandas.DataFrame
         By run and ``step``: ``raw_accuracy`` (chosen likelier than rejected) and ``accuracy`` (chosen has the higher
         implicit reward) with ``_se`` and ``n``, ``margin`` (of implicit rewards), ``preference_loss`` (DPO's own on
-        these pairs: ln 2 where nothing was learnt), ``chosen_reward``, ``rejected_reward``, ``chosen_logp``, ``rejected_logp`` (nats, summed over the answer),
-        ``loss_nats_per_token`` (on chosen answers), ``train_seconds``.
+        these pairs: ln 2 where nothing was learnt), ``chosen_reward``, ``rejected_reward``, ``chosen_logp``,
+        ``rejected_logp`` (nats, summed over the answer), ``loss_nats_per_token`` (on chosen answers),
+        ``train_seconds``.
     """
     rows = []
     for name, runs in preference_runs(profile, seeds).items():
@@ -180,6 +181,20 @@ def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
     parts = [moves.best_rates(part.assign(accuracy=-part["preference_loss"]))
              for _, part in outcomes.groupby("experiment", sort=False)]
     return outcomes.loc[pd.concat(parts).index]
+
+
+def beside(reference: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame | None:
+    """The reference's runs to draw beside one's own: those at the same rates, or the best where one trained none."""
+    if reference is None:
+        return None
+    series = ["experiment", "method"]
+    mine = set(own[[*series, "learning_rate"]].itertuples(index=False, name=None))
+    trained = {one[:2] for one in mine}
+    rows = reference[[*series, "learning_rate"]].itertuples(index=False, name=None)
+    best = set(best_rates(reference).index)
+    kept = [place for place, one in zip(reference.index, rows)
+            if one in mine or (one[:2] not in trained and place in best)]
+    return reference.loc[kept]
 
 
 def _costs(run: Run, profile: Profile) -> dict:

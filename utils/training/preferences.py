@@ -29,6 +29,7 @@ from utils.training.metrics import accuracy
 from utils.training.spec import RunSpec
 from utils.training.variants import optimiser_of
 
+LOGGED_BATCHES = 4
 SPARE = 4  # a reward model's tokenizer may need so many tokens for one of the policy's
 Pairs = list[dict[str, list[dict]]]
 
@@ -197,7 +198,9 @@ def loaded(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
             base.folder, num_labels=len(task(spec.task).labels), dtype=torch.float32, use_safetensors=True)
         return model, rows, lambda model: reward_measures(model, tokenizer, held_out_pairs(spec, base))
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True)
-    return model, rows, lambda model: policy_measures(model, held_out_batches(spec, base))
+    batches = held_out_batches(spec, base)
+    logged = batches[::max(1, len(batches) // LOGGED_BATCHES)]  # of every length; the tables measure all of them later
+    return model, rows, lambda model: policy_measures(model, logged)
 
 
 def _rows(spec: RunSpec, pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Dataset:
