@@ -80,11 +80,17 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
             group |= {"steps": 3} if "steps" in group else {}
     for name in ("vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations"):
         _narrow(content["decoder_experiments"][name])
+    chosen = content["preferences"]
+    chosen |= {"sizes": {"train_rows": 16, "test_rows": 6, "max_length": 96}, "steps": 1, "gradient_accumulation": 1,
+               "max_new_tokens": 3, "prompts": 3, "blocks": 2}
+    for group in (group for groups in chosen["runs"].values() for group in groups):
+        group.pop("steps", None)
+        group["checkpoints"] = 1
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
     return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
-                          sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
+                          preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
 
 
 def _narrow(experiment: dict) -> None:

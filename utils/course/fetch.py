@@ -2,7 +2,7 @@
 
 from utils.evaluation import harness
 from utils.profiles import Profile
-from utils.profiles.schema import ModelReference
+from utils.profiles.schema import ModelReference, Preferences
 from utils.sources import archives
 from utils.sources.corpora import pretraining_passages
 from utils.sources.domains import domain_texts, mathematics_questions
@@ -23,6 +23,16 @@ def fetch_profile(profile: Profile) -> None:
     print(f"corpus {profile.pseudo_loss.corpus}: {len(texts)} passages", flush=True)
     if profile.decoder_experiments:
         _fetch_decoders(profile)
+    if profile.preferences:
+        _fetch_preferences(profile.preferences)
+
+
+def _fetch_preferences(settings: Preferences) -> None:
+    """Both models of preference tuning, and its pairs."""
+    _fetch_base("base of preference tuning", settings.model)
+    _fetch_base("base of the reward model", settings.reward_model)
+    pairs = load_task(settings.task, settings.sizes)
+    print(f"preferences {settings.task}: {len(pairs.train)} train and {len(pairs.test)} test pairs", flush=True)
 
 
 def _fetch_base(role: str, reference: ModelReference) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from utils.profiles import PROFILE_NAMES, load_profile
-from utils.training.spec import continual_specs, run_specs
+from utils.training.spec import continual_specs, preference_specs, run_specs
 from utils.training.store import RunStore
 
 
@@ -30,6 +30,9 @@ def unwanted_keys(runs: pd.DataFrame) -> list[str]:
         profile = load_profile(name)
         if profile.encoder.source == "packaged":
             whole, seeds = profile.with_reference_runs(), (*profile.seeds, *profile.reference_seeds)
-            wanted |= {spec.key for experiment in whole.experiments for spec in run_specs(whole, experiment, seeds)}
+            wanted |= {spec.key for experiment in (*whole.experiments, *whole.decoder_experiments)
+                       for spec in run_specs(whole, experiment, seeds)}
             wanted |= {spec.key for chain in continual_specs(whole, seeds) for spec in chain}
+            if whole.preferences:
+                wanted |= {spec.key for specs in preference_specs(whole, seeds).values() for spec in specs}
     return [row.run for row in runs.itertuples() if row.source == "packaged" and row.run not in wanted]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from utils.reporting.moves import best_rates
+from utils.reporting.preferences import best_rates
 from utils.reporting.rules import by_seed
 
 
 def _of(table: pd.DataFrame, experiment: str) -> pd.DataFrame:
-    """An experiment's runs, each method at its rate of highest agreement."""
+    """An experiment's runs, each method at its best rate."""
     return best_rates(table[table["experiment"] == experiment])
 
 
@@ -19,12 +19,12 @@ def _by_kind(part: pd.DataFrame, column: str) -> pd.Series:
 
 
 def prefers_more_than_control(table: pd.DataFrame, rule: dict) -> pd.Series:
-    """Least agreement of DPO minus that of DPO on swapped pairs, over full and LoRA, less `least`."""
+    """Least agreement of DPO minus that of DPO on swapped pairs, over the methods that have both, less `least`."""
     both = pd.concat([_of(table, "dpo"), _of(table, "swapped")])
 
     def effect(part: pd.DataFrame) -> float:
         right, swapped = (_by_kind(part[part["experiment"] == name], "accuracy") for name in ("dpo", "swapped"))
-        return float((right.loc[["full", "lora"]] - swapped.loc[["full", "lora"]]).min() - rule["least"])
+        return float((right - swapped).min() - rule["least"])
 
     return by_seed(both, effect, None)
 
