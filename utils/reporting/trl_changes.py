@@ -5,6 +5,7 @@
 
 import inspect
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,8 @@ def _outcome(line: str, names: dict) -> str:
         value = eval(line, dict(names))
         return str(value) if isinstance(value, bool) else ""
     except Exception as error:  # whichever it is, it is what the table is about
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        said = re.sub(r" \(/\S+\)", "", " ".join(str(error).split()))  # where the library lies on this machine
+        return f"{type(error).__name__}: {said}"
 
 
 def _names(base: Path, folder: str) -> dict:
