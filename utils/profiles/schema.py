@@ -83,14 +83,14 @@ Rates = Rate | Annotated[tuple[Rate, ...], Field(min_length=1)]
 class RunGroup(_Checked):
     """Runs of one method. LoRA runs name a learning rate, or several, for each rank.
 
-    `lora_alpha` is a number, ``r`` or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of by
-    alpha / r. `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA and RandLoRA have no alpha. With
+    `lora_alpha` is a number, ``r`` or ``2r``; `rank_stabilised` scales by alpha / sqrt(r) (rsLoRA) instead of by alpha
+    / r. `variant` is what kind of LoRA (:mod:`utils.training.variants`); VeRA and RandLoRA have no alpha. With
     `train_rows` there is one run for each number of training rows, as many times over them as over the whole set, once
-    where the profile counts in steps. `targets` says which matrices are tuned; `weight_decay` is the second paper's: every step takes that share
-    of the weights, or of their way from W0 where `decay_towards` is ``base``, times rate over peak rate. `batch_size`
-    keeps the number of tokens: a larger batch takes fewer steps. `steps` and `checkpoints`, where given, replace the
-    experiment's. A `reference_only` group is trained when reference results are made, and never by a reader; a
-    `first_seed_only` group with the first of several seeds.
+    where the profile counts in steps. `targets` says which matrices are tuned; `weight_decay` is the second paper's:
+    every step takes that share of the weights, or of their way from W0 where `decay_towards` is ``base``, times rate
+    over peak rate. `batch_size` keeps the number of tokens: a larger batch takes fewer steps. `steps` and
+    `checkpoints`, where given, replace the experiment's. A `reference_only` group is trained when reference results
+    are made, and never by a reader; a `first_seed_only` group with the first of several seeds.
     """
 
     method: Literal["full", "lora"]

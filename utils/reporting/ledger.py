@@ -52,9 +52,9 @@ def ledger(profile: Profile) -> pd.DataFrame:
     pandas.DataFrame
         One row per claim, paper by paper in the order of ``claims.toml``: ``paper`` (its title), ``claim``,
         ``sentence``, ``figure``, ``published``, ``verdict`` (of the reference), ``reference`` (effect with its 95 %
-        interval and in how many seeds it holds, as text), ``yours`` (the same of the reader's runs, empty before the notebook has run),
-        ``agrees`` (whether the reader's runs all say what the verdict says; None where either is silent),
-        ``control``, ``notebook``, ``link``.
+        interval and in how many seeds it holds, as text), ``yours`` (the same of the reader's runs, empty before the
+        notebook has run), ``agrees`` (whether the reader's runs all say what the verdict says; None where either is
+        silent), ``control``, ``notebook``, ``link``.
     """
     table = verdicts(profile).merge(own_kept(profile), on="claim", how="left")
     rows = pd.DataFrame([_row(row) for row in table.to_dict("records")])
