@@ -30,7 +30,6 @@ from utils.training.metrics import causal_loss
 from utils.training.spec import RunSpec
 from utils.training.store import Run, kept_table
 from utils.training.train import completion_batches
-from utils.training.weights import load_into
 
 VERSION = 1
 SETTINGS = ("targets", "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "scaling")
@@ -163,11 +162,7 @@ def _tag(settings: DecoderEvaluation) -> dict:
 @lru_cache(maxsize=2)
 def base_causal_lm(base: BaseModel) -> nn.Module:
     """The untouched causal base on this machine's device."""
-    return _fresh_model(base).to(device_name()).eval()
-
-
-def _fresh_model(base: BaseModel) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
 
 
 @lru_cache(maxsize=4)
@@ -210,7 +205,7 @@ def _after_random(run: Run, settings: DecoderEvaluation, control: str) -> pd.Dat
     if control != "trained":
         rank = run.spec.method.r if control.endswith("rank r") else None
         tuned = random_updates(base, tuned, rank=rank, seed=run.spec.seed)
-    model = load_into(_fresh_model(run.base), tuned).to(device_name()).eval()
+    model = run.causal_lm(matrices=tuned).to(device_name())
     batches = task_batches(run.spec, run.base)[:settings.kl_batches]
     return pd.DataFrame([{"general_loss": measures(model, run.base, run.spec, settings, choice=False)["general_loss"],
                           "loss_nats_per_token": causal_loss(model, batches)["loss_nats_per_token"],

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from utils.evaluation.distance import kl_from_base
 from utils.evaluation.generation import sample
 from utils.profiles import Profile
 from utils.profiles.schema import Preferences, Spectra, TaskSizes
 from utils.reporting import moves
+from utils.reporting.learning import base_causal_lm
 from utils.reporting.measure import Seeds
 from utils.sources.models import BaseModel, resolve
 from utils.sources.preferences import conversations
@@ -34,7 +35,7 @@ from utils.training.preferences import agreement, chat_tokenizer, encoded, held_
     log_ratio, pair_logps, reward_measures, scores
 from utils.training.spec import RunSpec, preference_specs
 from utils.training.store import Run, RunStore
-from utils.training.weights import Tensors, load_into
+from utils.training.weights import Tensors
 
 VERSION = 3
 KL_BATCHES = 4
@@ -137,16 +138,12 @@ def _reference_logps(run: Run) -> pd.DataFrame:
 def _base_logps(base: BaseModel, name: str, sizes: TaskSizes, template: str | None) -> pd.DataFrame:
     limit_threads()
     spec = RunSpec.model_construct(task=name, sizes=sizes, template=template)
-    return pair_logps(_fresh_model(base).to(device_name()), held_out_batches(spec, base))
+    return pair_logps(base_causal_lm(base), held_out_batches(spec, base))
 
 
 def _start_model(run: Run) -> nn.Module:
     """The model that a run went on from: its start's, or the base."""
-    return (run.start.causal_lm() if run.start else _fresh_model(run.base)).to(device_name()).eval()
-
-
-def _fresh_model(base: BaseModel) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    return run.start.causal_lm().to(device_name()) if run.start else base_causal_lm(run.base)
 
 
 def preference_outcomes(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -221,7 +218,7 @@ def _base_loss(run: Run, settings: Preferences) -> float:
 @lru_cache(maxsize=4)
 def _general_loss(base: BaseModel, length: int, general: str, blocks: int) -> float:
     """Held-out loss of the untouched base, nats per token."""
-    return _loss_of(_fresh_model(base).to(device_name()).eval(), base, length, general, blocks)
+    return _loss_of(base_causal_lm(base), base, length, general, blocks)
 
 
 def _loss_of(model: nn.Module, base: BaseModel, length: int, general: str, blocks: int) -> float:
@@ -230,7 +227,7 @@ def _loss_of(model: nn.Module, base: BaseModel, length: int, general: str, block
 
 
 def _model_costs(run: Run, matrices: Tensors, settings: Preferences) -> dict:
-    model = load_into(_fresh_model(run.base), matrices).to(device_name()).eval()
+    model = run.causal_lm(matrices=matrices).to(device_name())
     batches = held_out_batches(run.spec, run.base)
     answers = batches[::max(1, len(batches) // KL_BATCHES)]  # of every length, as they are ordered by it
     return {"general_loss": _loss_of(model, run.base, run.spec.sizes.max_length, settings.general, settings.blocks),
@@ -333,7 +330,7 @@ def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict
         limit_threads()
         start = run.start.tuned_matrices()
         tuned = random_updates(start, run.tuned_matrices(), rank=rank, seed=run.spec.seed)
-        model = load_into(_fresh_model(run.base), tuned).to(device_name()).eval()
+        model = run.causal_lm(matrices=tuned).to(device_name())
         policy = pair_logps(model, held_out_batches(run.spec, run.base))
         found = implicit_measures(policy, _reference_logps(run), settings.beta)
         return pd.DataFrame([found | _model_costs(run, tuned, settings) | _matrix_costs(run, tuned, profile.spectra)])
@@ -458,10 +455,11 @@ def mask_table(profile: Profile, prompt: list[dict], answer: list[dict]) -> pd.D
 
 def runs_table(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What was trained: one row per run with its start, its judge, trained parameters, seconds and peak memory."""
-    names = {run.spec.key: name for name, runs in preference_runs(profile, seeds).items() for run in runs}
+    found = preference_runs(profile, seeds)
+    names = {run.spec.key: name for name, runs in found.items() for run in runs}
     return pd.DataFrame([identity(profile, name, run) | {
         "goes on from": names.get(run.spec.start.key, "") if run.spec.start else "base",
         "judge": names.get(run.spec.reward.key, "") if run.spec.reward else "",
         "steps": run.result["measured"]["steps"], "parameters": run.result["measured"]["trainable_parameters"],
         "seconds": run.result["measured"]["train_seconds"], "peak_gib": run.result["measured"]["peak_gib"]}
-        for name, runs in preference_runs(profile, seeds).items() for run in runs])
+        for name, runs in found.items() for run in runs])

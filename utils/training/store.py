@@ -110,10 +110,10 @@ class Run:
         model = AutoModelForMaskedLM.from_pretrained(self.base.folder, dtype=torch.float32)
         return load_into(model, matrices or self.tuned_matrices(step)).eval()
 
-    def causal_lm(self, step: int | None = None) -> nn.Module:
-        """The tuned causal language model at a step."""
+    def causal_lm(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
+        """The tuned causal language model at a step, or with other matrices put in its place."""
         model = AutoModelForCausalLM.from_pretrained(self.base.folder, dtype=torch.float32)
-        return load_into(model, self.tuned_matrices(step)).eval()
+        return load_into(model, matrices or self.tuned_matrices(step)).eval()
 
     def measured(self, name: str, settings: dict, compute: Callable[["Run"], pd.DataFrame]) -> pd.DataFrame:
         """A measurement of this run, computed once and kept beside it.
