@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.training.device import limit_threads
+from utils.machine import limit_threads
 
 limit_threads()
 

@@ -19,8 +19,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.parquet.parquet import Parquet
 from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, RobertaConfig, \
-    RobertaForMaskedLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer, RobertaConfig, RobertaForMaskedLM
 
 from utils.sources.text import split_fraction
 

@@ -6,9 +6,9 @@ import torch
 
 from utils.course import bench
 from utils.course.cli import main
-from utils.reporting.matrices import checkpoint_pairs
 from utils.sources.checkpoints import open_checkpoint
 from utils.sources.pairs import matched_names
+from utils.spectra.checkpoint_pairs import checkpoint_pairs
 from utils.spectra.fast import LowRank
 
 

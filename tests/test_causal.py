@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import standin_hub
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import standin_hub
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.training import train as training
@@ -85,6 +85,7 @@ def inside_labels() -> dict:
     """Ids and labels per row: ours, and TRL's own processed data through its own collator."""
     import pandas as pd
     from datasets import Dataset
+
     from utils.sources.tasks import load_task
     from utils.training.trainer import common_arguments
 

@@ -10,20 +10,31 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
+from utils.studies.cause import measure as causes
 from utils.errors import CourseError, UsageError
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
-from utils.reporting import causes
 from utils.sources.models import resolve
 from utils.spectra import LowRank, Pair, thin_svd
 from utils.spectra.base import base_spectrum
-from utils.spectra.intervention import Direction, Directions, leading_directions, leading_intruder, neighbour, \
-    random_direction, require_factor, scaled, shrunk, with_norm
+from utils.spectra.intervention import (
+    Direction,
+    Directions,
+    leading_directions,
+    leading_intruder,
+    neighbour,
+    random_direction,
+    require_factor,
+    scaled,
+    shrunk,
+    with_norm,
+)
+from utils.studies.cause import measure as cause_measure
+from utils.training.checkpoints import checkpoint_path
 from utils.training.mitigation import REDUCED, as_peft_model, mitigated_by_peft
 from utils.training.spec import Method, RunSpec
 from utils.training.store import Run
 from utils.training.targets import tuned_modules
-from utils.training.checkpoints import checkpoint_path
 from utils.training.weights import trained_tensors
 
 K, EPSILON = 10, 0.5
@@ -263,7 +274,7 @@ def fresh(run: Run) -> Run:
 
 
 def test_the_planted_run_has_the_intruders_that_were_planted(planted, profile):
-    found = causes.run_directions(planted, profile)
+    found = cause_measure.run_directions(planted, profile)
     assert len(found) == 12
     assert {name: len(one.intruders) for name, one in found.items() if one.intruders} == {TWO: 2, ONE: 1}
     assert all(len(found[name].others) == K - len(found[name].intruders) for name in (TWO, ONE))
@@ -274,8 +285,8 @@ def test_the_planted_run_has_the_intruders_that_were_planted(planted, profile):
     ("random direction", {TWO: 1, ONE: 1})])
 def test_only_matrices_with_an_intruder_are_touched(planted, profile, kind, touched):
     """The others keep their bits; each touched one moves by its directions' sigmas, and in no more directions."""
-    directions, tuned = causes.run_directions(planted, profile), planted.tuned_matrices()
-    changed = causes.changed_matrices(planted, directions, kind, 0.25)
+    directions, tuned = cause_measure.run_directions(planted, profile), planted.tuned_matrices()
+    changed = cause_measure.changed_matrices(planted, directions, kind, 0.25)
     assert list(changed) == list(tuned)
     for name, weight in changed.items():
         moved = weight - tuned[name]
@@ -292,37 +303,37 @@ def test_only_matrices_with_an_intruder_are_touched(planted, profile, kind, touc
 
 
 def test_the_whole_update_touches_every_matrix(planted, profile):
-    directions, base = causes.run_directions(planted, profile), planted.base_matrices()
-    half = causes.changed_matrices(planted, directions, "whole update", 0.5)
+    directions, base = cause_measure.run_directions(planted, profile), planted.base_matrices()
+    half = cause_measure.changed_matrices(planted, directions, "whole update", 0.5)
     for name, weight in planted.tuned_matrices().items():
         torch.testing.assert_close(half[name], (base[name] + weight) / 2)
-    none = causes.changed_matrices(planted, directions, "whole update", 0.0)
+    none = cause_measure.changed_matrices(planted, directions, "whole update", 0.0)
     assert all(torch.equal(none[name], base[name]) for name in base), "lambda 0 of the whole update is the base"
 
 
-@pytest.mark.parametrize("kind", [*causes.KINDS, "all intruders"])
+@pytest.mark.parametrize("kind", [*cause_measure.KINDS, "all intruders"])
 def test_lambda_one_is_exactly_the_run(planted, profile, kind):
     """W0 + (Wt - W0) is not Wt in float32: the row at 1 would not be the run to the last bit."""
-    changed = causes.changed_matrices(planted, causes.run_directions(planted, profile), kind, 1.0)
+    changed = cause_measure.changed_matrices(planted, cause_measure.run_directions(planted, profile), kind, 1.0)
     assert all(torch.equal(changed[name], weight) for name, weight in planted.tuned_matrices().items())
     base, tuned = gaussian(30, 30, seed=1), 1e-3 * gaussian(30, 30, seed=2)
     assert not torch.equal(shrunk(base, tuned, 1.0), tuned), "no example of it"
     run = SimpleNamespace(spec=planted.spec, base_matrices=lambda: {"w": base}, tuned_matrices=lambda: {"w": tuned})
-    assert torch.equal(causes.changed_matrices(run, {"w": Directions([], [])}, kind, 1.0)["w"], tuned)
+    assert torch.equal(cause_measure.changed_matrices(run, {"w": Directions([], [])}, kind, 1.0)["w"], tuned)
 
 
-@pytest.mark.parametrize("kind", [*causes.KINDS, "all intruders"])
+@pytest.mark.parametrize("kind", [*cause_measure.KINDS, "all intruders"])
 def test_a_wrong_lambda_is_refused_for_every_kind(planted, profile, kind):
     """Without an intruder nothing is scaled, and NaN would have passed as a measurement of the run itself."""
     with pytest.raises(UsageError, match="lambda must lie"):
-        causes.changed_matrices(planted, {name: Directions([], []) for name in planted.base_matrices()}, kind, math.nan)
+        cause_measure.changed_matrices(planted, {name: Directions([], []) for name in planted.base_matrices()}, kind, math.nan)
 
 
 def test_removing_all_intruders_leaves_what_the_definition_counts_as_none(planted, profile):
     """The planted blocks are trailing ones: with lambda 0 the leading vectors are W0's own again."""
-    directions = causes.run_directions(planted, profile)
+    directions = cause_measure.run_directions(planted, profile)
     assert sum(len(one.intruders) for one in directions.values()) == 3
-    base, removed = planted.base_matrices(), causes.changed_matrices(planted, directions, "all intruders", 0.0)
+    base, removed = planted.base_matrices(), cause_measure.changed_matrices(planted, directions, "all intruders", 0.0)
     for name in (TWO, ONE):
         after = leading_directions(Pair(name, lambda name=name: (base[name], removed[name])), k=5, epsilon=EPSILON)
         assert after.intruders == []
@@ -330,12 +341,12 @@ def test_removing_all_intruders_leaves_what_the_definition_counts_as_none(plante
 
 def test_the_random_control_of_a_run_is_one_direction_for_every_lambda(planted, profile):
     """A new direction at each lambda would draw a jagged line; another seed's run has another."""
-    directions, tuned = causes.run_directions(planted, profile), planted.tuned_matrices()
-    moves = [causes.changed_matrices(planted, directions, "random direction", factor)[ONE] - tuned[ONE]
+    directions, tuned = cause_measure.run_directions(planted, profile), planted.tuned_matrices()
+    moves = [cause_measure.changed_matrices(planted, directions, "random direction", factor)[ONE] - tuned[ONE]
              for factor in (0.0, 0.5)]
     torch.testing.assert_close(moves[0], 2 * moves[1], rtol=0, atol=1e-5)
     assert directions[ONE].intruders and not torch.equal(
-        *(causes._picked(directions[ONE], "random direction", seed=seed)[0].u for seed in (1, 1_000_004)))
+        *(cause_measure._picked(directions[ONE], "random direction", seed=seed)[0].u for seed in (1, 1_000_004)))
 
 
 # --- order and counts of removal ------------------------------------------------------------------------------------
@@ -344,7 +355,7 @@ def test_the_random_control_of_a_run_is_one_direction_for_every_lambda(planted, 
 @pytest.mark.parametrize("most, counts", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 4]),
                                           (9, [0, 1, 2, 4, 8, 9])])
 def test_doubling_by_hand(most, counts):
-    assert causes.doubling(most) == counts
+    assert cause_measure.doubling(most) == counts
 
 
 def test_intruders_are_removed_the_strongest_first_over_all_matrices():
@@ -354,7 +365,7 @@ def test_intruders_are_removed_the_strongest_first_over_all_matrices():
         "b": Directions([], [direction(1, 50.0)]),
         "c": Directions([direction(2, 5.0), direction(3, 4.0)], [direction(1, 6.0)]),
         "d": Directions([direction(1, 7.0)], [])}
-    orders = causes._removal_orders(directions)
+    orders = cause_measure._removal_orders(directions)
     assert [(name, one.sigma) for name, one in orders["intruders"]] == [
         ("a", 9.0), ("d", 7.0), ("c", 5.0), ("c", 4.0), ("a", 3.0)]
     assert [(name, one.sigma) for name, one in orders["neighbours"]] == [("a", 8.0), ("c", 6.0), ("a", 4.0)]
@@ -373,28 +384,28 @@ def seen(monkeypatch) -> list:
         measured.append(matrices)
         return {"accuracy": 0.5 + len(measured) / 100, "pseudo_loss": 10.0 - len(measured) / 10}
 
-    monkeypatch.setattr(causes.Changed, "measure", measure)
+    monkeypatch.setattr(cause_measure.Changed, "measure", measure)
     return measured
 
 
 def test_interventions_are_the_planted_runs_numbers(planted, profile, given):
     """Accuracy and pseudo-loss at each lambda from models built by hand; the percentages follow from them."""
     from utils.evaluation.pseudo import corpus_loss
-    from utils.reporting.measure import base_pseudo_loss, model_pseudo_loss
+    from utils.reporting.runs import base_pseudo_loss, model_pseudo_loss
     from utils.training.data import classification_data, evaluation_batches
     from utils.training.metrics import accuracy, predict
 
     given(fresh(planted))
-    table = causes.interventions(profile)
+    table = cause_measure.interventions(profile)
     assert len(table) == 4 + 3 * 2 and set(table["run"]) == {planted.spec.key}
     assert {(row.kind, row.changed) for row in table.itertuples()} == {
         ("intruder", 2), ("neighbour", 2), ("random direction", 2), ("whole update", 12)}
     before = base_pseudo_loss(planted.base, profile.pseudo_loss)
-    directions = causes.run_directions(planted, profile)
+    directions = cause_measure.run_directions(planted, profile)
     _, test = classification_data("movies", planted.spec.sizes, planted.base.folder)
     batches = evaluation_batches(test, planted.base.folder)
     for row in table.itertuples():
-        matrices = causes.changed_matrices(planted, directions, row.kind, row.factor)
+        matrices = cause_measure.changed_matrices(planted, directions, row.kind, row.factor)
         share = accuracy(*predict(planted.classifier(matrices=matrices), batches))["accuracy"]
         loss = corpus_loss(model_pseudo_loss(planted.base, planted.masked_lm(matrices=matrices), profile.pseudo_loss))
         assert row.accuracy == share and row.pseudo_loss == pytest.approx(loss, rel=1e-6)
@@ -407,7 +418,7 @@ def test_the_papers_percentages_by_hand():
     """Accuracy relative to lambda 1; the loss by what was forgotten and, the caption's other reading, by itself."""
     table = pd.DataFrame({"factor": [0.0, 1.0, 2.0], "accuracy": [0.4, 0.8, 0.9], "pseudo_loss": [5.5, 6.0, 7.0],
                           "forgetting": [0.5, 1.0, 2.0]})
-    found = causes._percentages(table)
+    found = cause_measure._percentages(table)
     assert found["accuracy_change"].tolist() == pytest.approx([-50, 0, 12.5])
     assert found["forgetting_change"].tolist() == pytest.approx([-50, 0, 100])
     assert found["loss_change"].tolist() == pytest.approx([-100 / 12, 0, 100 / 6])
@@ -416,14 +427,14 @@ def test_the_papers_percentages_by_hand():
 def test_lambda_one_and_runs_without_intruders_need_no_measuring(plant, planted, profile, given, seen):
     """One measurement of the run, one for each lambda that changes something, none for the rest."""
     given(fresh(planted))
-    table = causes.interventions(profile)
+    table = cause_measure.interventions(profile)
     assert len(seen) == 1 + 3 + 1 + 1 + 1
     at_one = table[table["factor"] == 1]
     assert len(at_one) == 4 and (at_one[["accuracy", "pseudo_loss"]] == [0.51, 9.9]).all(axis=None)
     none = plant({})
     given(none)
     seen.clear()
-    table = causes.interventions(profile)
+    table = cause_measure.interventions(profile)
     assert len(seen) == 2, "the run, and the whole update at 0"
     rest = table[table["kind"] != "whole update"]
     assert (rest["changed"] == 0).all() and (rest["accuracy"] == 0.51).all()
@@ -434,7 +445,7 @@ def test_changed_says_how_many_matrices_have_a_neighbour(plant, profile, given, 
     content = json.loads(profile.model_dump_json())
     content["spectra"]["k"] = 1
     given(plant({TWO: 2, ONE: 1}))
-    table = causes.interventions(Profile.model_validate_json(json.dumps(content)))
+    table = cause_measure.interventions(Profile.model_validate_json(json.dumps(content)))
     counts = table.groupby("kind")["changed"].max().to_dict()
     assert counts == {"intruder": 2, "neighbour": 0, "random direction": 2, "whole update": 12}
 
@@ -447,14 +458,14 @@ def test_every_run_keeps_its_own_table_under_the_measurements_name(plant, profil
     profile = Profile.model_validate_json(json.dumps(content))
     runs = [plant({ONE: 1}, learning_rate=rate) for rate in (1e-2, 2e-2, 3e-2)]
     given(*runs)
-    removals, matched = causes.removals(profile), causes.norm_matched(profile)
+    removals, matched = cause_measure.removals(profile), cause_measure.norm_matched(profile)
     assert {"kind", "removed"} <= set(removals) and {"intruders", "norm"} <= set(matched)
     assert set(removals["method"]) == {"LoRA r=2, 0.01", "LoRA r=2, 0.02", "LoRA r=2, 0.03"}
     for run in runs:
         assert sorted(path.name for path in run.folder.glob("measurements/*")) == ["norm-matched.csv", "removals.csv"]
     count = len(seen)
-    pd.testing.assert_frame_equal(causes.removals(profile), removals)
-    pd.testing.assert_frame_equal(causes.norm_matched(profile), matched)
+    pd.testing.assert_frame_equal(cause_measure.removals(profile), removals)
+    pd.testing.assert_frame_equal(cause_measure.norm_matched(profile), matched)
     assert len(seen) == count, "kept tables were measured again"
 
 
@@ -462,23 +473,23 @@ def test_every_run_keeps_its_own_table_under_the_measurements_name(plant, profil
 def test_other_settings_are_another_measurement(planted, profile, given, seen, change):
     """What the numbers depend on is written beside them; with other settings they are measured anew."""
     given(fresh(planted))
-    causes.removals(profile)
+    cause_measure.removals(profile)
     count = len(seen)
     content = json.loads(profile.model_dump_json())
     content[change[0]][change[1]] = change[2]
-    causes.removals(Profile.model_validate_json(json.dumps(content)))
+    cause_measure.removals(Profile.model_validate_json(json.dumps(content)))
     assert len(seen) == 2 * count
 
 
 def test_removals_count_up_and_take_the_strongest_first(planted, profile, given, seen):
     """Rows 0, 1, 2, 3; after one the strongest is gone, after three all are; neighbours as many."""
     given(fresh(planted))
-    table = causes.removals(profile)
+    table = cause_measure.removals(profile)
     assert table.groupby("kind")["removed"].agg(list).to_dict() == {"intruders": [0, 1, 2, 3],
                                                                      "neighbours": [0, 1, 2, 3]}
-    tuned, directions = planted.tuned_matrices(), causes.run_directions(planted, profile)
+    tuned, directions = planted.tuned_matrices(), cause_measure.run_directions(planted, profile)
     assert all(torch.equal(seen[place][name], weight) for place in (0, 4) for name, weight in tuned.items())
-    every = causes.changed_matrices(planted, directions, "all intruders", 0.0)
+    every = cause_measure.changed_matrices(planted, directions, "all intruders", 0.0)
     assert all(torch.equal(seen[3][name], weight) for name, weight in every.items())
     strongest = max(((name, one) for name, found in directions.items() for one in found.intruders),
                     key=lambda entry: entry[1].sigma)
@@ -489,17 +500,17 @@ def test_removals_count_up_and_take_the_strongest_first(planted, profile, given,
 
 def test_a_run_without_intruders_has_one_row_of_removals(plant, profile, given, seen):
     given(plant({}))
-    assert causes.removals(profile)[["kind", "removed"]].values.tolist() == [["intruders", 0], ["neighbours", 0]]
+    assert cause_measure.removals(profile)[["kind", "removed"]].values.tolist() == [["intruders", 0], ["neighbours", 0]]
 
 
 def test_norms_are_matched_matrix_by_matrix(planted, profile, given, seen):
     """Kept and removed have the same norm in every matrix, at the run's own and at what removing leaves."""
     given(fresh(planted))
-    table = causes.norm_matched(profile)
+    table = cause_measure.norm_matched(profile)
     assert table[["intruders", "norm"]].values.tolist() == [["kept", "own"], ["kept", "smaller"], ["removed", "own"],
                                                             ["removed", "smaller"]]
     base, tuned = planted.base_matrices(), planted.tuned_matrices()
-    removed = causes.changed_matrices(planted, causes.run_directions(planted, profile), "all intruders", 0.0)
+    removed = cause_measure.changed_matrices(planted, cause_measure.run_directions(planted, profile), "all intruders", 0.0)
     size = [{name: (one[name] - base[name]).norm().item() for name in base} for one in (*seen, tuned, removed)]
     for name in base:
         assert size[0][name] == pytest.approx(size[4][name], rel=1e-4) == pytest.approx(size[2][name], rel=1e-4)
@@ -527,11 +538,11 @@ def test_a_run_that_did_not_learn_is_left_out_and_named(plant, profile, given, c
     other_seed = plant({}, accuracy=0.6, learning_rate=3e-2, seed=1)
     given(good, fair, failed, other_seed)
     chosen = evidence(profile, runs=[{"r": 2, "learning_rate": rate} for rate in (1e-2, 2e-2, 3e-2)])
-    assert [run.spec.key for run in causes.chosen_runs(chosen)] == [one.spec.key for one in (good, fair, other_seed)]
+    assert [run.spec.key for run in cause_measure.chosen_runs(chosen)] == [one.spec.key for one in (good, fair, other_seed)]
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "learning rate 0.03, seed 0: accuracy 0.55" in said and "left out" in said
     given(good, failed)
-    assert len(causes.chosen_runs(chosen.model_copy(update={"evidence": False}))) == 2, "smoke learns nothing at all"
+    assert len(cause_measure.chosen_runs(chosen.model_copy(update={"evidence": False}))) == 2, "smoke learns nothing at all"
 
 
 def test_only_the_named_runs_are_chosen(plant, profile, given):
@@ -540,8 +551,8 @@ def test_only_the_named_runs_are_chosen(plant, profile, given):
     given(*runs, plant({}, method=Method(kind="full")))
     chosen = evidence(profile, runs=[{"r": 2, "learning_rate": 1e-2},
                                      {"r": 2, "learning_rate": 2e-2, "reference_only": True}])
-    assert [run.spec.key for run in causes.chosen_runs(chosen)] == [runs[0].spec.key]
-    assert len(causes.chosen_runs(chosen.with_reference_runs())) == 2
+    assert [run.spec.key for run in cause_measure.chosen_runs(chosen)] == [runs[0].spec.key]
+    assert len(cause_measure.chosen_runs(chosen.with_reference_runs())) == 2
 
 
 def test_a_run_for_the_first_seed_only_is_chosen_once(plant, profile, given):
@@ -549,14 +560,14 @@ def test_a_run_for_the_first_seed_only_is_chosen_once(plant, profile, given):
     given(*(plant({}, learning_rate=rate, seed=seed) for seed in (7, 3) for rate in (1e-2, 2e-2)))
     chosen = evidence(profile, runs=[{"r": 2, "learning_rate": 1e-2, "first_seed_only": True},
                                      {"r": 2, "learning_rate": 2e-2}])
-    found = [(run.spec.seed, run.spec.learning_rate) for run in causes.chosen_runs(chosen, (7, 3))]
+    found = [(run.spec.seed, run.spec.learning_rate) for run in cause_measure.chosen_runs(chosen, (7, 3))]
     assert found == [(7, 1e-2), (7, 2e-2), (3, 2e-2)]
 
 
 def test_no_chosen_run_is_one_sentence(plant, profile, given):
     given(plant({}, learning_rate=5e-2))
     with pytest.raises(CourseError, match="'learning_rates' .* no finished run .*r = 2 at 0.01") as caught:
-        causes.chosen_runs(profile)
+        cause_measure.chosen_runs(profile)
     assert "\n" not in str(caught.value)
 
 
@@ -632,12 +643,12 @@ def test_pefts_model_comes_back_with_an_untrained_head_and_always_the_same_one(p
 def test_mitigations_set_pefts_way_beside_ours(planted, profile, given, monkeypatch):
     """Five rows; PEFT's merged factors lose a part, its model as left answers with an untrained head."""
     given(fresh(planted))
-    table = causes.mitigations(profile).set_index("way")
+    table = cause_measure.mitigations(profile).set_index("way")
     assert list(table.index) == ["unchanged", "ours, first intruder", "ours, all intruders", "PEFT's factors",
                                  "PEFT's model, as left"]
     assert table["distance"]["ours, all intruders"] == 0 < table["distance"]["PEFT's factors"]
-    tuned, directions = planted.tuned_matrices(), causes.run_directions(planted, profile)
-    ours = causes.changed_matrices(planted, directions, "all intruders", 0.75)
+    tuned, directions = planted.tuned_matrices(), cause_measure.run_directions(planted, profile)
+    ours = cause_measure.changed_matrices(planted, directions, "all intruders", 0.75)
     apart = math.sqrt(sum((tuned[name] - ours[name]).double().square().sum().item() for name in ours)
                       / sum(weight.double().square().sum().item() for weight in ours.values()))
     assert table["distance"]["unchanged"] == pytest.approx(apart, rel=1e-6)

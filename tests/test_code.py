@@ -7,8 +7,18 @@ import pandas as pd
 import pytest
 
 from utils.errors import UsageError
-from utils.evaluation.code import NOT_RUN, check, check_program, completions, human_eval_problems, pass_at_k, \
-    pass_at_k_table, problem_subset, prompts, truncate
+from utils.evaluation.code import (
+    NOT_RUN,
+    check,
+    check_program,
+    completions,
+    human_eval_problems,
+    pass_at_k,
+    pass_at_k_table,
+    problem_subset,
+    prompts,
+    truncate,
+)
 from utils.evaluation.sandbox import sandbox_available
 
 needs_sandbox = pytest.mark.skipif(not sandbox_available(), reason=sandbox_available().reason)

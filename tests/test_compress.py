@@ -5,8 +5,22 @@ import torch
 
 from utils.errors import UsageError
 from utils.spectra import vector_table
-from utils.spectra.compress import NOISE, NOISY, WAYS, bits_per_weight, compressed, nf4, nf4_levels, noised, pruned, \
-    relative_error, rounded, singular_values, truncated, two_of_four
+from utils.spectra.compress import (
+    NOISE,
+    NOISY,
+    WAYS,
+    bits_per_weight,
+    compressed,
+    nf4,
+    nf4_levels,
+    noised,
+    pruned,
+    relative_error,
+    rounded,
+    singular_values,
+    truncated,
+    two_of_four,
+)
 
 # bitsandbytes 0.45, functional.py: the levels that every NF4 checkpoint was made with.
 PUBLISHED_NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,

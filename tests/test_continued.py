@@ -33,12 +33,12 @@ from utils.training import cooldown as cooldown_module
 from utils.training import spec as spec_module
 from utils.training import train as train_module
 from utils.training.blocks import block_batches, text_blocks
+from utils.training.checkpoints import METRICS
 from utils.training.cooldown import Cooldowns, cooldown_start
 from utils.training.metrics import causal_loss
 from utils.training.spec import Method, RunSpec, instruction_decoder, run_specs
 from utils.training.store import Run, RunStore
 from utils.training.targets import tuned_modules
-from utils.training.checkpoints import METRICS
 from utils.training.weights import prepare, trained_tensors
 
 FULL, LORA = Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)

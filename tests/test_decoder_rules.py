@@ -8,13 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_reporting import Read
+from utils.studies.update_rank import measure as updates
+from utils.training.targets import ATTENTION
 
 from utils.errors import UsageError
+from utils.ledger import reference as reference
+from utils.ledger.claims import OUT_OF_REACH, claims, verdict
 from utils.profiles import PROFILE_NAMES, load_profile
-from utils.reporting import learning, reference, updates
-from utils.reporting.claims import OUT_OF_REACH, claims, verdict
-from utils.reporting.decoder_rules import ATTENTION, DECODER_RULES
-from utils.reporting.published import published_base, published_curves, published_memory, published_tulu
+from utils.reporting.registry import RULES as DECODER_RULES
+from utils.studies.learning import measure as learning_measure
+from utils.studies.learning.published import published_base, published_curves, published_tulu
+from utils.studies.update_rank import measure as update_rank_measure
+from utils.studies.update_rank.published import published_memory
 from utils.training import targets as targets_module
 from utils.training.spec import Method, RunSpec, run_specs
 
@@ -480,10 +485,10 @@ def planned(measurement: str, profile, seeds: tuple[int, ...]) -> pd.DataFrame:
     def numbers(*names: str) -> dict:
         return dict(zip(names, random.uniform(0.1, 0.9, len(names)), strict=True))
 
-    wanted = {"learning_curves": learning.MAIN, "regulariser_curves": ("regularisers", "code"),
+    wanted = {"learning_curves": learning_measure.MAIN, "regulariser_curves": ("regularisers", "code"),
               "norm_controls": ("code",),
               "instruction_curves": [name for name in profile.decoder_experiments if name.startswith("instruction")],
-              "diversity": ("instruction",), "pass_rates": ("instruction",), "rank_dynamics": updates.EXPERIMENTS,
+              "diversity": ("instruction",), "pass_rates": ("instruction",), "rank_dynamics": update_rank_measure.EXPERIMENTS,
               "sensitivity": ("rates", "optimisers", "alpha", "modules", "batches", "scalings")}
     further = {"norm_controls": [{"control": name} for name in ("trained", "random, full rank")],
                "diversity": [{"outcome": name, "temperature": 0.2} for name in ("passed", "failed", "all")],
@@ -492,7 +497,7 @@ def planned(measurement: str, profile, seeds: tuple[int, ...]) -> pd.DataFrame:
     specs = [(name, spec) for name in wanted[measurement] for spec in run_specs(profile, name, seeds)]
     base = [] if measurement not in ("diversity", "pass_rates") else [
         {"method": "base", "r": 0, "seed": seeds[0], "experiment": "instruction"}]
-    for one in base + [{"experiment": name} | spec.columns | learning._settings(spec) | {
+    for one in base + [{"experiment": name} | spec.columns | learning_measure._settings(spec) | {
             "step": step, "last": step == (spec.durations or (spec.steps,))[-1]}
             for name, spec in specs for step in spec.durations or (spec.steps,)]:
         exact = str(one.get("task")).startswith("mathematics")
@@ -542,7 +547,7 @@ def test_claims_out_of_reach_have_their_reasons():
     ({"attention_dropout": 0.1}, "full, attention dropout 0.1")])
 def test_a_regularised_run_is_called_by_what_it_has(values, name):
     usual = {"method": "full", "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0}
-    assert learning._regularised(usual | values) == name
+    assert learning_measure._regularised(usual | values) == name
 
 
 def spec(method: Method, **values) -> RunSpec:
@@ -557,16 +562,16 @@ def spec(method: Method, **values) -> RunSpec:
     ({"kind": "lora", "r": 64, "lora_alpha": 16}, "alpha / r"),
     ({"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": True}, "alpha / sqrt(r)")])
 def test_settings_name_the_scaling(method, scaling):
-    found = learning._settings(spec(Method(**method, targets="mlp"), optimiser="lion", weight_decay=0.5))
+    found = learning_measure._settings(spec(Method(**method, targets="mlp"), optimiser="lion", weight_decay=0.5))
     assert found == {"targets": "mlp", "optimiser": "lion", "batch_size": 16, "weight_decay": 0.5,
                      "decay_towards": "zero", "attention_dropout": 0.0, "scaling": scaling}
-    assert set(found) == set(learning.SETTINGS)
+    assert set(found) == set(learning_measure.SETTINGS)
 
 
 @pytest.mark.parametrize("task, tokens", [("python", 3 * 16 * 4 * 128), ("functions", 3 * 16 * 4)])
 def test_tokens_seen_count_accumulated_batches_and_rows_where_rows_differ(task, tokens):
     one = spec(Method(kind="full"), task=task, gradient_accumulation=4)
-    assert learning._train_tokens(one, 3) == tokens
+    assert learning_measure._train_tokens(one, 3) == tokens
 
 
 def test_the_toy_is_one_sweep_for_each_seed(monkeypatch):
@@ -574,13 +579,13 @@ def test_the_toy_is_one_sweep_for_each_seed(monkeypatch):
     monkeypatch.setattr(updates, "deviation_sweep", lambda seed: pd.DataFrame(
         {"scale": [1e-4, 1e-3], "deviation": [(1 + seed) * 1e-4, (1 + seed) * 1e-3]}))
     profile = load_profile("smoke")
-    table = updates.toy_deviations(profile, (3, 5))
+    table = update_rank_measure.toy_deviations(profile, (3, 5))
     assert table[["seed", "scale", "deviation"]].to_numpy() == pytest.approx(np.array(
         [[3, 1e-4, 4e-4], [3, 1e-3, 4e-3], [5, 1e-4, 6e-4], [5, 1e-3, 6e-3]]))
     assert set(table["profile"]) == {"smoke"} and set(table["experiment"]) == {"toy"}
-    assert set(updates.toy_deviations(profile)["seed"]) == set(profile.seeds)
+    assert set(update_rank_measure.toy_deviations(profile)["seed"]) == set(profile.seeds)
     claim = next(claim for claim in SECOND if claim.measurement == "toy_deviations")
-    judged = verdict(claim, updates.toy_deviations(profile, (0, 1, 2)), "laptop")
+    judged = verdict(claim, update_rank_measure.toy_deviations(profile, (0, 1, 2)), "laptop")
     assert (judged["seeds"], judged["effect"]) == (3, pytest.approx(0.02))
 
 
@@ -596,14 +601,14 @@ def test_formulas_agree_to_the_printed_decimals(monkeypatch):
                                "gpus": gpus, "gigabytes": printed}
                               for gpus, printed in ((1, 112), (16, 7), (32, 3.5), (64, 1.7), (128, 0.87), (8, 16))])
     monkeypatch.setattr(updates, "published_memory", lambda: published)
-    table = updates.memory_formulas(load_profile("smoke"))
+    table = update_rank_measure.memory_formulas(load_profile("smoke"))
     assert table["gigabytes"].tolist() == [112, 7, 3.5, 1.75, 0.875, 14] and set(table["seed"]) == {0}
     assert table["agrees"].tolist() == [True, True, True, True, True, False]
 
 
 def test_the_papers_memory_follows_the_formula():
     """All 68 printed cells have a partner; their agreement is what the claim judges."""
-    table = updates.memory_formulas(load_profile("laptop"))
+    table = update_rank_measure.memory_formulas(load_profile("laptop"))
     assert len(table) == len(published_memory()) == 68
     claim = next(claim for claim in SECOND if claim.measurement == "memory_formulas")
     judged = verdict(claim, table, "laptop")

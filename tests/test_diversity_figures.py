@@ -6,8 +6,8 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
-from utils.reporting import diversity_figures
-from utils.reporting.reference import mean_interval
+from utils.reporting.statistics import mean_interval
+from utils.studies.diversity import figures as diversity_figures
 
 UNIQUE = {"base": {"t1": 8, "t2": 6}, "full": {"t1": 2, "t2": 4}, "LoRA r=8": {"t1": 5, "t2": 5}}
 

@@ -19,8 +19,8 @@ from utils.profiles.schema import TaskSizes
 from utils.sources import domains as module
 from utils.sources import functions as functions_module
 from utils.sources.domains import DOMAINS, domain_texts, mathematics_questions
-from utils.sources.questions import MATHEMATICS
 from utils.sources.functions import LONGEST, LONGEST_PROMPT, SHORTEST, described_functions
+from utils.sources.questions import MATHEMATICS
 from utils.sources.tasks import TASKS, _require_columns, load_task, task
 from utils.sources.text import news_articles
 from utils.training.blocks import block_batches, text_blocks

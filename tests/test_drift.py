@@ -85,8 +85,8 @@ def test_trainer_callbacks_have_the_events_that_ours_override():
     """An event that is no longer called leaves a run without checkpoints, and no error."""
     from transformers import TrainerCallback
 
-    from utils.training.masked_lm import HeldOutCurve
     from utils.training.checkpoints import Checkpoints
+    from utils.training.masked_lm import HeldOutCurve
     from utils.training.trainer import MarkComplete, Progress
     from utils.training.variants import AllocateRanks
 
@@ -238,8 +238,14 @@ def test_snapshot_download_takes_patterns():
 
 def test_the_hubs_errors_are_the_ones_we_tell_apart():
     """A gated model, an unknown one and no network are three different sentences; one is a subclass of another."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, \
-        OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     assert issubclass(GatedRepoError, RepositoryNotFoundError), "hub.py asks for the narrower one first"
     assert issubclass(RevisionNotFoundError, HfHubHTTPError)

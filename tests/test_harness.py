@@ -12,15 +12,21 @@ from collections import Counter
 
 import pandas as pd
 import pytest
+import standin_hub
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import standin_hub
 from utils.errors import CourseError, UsageError
 from utils.evaluation import harness
-from utils.evaluation.harness import FORGETTING_TASKS, accuracy_table, choice_accuracy, item_results, \
-    paired_difference, remembering
+from utils.evaluation.harness import (
+    FORGETTING_TASKS,
+    accuracy_table,
+    choice_accuracy,
+    item_results,
+    paired_difference,
+    remembering,
+)
 from utils.paths import cache_dir
 from utils.sources.cloze import CHOICES, CONTINUATION_WORDS, OPENING_WORDS, cloze_items
 from utils.sources.text import news_articles
@@ -225,6 +231,7 @@ def answers(tmp_path_factory) -> dict[str, dict]:
 
 def _standin():
     from transformers import AutoModelForCausalLM
+
     from utils.profiles.schema import ModelReference
     from utils.sources.models import resolve
     from utils.training.data import tokenizer_of

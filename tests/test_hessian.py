@@ -17,10 +17,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.errors import CourseError, UsageError
-from utils.reporting import hessian_figures
-from utils.spectra.hessian import GaussNewtonProduct, HessianProduct, adam_threshold, adapter_parameters, extremes, \
-    gradient_bound, gradient_bounds, module_parameters, preconditioned, preconditioned_extremes, second_moment
+from utils.spectra.hessian import (
+    GaussNewtonProduct,
+    HessianProduct,
+    adam_threshold,
+    adapter_parameters,
+    extremes,
+    gradient_bound,
+    gradient_bounds,
+    module_parameters,
+    preconditioned,
+    preconditioned_extremes,
+    second_moment,
+)
 from utils.spectra.lanczos import dense, lanczos
+from utils.studies.variants import hessian_figures as variants_hessian_figures
 
 MODULE = "layers.0.self_attn.q_proj"
 
@@ -500,7 +511,7 @@ def legend_of(figure) -> list[str]:
 
 
 def test_sharpness_has_a_row_per_method_and_the_studys_ratios_beside():
-    figure = hessian_figures.sharpness(curvature_table(), curvature_table((0, 1, 2)), PUBLISHED_RATIOS)
+    figure = variants_hessian_figures.sharpness(curvature_table(), curvature_table((0, 1, 2)), PUBLISHED_RATIOS)
     module, adapter, ratio = figure.axes
     assert [label.get_text() for label in module.get_yticklabels()] == ["LoRA", "GraLoRA", "PiSSA"]
     assert module.get_xscale() == adapter.get_xscale() == ratio.get_xscale() == "log"
@@ -514,18 +525,18 @@ def test_sharpness_has_a_row_per_method_and_the_studys_ratios_beside():
 
 
 def test_own_seeds_are_averaged():
-    (axis, _) = hessian_figures.sharpness(curvature_table((0, 1, 2))).axes
+    (axis, _) = variants_hessian_figures.sharpness(curvature_table((0, 1, 2))).axes
     assert (2.2, -0.15) in drawn(axis, "o") and (2.4, -0.15) not in drawn(axis, "o")
 
 
 def test_the_ratio_is_to_vanilla_of_the_same_seed_and_moment():
-    table = hessian_figures.over_vanilla(curvature_table((0, 2)))
+    table = variants_hessian_figures.over_vanilla(curvature_table((0, 2)))
     assert table.groupby("variant")["ratio"].agg(["min", "max"]).loc["PiSSA"].tolist() == pytest.approx([10, 10])
-    assert hessian_figures.over_vanilla(curvature_table(variants=("DoRA", "PiSSA")))["ratio"].isna().all()
+    assert variants_hessian_figures.over_vanilla(curvature_table(variants=("DoRA", "PiSSA")))["ratio"].isna().all()
 
 
 def test_rates_stand_against_sharpness_with_the_inverse_line_through_vanilla():
-    figure = hessian_figures.rate_against_sharpness(curvature_table(), None, PUBLISHED_RATIOS,
+    figure = variants_hessian_figures.rate_against_sharpness(curvature_table(), None, PUBLISHED_RATIOS,
                                                     rho={"module": -1.0, "published": math.nan})
     module, adapter, published = figure.axes
     assert module.get_title() == "one module: Spearman -1.00" and adapter.get_title() == "whole adapter"
@@ -539,7 +550,7 @@ def test_rates_stand_against_sharpness_with_the_inverse_line_through_vanilla():
 
 
 def test_the_ends_stand_over_the_gradients_part():
-    figure = hessian_figures.gradient_part(curvature_table(), curvature_table((0, 1)), variants=["LoRA", "GraLoRA"])
+    figure = variants_hessian_figures.gradient_part(curvature_table(), curvature_table((0, 1)), variants=["LoRA", "GraLoRA"])
     assert len(figure.axes) == 4, "two blocks at two moments"
     start = figure.axes[0]
     assert [label.get_text() for label in start.get_yticklabels()] == ["LoRA"], "GraLoRA has no bound"
@@ -547,14 +558,14 @@ def test_the_ends_stand_over_the_gradients_part():
     assert [line.get_xdata()[0] for line in start.get_lines() if line.get_linestyle() == "--"] == [-1, 1]
     assert "not converged" not in legend_of(figure), "PiSSA is not in this figure"
     assert (2.0, 0.0) in drawn(figure.axes[2], "^"), "the whole adapter has a bound of its own"
-    crossed = drawn(hessian_figures.gradient_part(curvature_table(), variants=["PiSSA"]).axes[0], "x")
+    crossed = drawn(variants_hessian_figures.gradient_part(curvature_table(), variants=["PiSSA"]).axes[0], "x")
     assert set(crossed) == {(20.0, 0.0), (-10.0, 0.0)}, "Gauss and Newton's matrix has no such column"
 
 
 def test_adams_sharpness_is_times_the_rate_beside_its_threshold():
     table = curvature_table()
     table.loc[table["block"] == "adapter", "preconditioned"] = math.nan
-    figure = hessian_figures.adam_sharpness(table)
+    figure = variants_hessian_figures.adam_sharpness(table)
     (module,) = figure.axes  # no panel for what was not measured
     assert {(50.0, -0.15), (5.0, 1.85), (25.0, 0.85)} <= set(drawn(module, "o"))
     assert [line.get_xdata()[0] for line in module.get_lines() if line.get_linestyle() == "--"] == [38]
@@ -563,8 +574,8 @@ def test_adams_sharpness_is_times_the_rate_beside_its_threshold():
 
 
 @pytest.mark.parametrize("draw, points", [
-    (hessian_figures.sharpness, [20]), (hessian_figures.rate_against_sharpness, [20]),
-    (hessian_figures.gradient_part, [-10, 5, 20]), (hessian_figures.adam_sharpness, [5])])
+    (variants_hessian_figures.sharpness, [20]), (variants_hessian_figures.rate_against_sharpness, [20]),
+    (variants_hessian_figures.gradient_part, [-10, 5, 20]), (variants_hessian_figures.adam_sharpness, [5])])
 def test_figures_cope_with_what_is_missing(draw, points):
     """One block at one moment, no vanilla LoRA, and NaN for every value of one method: PiSSA's are left."""
     table = curvature_table(variants=("DoRA", "PiSSA"))
@@ -579,6 +590,6 @@ def test_figures_cope_with_what_is_missing(draw, points):
 
 
 def test_nothing_measured_for_adam_is_an_empty_panel():
-    figure = hessian_figures.adam_sharpness(curvature_table().assign(preconditioned=math.nan))
+    figure = variants_hessian_figures.adam_sharpness(curvature_table().assign(preconditioned=math.nan))
     figure.draw_without_rendering()
     assert len(figure.axes) == 1 and not drawn(figure.axes[0], "o")

@@ -12,11 +12,23 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-
 import standin_hub
-from standin_hub import COMMIT, CORPUS_WORDS, CUES, HELD_OUT_EACH, LLAMA_2, REPOSITORY, ROBERTA, SHARDED, SIQA_CUE, \
-    SMALL, SMALLEST, TEST_ROWS, TRAIN_ROWS
+import yaml
+from standin_hub import (
+    COMMIT,
+    CORPUS_WORDS,
+    CUES,
+    HELD_OUT_EACH,
+    LLAMA_2,
+    REPOSITORY,
+    ROBERTA,
+    SHARDED,
+    SIQA_CUE,
+    SMALL,
+    SMALLEST,
+    TEST_ROWS,
+    TRAIN_ROWS,
+)
 
 CAUSAL, TEXTS = ("metamath", "magicoder"), ("codeparrot", "open-web-math")
 HELD_OUT = TRAIN_ROWS // HELD_OUT_EACH
@@ -205,6 +217,7 @@ def test_fever_claims_are_unique(answers):
 
 def inside_models() -> dict:
     import torch
+
     from utils.profiles.schema import ModelReference
     from utils.sources.models import resolve
     from utils.training.weights import base_matrices
@@ -277,6 +290,7 @@ def test_a_run_of_the_gpu_profile_trains_and_names_the_commit(answers, label):
 def inside_pseudo_loss() -> dict:
     import torch
     from transformers import AutoModelForMaskedLM
+
     from utils.evaluation.pseudo import corpus_loss, pseudo_loss
     from utils.sources.corpora import pretraining_passages
     from utils.training.data import tokenizer_of
@@ -309,6 +323,7 @@ def test_pseudo_loss_on_the_pretraining_corpus(answers):
 
 def inside_tokenizers() -> dict:
     from transformers import AutoTokenizer
+
     from utils.profiles.schema import ModelReference
     from utils.sources.models import resolve
     from utils.training.blocks import text_blocks
@@ -385,7 +400,7 @@ def test_two_batches_to_a_step_are_one_of_twice_the_size(answers, experiment, st
 
 def inside_curves() -> dict:
     from utils.profiles import load_profile
-    from utils.reporting.learning import learning_curves
+    from utils.studies.learning.measure import learning_curves
 
     with tempfile.TemporaryDirectory() as folder:
         table = learning_curves(load_profile(shrunk_profile(Path(folder))))
@@ -437,7 +452,7 @@ def inside_unknown_choice() -> dict:
     from utils.errors import UsageError
     from utils.paths import cache_dir
     from utils.profiles import load_profile
-    from utils.reporting.learning import learning_curves
+    from utils.studies.learning.measure import learning_curves
 
     with tempfile.TemporaryDirectory() as folder:
         profile = load_profile(shrunk_profile(Path(folder), choice_tasks=["winogrande", "hellaswagg"]))

@@ -16,17 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import standin_checkpoints as standin
+import standin_hub
 import torch
 from peft import IA3Config, VeraConfig
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, GPT2LMHeadModel, \
-    GPTNeoXForCausalLM, LlamaForCausalLM, T5ForConditionalGeneration
-
-import standin_checkpoints as standin
-import standin_hub
 from standin_checkpoints import MATRICES, NARROW, WIDTH, configured, definition, edited, pickled, save_adapter
 from standin_hub import COMMIT, PICKLED, ROBERTA, SHARDED
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2LMHeadModel,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    T5ForConditionalGeneration,
+)
+
 from utils.course.cli import main
 from utils.paths import ROOT
 from utils.spectra.fast import LowRank, Pair, leading_cosines

@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from utils.ledger import page as ledger
+from utils.ledger import page as page
+from utils.ledger.claims import claim_link, claims, own_verdicts
+from utils.ledger.page import as_page, as_text, keep_own, own_kept, summary, summary_markdown, verdict_bars
 from utils.paths import NOTEBOOKS
 from utils.profiles import load_profile
-from utils.reporting import ledger
-from utils.reporting.claims import claim_link, claims, own_verdicts
-from utils.reporting.ledger import as_page, as_text, keep_own, own_kept, summary, summary_markdown, verdict_bars
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_whether_the_readers_runs_agree(cache, monkeypatch, verdict, holds, agre
     judged(monkeypatch, verdict)
     profile = load_profile("smoke")
     keep_own(kept("a", holds), profile, "04")
-    row = ledger.ledger(profile).iloc[0]
+    row = page.ledger(profile).iloc[0]
     assert row["agrees"] is agrees or row["agrees"] == agrees
     assert row["yours"] == ("" if holds == "0 of 0" else f"0.5, {holds} seeds")
     assert row["reference"] == "0.25 (0.1 … 0.4), 3 of 3 seeds"
@@ -59,19 +60,19 @@ def test_whether_the_readers_runs_agree(cache, monkeypatch, verdict, holds, agre
 
 def test_a_claim_without_a_number_says_nothing_instead_of_nan(cache, monkeypatch):
     judged(monkeypatch, "out of reach at this scale", effect=float("nan"), low=float("nan"), high=float("nan"))
-    table = ledger.ledger(load_profile("smoke"))
+    table = page.ledger(load_profile("smoke"))
     assert table.loc[0, "reference"] == "" and table.loc[0, "yours"] == "" and table.loc[0, "agrees"] is None
     assert "nan" not in as_text(table) + as_page(table, table.loc[0, "paper"])
 
 
 def test_the_summary_counts_every_claim_once(cache):
     profile = load_profile("laptop")
-    table = ledger.ledger(profile)
+    table = page.ledger(profile)
     counts = summary(table)
     assert len(table) == len(claims()) == counts["claims"].sum()
-    assert counts[list(ledger.LOOKS)].sum(axis=1).tolist() == counts["claims"].tolist()
-    assert set(table["verdict"]) <= set(ledger.LOOKS), "a verdict without a colour is not drawn"
-    assert {claim.paper for claim in claims()} <= set(ledger.PAPERS), "a paper without a title"
+    assert counts[list(page.LOOKS)].sum(axis=1).tolist() == counts["claims"].tolist()
+    assert set(table["verdict"]) <= set(page.LOOKS), "a verdict without a colour is not drawn"
+    assert {claim.paper for claim in claims()} <= set(page.PAPERS), "a paper without a title"
     figure = verdict_bars(counts)
     drawn = sum(bar.get_width() for container in figure.axes[0].containers for bar in container)
     assert drawn == len(table)
@@ -91,7 +92,7 @@ def test_every_claim_leads_to_a_heading_that_is_there():
 
 
 def test_the_page_and_the_terminal_hold_the_same_claims(cache):
-    table = ledger.ledger(load_profile("laptop"))
+    table = page.ledger(load_profile("laptop"))
     text = as_text(table)
     for paper, part in table.groupby("paper"):
         assert as_page(table, paper).count("\n") == len(part) + 1 and paper in text
@@ -100,4 +101,4 @@ def test_the_page_and_the_terminal_hold_the_same_claims(cache):
 
 def test_own_verdicts_have_the_columns_that_are_kept():
     table = own_verdicts({}, load_profile("laptop"), "04")
-    assert set(ledger.YOURS) <= set(table.columns) and "claim" in table
+    assert set(page.YOURS) <= set(table.columns) and "claim" in table

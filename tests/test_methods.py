@@ -8,14 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, LlamaConfig, \
-    LlamaForCausalLM, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from utils.errors import UsageError
 from utils.training import targets
+from utils.training.checkpoints import planned_steps
 from utils.training.spec import Method
 from utils.training.targets import lora_pattern, split_name, tuned_modules
-from utils.training.checkpoints import planned_steps
 from utils.training.weights import base_matrices, load_into, merged, prepare, trained_tensors
 
 ENCODER = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -16,9 +16,9 @@ from utils.errors import CourseError
 from utils.evaluation import exact
 from utils.evaluation.distance import kl_from_base
 from utils.evaluation.exact import ANSWER_TOKENS, exact_match
-from utils.evaluation.ngram import KneserNey
 from utils.paths import MODELS
 from utils.sources.domains import mathematics_questions
+from utils.training.ngram import KneserNey
 
 TOY = [[0, 1, 0, 1, 2, 1]]  # bigrams 01 twice, 10, 12, 21; before 1 came 0 and 2, before 0 and 2 only 1
 

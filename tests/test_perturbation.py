@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from utils.errors import CourseError, UsageError
-from utils.spectra.perturbation import bf16_effect, deviation_sweep, energy_shares, gaussian_rank, rank_for_variance, \
-    spectrum_table, toy_perturbation, update_ranks
+from utils.spectra.perturbation import (
+    bf16_effect,
+    deviation_sweep,
+    energy_shares,
+    gaussian_rank,
+    rank_for_variance,
+    spectrum_table,
+    toy_perturbation,
+    update_ranks,
+)
 
 
 def gaussian(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:

@@ -9,22 +9,31 @@ import pytest
 import torch
 from datasets import Dataset
 
+from utils.studies.preferences import measure as reporting
 from utils.errors import CourseError, UsageError
 from utils.files import canonical_json
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, Preferences, TaskSizes
-from utils.reporting import preferences as reporting
-from utils.reporting import preference_figures as figures
 from utils.sources import preferences as sources
 from utils.sources.domains import mathematics_questions
 from utils.sources.models import resolve
 from utils.sources.tasks import load_task, task
+from utils.studies.preferences import figures as preferences_figures
+from utils.studies.preferences import measure as preferences_measure
 from utils.training import preferences as module
 from utils.training import store as store_module
 from utils.training import train as train_module
 from utils.training.data import tokenizer_of
-from utils.training.preferences import agreement, chat_tokenizer, encoded, fitting, held_out_pairs, pair_batches, \
-    pair_logps, scores
+from utils.training.preferences import (
+    agreement,
+    chat_tokenizer,
+    encoded,
+    fitting,
+    held_out_pairs,
+    pair_batches,
+    pair_logps,
+    scores,
+)
 from utils.training.spec import Method, RunSpec, preference_specs
 from utils.training.store import RunStore
 from utils.training.trainer import common_arguments
@@ -252,7 +261,7 @@ def test_an_answer_that_is_cut_keeps_its_labels_within_the_length(tokenizer):
 def test_implicit_rewards_by_hand():
     policy = pd.DataFrame({"chosen": [-2.0, -5.0], "rejected": [-1.0, -9.0], "tokens": [2, 3]})
     reference = pd.DataFrame({"chosen": [-4.0, -4.0], "rejected": [-2.0, -9.0], "tokens": [2, 3]})
-    found = reporting.implicit_measures(policy, reference, 0.5)
+    found = preferences_measure.implicit_measures(policy, reference, 0.5)
     assert found["accuracy"] == 0.5 and found["raw_accuracy"] == 0.5, "gains 2 > 1, -1 < 0; and -2 < -1, -5 > -9"
     assert found["margin"] == pytest.approx(0.5 * ((2 - 1) + (-1 - 0)) / 2)
     assert found["preference_loss"] == pytest.approx((math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(0.5))) / 2)
@@ -501,7 +510,7 @@ def test_a_section_that_cannot_be_run_is_refused(changes, reason):
 
 def test_a_profile_without_the_section_has_no_tables():
     profile = load_profile("smoke").model_copy(update={"preferences": None})
-    assert reporting.preference_curves(profile).empty and reporting.reward_readings(profile).empty
+    assert preferences_measure.preference_curves(profile).empty and preferences_measure.reward_readings(profile).empty
     with pytest.raises(UsageError, match="Profile smoke has no section 'preferences'"):
         preference_specs(profile)
 
@@ -511,8 +520,13 @@ def test_a_profile_without_the_section_has_no_tables():
 
 def inside_gpu() -> dict:
     """In a fresh process that sees only the stand-in Hub: gpu.yaml's runs, cut to a step of short texts."""
-    from utils.reporting.preferences import example_conversation, preference_outcomes, reward_readings, template_table
     from utils.sources.tasks import load_task
+    from utils.studies.preferences.measure import (
+        example_conversation,
+        preference_outcomes,
+        reward_readings,
+        template_table,
+    )
 
     profile = load_profile("gpu")
     short = {"sizes": TaskSizes(train_rows=16, test_rows=6, max_length=96), "steps": 1, "gradient_accumulation": 1,
@@ -568,11 +582,11 @@ def tables(tmp_path_factory):
         patch.setattr(RunStore, "folder", property(lambda self: folder))
         profile = load_profile("smoke")
         found = {one.__name__: one(profile, (0,)) for one in (
-            reporting.preference_curves, reporting.preference_outcomes, reporting.preference_controls,
-            reporting.reward_readings)}
+            preferences_measure.preference_curves, preferences_measure.preference_outcomes, preferences_measure.preference_controls,
+            preferences_measure.reward_readings)}
         patch.setattr(store_module, "train", lambda *_: pytest.fail("trained again"))
         patch.setattr(reporting, "pair_logps", lambda *_: pytest.fail("measured again"))
-        assert reporting.preference_outcomes(profile, (0,)).equals(found["preference_outcomes"])
+        assert preferences_measure.preference_outcomes(profile, (0,)).equals(found["preference_outcomes"])
         yield found
 
 
@@ -612,33 +626,33 @@ def test_a_reward_model_is_read_under_both_templates_and_before_training(tables)
 def test_the_best_rate_is_that_of_least_loss_and_at_a_tie_the_lower_one():
     rows = pd.DataFrame({"experiment": "dpo", "method": ["full"] * 3 + ["LoRA"], "seed": 0, "accuracy": 0.7,
                          "learning_rate": [3e-4, 1e-4, 1e-3, 1e-2], "preference_loss": [0.6, 0.6, 0.7, 0.9]})
-    best = reporting.best_rates(rows)
+    best = preferences_measure.best_rates(rows)
     assert best["learning_rate"].tolist() == [1e-4, 1e-2] and (best["accuracy"] == 0.7).all()
-    assert reporting.best_rates(rows.head(0)).empty
+    assert preferences_measure.best_rates(rows.head(0)).empty
 
 
 def test_the_reference_is_drawn_at_the_reader_s_rates_and_else_at_its_best():
     own = pd.DataFrame({"experiment": ["dpo"], "method": ["full"], "learning_rate": [1e-3]})
     known = pd.DataFrame({"experiment": ["dpo", "dpo", "orpo", "orpo"], "method": "full", "seed": 0,
                           "learning_rate": [1e-3, 1e-4, 1e-3, 1e-4], "preference_loss": [0.7, 0.6, 0.7, 0.6]})
-    found = reporting.beside(known, own)
+    found = preferences_measure.beside(known, own)
     assert found[["experiment", "learning_rate"]].values.tolist() == [["dpo", 1e-3], ["orpo", 1e-4]]
-    assert reporting.beside(None, own) is None
+    assert preferences_measure.beside(None, own) is None
 
 
 def test_figures_draw_every_series_once(tables):
     curves, outcomes = tables["preference_curves"], tables["preference_outcomes"]
-    series = set(figures.series_of(outcomes))
+    series = set(preferences_figures.series_of(outcomes))
     assert series >= {"SFT, full", "DPO, full", "DPO, LoRA r=8", "DPO, pairs swapped, full", "online DPO, LoRA r=8"}
-    for figure in (figures.curves_over_steps(curves, curves, columns={"accuracy": "a", "margin": "b"},
+    for figure in (preferences_figures.curves_over_steps(curves, curves, columns={"accuracy": "a", "margin": "b"},
                                              levels={"accuracy": 0.5}),
-                   figures.dots_by_series(outcomes, outcomes, columns={"n_intruders": "a", "accuracy": "b"}),
-                   figures.cost_of_preference(outcomes, outcomes, controls=tables["preference_controls"])):
+                   preferences_figures.dots_by_series(outcomes, outcomes, columns={"n_intruders": "a", "accuracy": "b"}),
+                   preferences_figures.cost_of_preference(outcomes, outcomes, controls=tables["preference_controls"])):
         assert len(figure.axes) == 2
         names = {text.get_text() for legend in figure.legends for text in legend.get_texts()} or {
             text.get_text() for text in figure.axes[0].get_xticklabels()}
         assert series <= names
-    points = figures.cost_of_preference(outcomes).axes[0].lines
+    points = preferences_figures.cost_of_preference(outcomes).axes[0].lines
     assert sum(len(line.get_xdata()) for line in points) == len(outcomes) + 2, "and the two ends of the zero line"
-    dots = figures.template_bars(tables["reward_readings"], tables["reward_readings"]).axes[0]
+    dots = preferences_figures.template_bars(tables["reward_readings"], tables["reward_readings"]).axes[0]
     assert [text.get_text() for text in dots.get_xticklabels()] == ["own", "policy's", "untrained"]

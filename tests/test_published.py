@@ -7,8 +7,16 @@ import pytest
 
 from utils.errors import UsageError
 from utils.evaluation.memory import bytes_per_trained, memory_table, training_bytes
-from utils.reporting.published import matched_learning, pareto_front, published_base, published_curves, \
-    published_memory, published_tulu, remembering_at, tradeoff_table
+from utils.reporting.selection import pareto_front
+from utils.studies.learning.published import (
+    matched_learning,
+    published_base,
+    published_curves,
+    published_tulu,
+    remembering_at,
+    tradeoff_table,
+)
+from utils.studies.update_rank.published import published_memory
 
 # Rows as printed in the paper's supplement, one per method and table, in the order of their durations.
 PRINTED = """

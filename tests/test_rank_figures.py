@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.reporting import rank_figures
 from utils.spectra.perturbation import bf16_effect, gaussian_rank
+from utils.studies.update_rank import figures as update_rank_figures
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_the_null_is_a_line_and_each_shape_a_point_on_it():
     curve = pd.DataFrame([{"aspect": aspect, "share": gaussian_rank((100, 100 * aspect)) / 100}
                           for aspect in (1, 2, 4)])
     shapes = pd.DataFrame({"model": ["paper", "ours", "ours"], "aspect": [1, 2, 4], "share": curve["share"]})
-    (axis,) = rank_figures.null_by_aspect(curve, shapes).axes
+    (axis,) = update_rank_figures.null_by_aspect(curve, shapes).axes
     assert lines(axis)["Gaussian matrix"].get_ydata().tolist() == curve["share"].tolist()
     assert lines(axis)["ours"].get_xdata().tolist() == [2, 4]
     assert lines(axis)["paper"].get_ydata()[0] == pytest.approx(0.51, abs=0.001), "half of a square one's directions"
@@ -38,7 +38,7 @@ def ratios(seeds=(0,)) -> pd.DataFrame:
 
 
 def test_ratios_have_a_point_per_layer_and_the_null_at_one():
-    (axis,) = rank_figures.ratios_by_type(ratios((0, 1)), ratios((0, 1))).axes
+    (axis,) = update_rank_figures.ratios_by_type(ratios((0, 1)), ratios((0, 1))).axes
     assert lines(axis)["trained"].get_ydata().tolist() == pytest.approx([0.51, 0.61]), "seeds are averaged"
     assert lines(axis)["random"].get_ydata().tolist() == pytest.approx([0.91, 1.01])
     assert set(lines(axis)["Gaussian noise"].get_ydata()) == {1}
@@ -49,7 +49,7 @@ def test_ratios_have_a_point_per_layer_and_the_null_at_one():
 
 
 def test_ratios_without_a_reference_have_no_bars_and_places_apart():
-    (axis,) = rank_figures.ratios_by_type(ratios()).axes
+    (axis,) = update_rank_figures.ratios_by_type(ratios()).axes
     assert not axis.collections
     assert lines(axis)["trained"].get_xdata()[0] < 0 < lines(axis)["random"].get_xdata()[0]
 
@@ -63,7 +63,7 @@ def test_rounding_shows_noise_by_type_and_ranks_against_exact_ones():
                  for name, weight in base.items()}
         parts.append(bf16_effect(base, tuned).assign(step=step, type=["q_proj", "up_proj"]))
     table = pd.concat(parts, ignore_index=True)
-    left, right = rank_figures.rounding_panels(table).axes
+    left, right = update_rank_figures.rounding_panels(table).axes
     early, late = lines(left)["tuned rounded, step 5"].get_ydata(), lines(left)["tuned rounded, step 50"].get_ydata()
     assert early.tolist() == table[table["step"] == 5]["noise"].tolist()
     assert (early > 100 * late).all(), "rounding is the larger beside the smaller update"

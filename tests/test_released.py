@@ -14,26 +14,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import standin_checkpoints as standin
+import standin_hub
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
+from standin_checkpoints import configured, edited, pickled, save_adapter
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import standin_checkpoints as standin
-import standin_hub
-from standin_checkpoints import configured, edited, pickled, save_adapter
 from utils.course.intruders import analyse
 from utils.errors import CourseError, UsageError
 from utils.evaluation.language import text_loss
 from utils.paths import ROOT
 from utils.profiles import load_profile
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
-from utils.reporting import plots, released
-from utils.reporting.released import released_counts, released_counts_by_k, released_interventions, \
-    released_similarity, released_vectors
 from utils.sources.pairs import identity, open_pair
 from utils.spectra import count_intruders, similarity, thin_svd, vector_table
+from utils.studies.released import figures as released_figures
+from utils.studies.released import measure as released_measure
+from utils.studies.released.measure import (
+    released_counts,
+    released_counts_by_k,
+    released_interventions,
+    released_similarity,
+    released_vectors,
+)
 
 EPSILONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SPECTRA = Spectra(k=10, epsilon=0.5, epsilons=EPSILONS, k_fractions=(0.05, 0.2, 0.5, 1.0), showcase_rank=8)
@@ -191,7 +197,7 @@ class Counted:
     """Counts the matrices that are computed, and stops after some of them as an interrupt would."""
 
     def __init__(self, monkeypatch, stop_after: int | None = None):
-        self.names, self.stop_after, plain = [], stop_after, released._matrix_vectors
+        self.names, self.stop_after, plain = [], stop_after, released_measure._matrix_vectors
 
         def compute(opened, name, *rest):
             if len(self.names) == self.stop_after:
@@ -199,7 +205,7 @@ class Counted:
             self.names.append(name)
             return plain(opened, name, *rest)
 
-        monkeypatch.setattr(released, "_matrix_vectors", compute)
+        monkeypatch.setattr(released_measure, "_matrix_vectors", compute)
 
 
 def kept_files(cache: Path) -> list[Path]:
@@ -395,7 +401,7 @@ _MEASURED = r"""
 import json, re, sys
 import torch
 from utils.profiles.schema import ReleasedPair, Spectra
-from utils.reporting.released import released_vectors
+from utils.studies.released.measure import released_vectors
 from utils.sources import checkpoints
 
 def peak():
@@ -504,7 +510,7 @@ def test_interventions_change_the_loss_as_scaling_by_hand_does(models, which, mo
         assert row["loss_nats_per_token"] == pytest.approx(loss_of(model, models["base"]), abs=1e-4)
     assert table["loss_nats_per_token"].nunique() == 3 and set(table["r"]) == {0 if which == "full" else 4}
     np.testing.assert_allclose(table["forgetting"], table["loss_nats_per_token"] - table["base_loss_nats_per_token"])
-    monkeypatch.setattr(released, "_loaded", None)  # a loss that is kept needs no model
+    monkeypatch.setattr(released_measure, "_loaded", None)  # a loss that is kept needs no model
     again = released_interventions(pair, TEXTS, SPECTRA, [0, 1], tokens=32, batch_size=2)
     assert again["loss_nats_per_token"].tolist() == table.loc[[0, 1], "loss_nats_per_token"].tolist()
 
@@ -522,7 +528,7 @@ def test_a_factor_out_of_range_and_a_model_without_tokenizer_are_sentences(model
         released_interventions(pair_of(folders["plain"], folders["adapter"]), TEXTS, SPECTRA, [1])
     odd = shutil.copytree(models["base"], tmp_path / "odd")
     (odd / "config.json").write_text('{"model_type": "no-such-model"}')  # one that transformers refuses at once
-    monkeypatch.setattr(released, "_tokenizer", lambda opened: None)
+    monkeypatch.setattr(released_measure, "_tokenizer", lambda opened: None)
     with pytest.raises(CourseError, match="odd could not be loaded as a causal language model"):
         released_interventions(pair_of(odd, models["adapter"]), TEXTS, SPECTRA, [1])
 
@@ -534,14 +540,14 @@ def test_the_figures_have_a_panel_and_a_legend_for_each_group(folders, models):
     profile = profile_of(pair_of(folders["base"], folders["tuned"], "full", "alpaca"),
                          pair_of(folders["base"], folders["tuned"], "full #2", "alpaca"),
                          pair_of(folders["plain"], folders["adapter"], "LoRA r=4"))
-    figure = plots.released_counts(released_counts(profile), level=0.2)
+    figure = released_figures.released_counts(released_counts(profile), level=0.2)
     legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
     assert [axis.get_title() for axis in figure.axes] == ["alpaca", "metamath"]
     assert legends == [["full", "full #2"], ["LoRA r=4"]]
     first, second = figure.axes[0].lines
     assert first.get_color() == second.get_color() == "black" and first.get_linestyle() != second.get_linestyle()
     by_k = released_counts_by_k(profile, fraction=0.2, matrices=r"layers\.0\.")
-    assert plots.released_counts(by_k, x="k").axes[0].get_xlabel() == "share of the tuned vectors examined"
+    assert released_figures.released_counts(by_k, x="k").axes[0].get_xlabel() == "share of the tuned vectors examined"
     scaling = released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, [0, 1], tokens=32)
-    (axis,) = plots.released_scaling(scaling).axes
+    (axis,) = released_figures.released_scaling(scaling).axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["full", "base"]

@@ -11,22 +11,48 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from utils.ledger import claims as ledger
+from utils.ledger import reference as reference_module
 from utils.errors import CourseError, UsageError
+from utils.ledger import claims as claims
+from utils.ledger.claims import (
+    NOT_REPRODUCED,
+    OUT_OF_REACH,
+    PARTLY,
+    REPRODUCED,
+    TOO_FEW,
+    Claim,
+    claims,
+    own_verdicts,
+    verdict,
+    verdicts,
+    write_ledger,
+)
+from utils.ledger.reference import build_reference, paper_accuracies, paper_scaling, reference_note, reference_table
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
-from utils.reporting import claims as ledger
-from utils.reporting import plots, rules, studies
-from utils.reporting import reference as reference_module
-from utils.reporting.causes import doubling
-from utils.reporting.claims import NOT_REPRODUCED, OUT_OF_REACH, PARTLY, REPRODUCED, TOO_FEW, Claim, claims, \
-    own_verdicts, verdict, verdicts, write_ledger
-from utils.reporting.geometry import WINDOWS, separation
-from utils.reporting.measurements import MEASUREMENTS
-from utils.reporting.moves import best_rates
+from utils.reporting import panels as kit_panels
+from utils.reporting import registry as kit_registry
 from utils.reporting.publish import STAMP, publish, published_alt
-from utils.reporting.reference import build_reference, mean_interval, paper_accuracies, paper_scaling, \
-    rank_correlation, reference_note, reference_table, summarise
-from utils.reporting.rules import RULES
+from utils.reporting.registry import MEASUREMENTS, RULES
+from utils.reporting.selection import best_rates
+from utils.reporting.statistics import mean_interval, rank_correlation, summarise
 from utils.reporting.style import method_styles
+from utils.studies.accuracy import figures as accuracy_figures
+from utils.studies.cause import figures as cause_figures
+from utils.studies.cause import rules as cause_rules
+from utils.studies.cause.measure import doubling
+from utils.studies.cause.strengths import separation
+from utils.studies.continual import figures as continual_figures
+from utils.studies.continual import rules as continual_rules
+from utils.studies.forgetting import figures as forgetting_figures
+from utils.studies.intruders import figures as intruders_figures
+from utils.studies.intruders import rules as intruders_rules
+from utils.studies.released import rules as released_rules
+from utils.studies.similarity import figures as similarity_figures
+from utils.studies.similarity import rules as similarity_rules
+from utils.studies.similarity.measure import WINDOWS
+from utils.studies.what_moves import figures as what_moves_figures
+from utils.studies.what_moves import rules as what_moves_rules
 
 SEEDS = (0, 1, 2)
 FIRST_PAPER = [claim for claim in claims() if claim.rule in RULES]  # the second paper's: tests/test_decoder_rules.py
@@ -519,8 +545,8 @@ def test_seeds_agree_where_methods_differ_more():
     rule = {"epsilon": 0.7}
     apart = table((0, 0, 0), (8, 10, 12))
     decoys = [table((50, 0, 7), (0, 50, 9), 0.5), table((50, 0, 7), (0, 50, 9)).assign(experiment="second")]
-    assert rules.seeds_overlap(pd.concat([apart, *decoys]), rule).to_dict() == {0: 8, 1: 10, 2: 8}
-    assert rules.seeds_overlap(table((0, 0, 6), (3, 3, 3)), rule).to_dict() == {0: -1, 1: -1, 2: -3}
+    assert intruders_rules.seeds_overlap(pd.concat([apart, *decoys]), rule).to_dict() == {0: 8, 1: 10, 2: 8}
+    assert intruders_rules.seeds_overlap(table((0, 0, 6), (3, 3, 3)), rule).to_dict() == {0: -1, 1: -1, 2: -3}
     judged = verdict(a_claim("seeds_overlap", **rule), apart, "laptop")
     assert judged["verdict"] == REPRODUCED and judged["effect"] == pytest.approx(26 / 3, abs=1e-4)
 
@@ -528,9 +554,9 @@ def test_seeds_agree_where_methods_differ_more():
 def test_one_seed_cannot_agree_with_itself():
     """A reader's single seed lies at no distance from its own mean: nothing is shown by that. A lost run likewise."""
     table = frame([counts(0, r8=8), counts(0, r8=12), counts(0, r8=10)]).assign(method=lambda t: t["r"].astype(str))
-    assert rules.seeds_overlap(table[table["seed"] == 0], {"epsilon": 0.5}).isna().all()
+    assert intruders_rules.seeds_overlap(table[table["seed"] == 0], {"epsilon": 0.5}).isna().all()
     lost = table[(table["seed"] != 2) | (table["r"] == 0)]
-    assert rules.seeds_overlap(lost, {"epsilon": 0.5}).dropna().to_dict() == {0: 8, 1: 8}
+    assert intruders_rules.seeds_overlap(lost, {"epsilon": 0.5}).dropna().to_dict() == {0: 8, 1: 8}
 
 
 def test_released_models_are_judged_group_by_group():
@@ -540,7 +566,7 @@ def test_released_models_are_judged_group_by_group():
         ("alpaca", "full", 0, 0.5), ("alpaca", "full #2", 3, 0.5), ("alpaca", "LoRA r=16", 5, 0.5),
         ("alpaca", "QLoRA r=64", 9, 0.5), ("alpaca", "LoRA r=16", 0, 0.9), ("magicoder", "full", 0, 0.5),
         ("magicoder", "LoRA r=256", 0, 0.5), ("magicoder", "LoRA r=16", 7, 0.5), ("metamath", "LoRA r=16", 7, 0.5))])
-    effects = rules.released_lora_above_full(table, {"epsilon": 0.5})
+    effects = released_rules.released_lora_above_full(table, {"epsilon": 0.5})
     assert effects.dropna().to_dict() == {"alpaca": 2, "magicoder": 0}  # metamath's full model could not be had
     assert verdict(a_claim("released_lora_above_full", epsilon=0.5, min_seeds=1), table, "paper")["verdict"] == PARTLY
 
@@ -550,7 +576,7 @@ def test_intruders_count_only_at_equal_accuracy():
     rule = {"epsilon": 0.5, "tolerance": 0.0625}
     near, far = counts(0, r1=2, r8=9), counts(0, r1=2, r8=9)
     near[8]["accuracy"] = far[8]["accuracy"] = far[1]["accuracy"] = 0.5
-    effects = rules.more_intruders_at_equal_accuracy(frame([near, far]), rule)
+    effects = intruders_rules.more_intruders_at_equal_accuracy(frame([near, far]), rule)
     assert effects[0] == 2 and math.isnan(effects[1])
     judged = verdict(a_claim("more_intruders_at_equal_accuracy", min_seeds=1, **rule), frame([far]), "laptop")
     assert judged["verdict"] == TOO_FEW and judged["seeds"] == 0
@@ -561,15 +587,15 @@ def test_intruders_count_only_at_equal_accuracy():
     (((3, 0.2), (1, 0.9)), -2)], ids=["more but weaker", "first ones", "as strong", "fewer"])
 def test_growth_asks_for_more_and_not_weaker(steps, effect):
     """More intruders do not hold where the strongest one became weaker; none at first has no strength to compare."""
-    assert rules.grows_through_training(frame([growth(*steps)]), {}).tolist() == [effect]
+    assert intruders_rules.grows_through_training(frame([growth(*steps)]), {}).tolist() == [effect]
 
 
 def test_runs_that_did_not_learn_say_nothing_about_the_rank():
     """Within the tolerance of the best a run counts; the count of a failed run would turn the trend around."""
     table = frame([ranked(r1=9, r4=7, r8=5)])
     rule = {"tolerance": 0.05, "in_experiment": "rule"}
-    assert rules.falls_with_rank(table, rule).tolist() == [1]
-    assert rules.falls_with_rank(table, rule | {"tolerance": 0.5}).tolist() == pytest.approx([-0.2])  # 4 3 1 2
+    assert what_moves_rules.falls_with_rank(table, rule).tolist() == [1]
+    assert what_moves_rules.falls_with_rank(table, rule | {"tolerance": 0.5}).tolist() == pytest.approx([-0.2])  # 4 3 1 2
 
 
 def test_alpha_alone_is_the_mean_over_the_rates_that_two_alphas_share():
@@ -577,20 +603,20 @@ def test_alpha_alone_is_the_mean_over_the_rates_that_two_alphas_share():
     holds = one_rate(9, 4)
     holds[16] += [{"method": "LoRA r=16", "lora_alpha": alpha, "learning_rate": 3e-3, "n_intruders": n}
                   for alpha, n in ((8, 2), (32, 3))]
-    assert rules.alpha_alone(frame([holds]), {"rank": 16, "column": "n_intruders"}).tolist() == [2]
+    assert what_moves_rules.alpha_alone(frame([holds]), {"rank": 16, "column": "n_intruders"}).tolist() == [2]
 
 
 def test_a_change_of_exactly_the_allowed_size_is_flat():
     """4 to 7 is a change of 3; two amounts of data show no course, so a lost run cannot make a count flat."""
     rule = {"epsilon": 0.5, "rank": 8, "flat": 3}
-    assert rules.grows_with_data(frame([by_data(4, 7, 4, 4), by_data(4, 8, 4, 4)]), rule).tolist() == [0.5, -0.5]
+    assert intruders_rules.grows_with_data(frame([by_data(4, 7, 4, 4), by_data(4, 8, 4, 4)]), rule).tolist() == [0.5, -0.5]
 
 
 def test_scaling_that_costs_accuracy_does_not_help():
     """At the tolerance or beyond it, the effect is the loss of accuracy, however much less is forgotten."""
     rule = {"factor": 0.7, "rank": 8, "tolerance": 2.0}
     table = frame([scaling({0.7: -30.0}, accuracy=accuracy) for accuracy in (-1.9, -2.0, -6.0, 0.5)])
-    assert rules.scaling_helps(table, rule).tolist() == [30, -2, -6, 30]
+    assert cause_rules.scaling_helps(table, rule).tolist() == [30, -2, -6, 30]
 
 
 @pytest.mark.parametrize("name", ["scaling_helps", "scaling_up_hurts", "neighbour_hurts"])
@@ -615,7 +641,7 @@ def test_an_intruder_is_compared_with_the_best_of_the_other_kind(accuracy, forge
     """Of equal accuracies the least forgetting counts, and a point that another beats in both plays no part: without
     (0.5, 0.9) the curve runs from (0.25, 0) to (0.75, 0.25), which gives 0.1875 at 0.625. Beyond the curve its end.
     """
-    found = rules.intruder_beats(frame([pareto(accuracy, forgetting, whole)]), CASES["intruder_beats"][0])
+    found = cause_rules.intruder_beats(frame([pareto(accuracy, forgetting, whole)]), CASES["intruder_beats"][0])
     assert found.tolist() == pytest.approx([effect])
 
 
@@ -623,26 +649,26 @@ def test_without_intruders_nothing_beats_nothing():
     """The same for the frontier and for equal norms: no intruder is scaled or removed, and the seed is not judged."""
     holds = CASES["intruder_beats"][1]
     table = frame([holds, pareto(0.625, 0.25, WHOLE, changed=0)])
-    assert rules.intruder_beats(table, CASES["intruder_beats"][0]).dropna().to_dict() == {0: 0.125}
+    assert cause_rules.intruder_beats(table, CASES["intruder_beats"][0]).dropna().to_dict() == {0: 0.125}
     table = frame([norms(0.5, 0.25), norms(0.5, 0.5, own=0.375)])
-    assert rules.intruders_beyond_norm(table, {"rank": 8}).dropna().to_dict() == {0: 0.25}
+    assert cause_rules.intruders_beyond_norm(table, {"rank": 8}).dropna().to_dict() == {0: 0.25}
 
 
 def test_falling_less_than_full_is_no_gathering():
     """LoRA loses one intruder and full fine-tuning three: the difference is positive, the sentence is not true."""
-    assert rules.accumulates(frame([stages((4, 9, 3), (3, 1, 0))]), {"rank": 8}).tolist() == [-1]
-    assert rules.accumulates(frame([stages((1, 4), (5, 2))]), {"rank": 8}).tolist() == [3]
+    assert continual_rules.accumulates(frame([stages((4, 9, 3), (3, 1, 0))]), {"rank": 8}).tolist() == [-1]
+    assert continual_rules.accumulates(frame([stages((1, 4), (5, 2))]), {"rank": 8}).tolist() == [3]
 
 
 def test_a_planted_direction_must_resemble_nothing():
     """On top, but alike: the margin to epsilon is negative."""
-    assert rules.planted_on_top(frame([planted(1, 0.75)]), {"epsilon": 0.5}).tolist() == [-0.25]
+    assert similarity_rules.planted_on_top(frame([planted(1, 0.75)]), {"epsilon": 0.5}).tolist() == [-0.25]
 
 
 def test_matrices_alike_in_every_run_separate_nothing():
     """No run with both kinds of matrices: no area under any curve, hence no effect."""
     rule = {"rank": 8, "least": 0.75}
-    assert rules.threshold_separates(frame([separated(a=((1, 2), ()), b=((), (1, 2)))]), rule).isna().tolist() == [True]
+    assert cause_rules.threshold_separates(frame([separated(a=((1, 2), ()), b=((), (1, 2)))]), rule).isna().tolist() == [True]
 
 
 # --- verdicts and the file of claims --------------------------------------------------------------------------------
@@ -676,7 +702,7 @@ def test_the_file_of_claims_is_sound():
     found = claims()
     assert len({claim.id for claim in found}) == len(found) >= 50
     for claim in found:
-        assert claim.rule in ledger.RULES and claim.measurement in MEASUREMENTS, claim.id
+        assert claim.rule in kit_registry.RULES and claim.measurement in MEASUREMENTS, claim.id
         assert claim.min_seeds >= 1 and claim.control and claim.sentence.endswith("."), claim.id
         assert claim.notebook.isdigit() and len(claim.notebook) == 2, claim.id
         assert set(claim.out_of_reach) <= {"smoke", "laptop", "gpu", "paper"}, claim.id
@@ -854,7 +880,7 @@ def test_a_committed_table_answers_its_claim(claim):
     table = reference_table(claim.measurement, "laptop")
     if table is None:
         pytest.skip(f"no reference table of {claim.measurement} yet")
-    assert ledger.RULES[claim.rule](table, claim.model_extra).notna().any()
+    assert kit_registry.RULES[claim.rule](table, claim.model_extra).notna().any()
 
 
 def test_a_claim_with_an_unknown_rule_is_refused(tmp_path, monkeypatch):
@@ -864,7 +890,7 @@ def test_a_claim_with_an_unknown_rule_is_refused(tmp_path, monkeypatch):
     (tmp_path / "claims.toml").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(ledger, "PAPER", tmp_path)
     with pytest.raises(CourseError, match="claim 'x' names the rule 'no_such_rule'.*u_shape"):
-        ledger.claims.__wrapped__()
+        claims.claims.__wrapped__()
 
 
 @pytest.fixture
@@ -1108,15 +1134,15 @@ def grid(seeds=(0,), tasks=("movies", "topics"), **axes: tuple) -> pd.DataFrame:
 
 # name -> (columns that span the frame, the call with own data and reference, number of panels)
 WITH_REFERENCE = {
-    "accuracy_curves": ({"step": (10, 20, 30)}, lambda own, ref: plots.accuracy_curves(own, ref), 2),
+    "accuracy_curves": ({"step": (10, 20, 30)}, lambda own, ref: accuracy_figures.accuracy_curves(own, ref), 2),
     "counts_against_epsilon": ({"epsilon": (0.1, 0.5, 0.9)},
-                               lambda own, ref: plots.counts_against_epsilon(own, ref, level=0.14), 2),
-    "growth": ({"step": (10, 20)}, lambda own, ref: plots.growth(own, ref), 4),
-    "counts_against_k": ({"k": (0.1, 0.5, 1.0)}, lambda own, ref: plots.counts_against_k(own, ref), 2),
-    "forgetting_against_rank": ({}, lambda own, ref: plots.forgetting_against_rank(own, ref), 2),
-    "scatter_by_method": ({}, lambda own, ref: plots.scatter_by_method(
+                               lambda own, ref: intruders_figures.counts_against_epsilon(own, ref, level=0.14), 2),
+    "growth": ({"step": (10, 20)}, lambda own, ref: intruders_figures.growth(own, ref), 4),
+    "counts_against_k": ({"k": (0.1, 0.5, 1.0)}, lambda own, ref: intruders_figures.counts_against_k(own, ref), 2),
+    "forgetting_against_rank": ({}, lambda own, ref: forgetting_figures.forgetting_against_rank(own, ref), 2),
+    "scatter_by_method": ({}, lambda own, ref: forgetting_figures.scatter_by_method(
         own, {"n_intruders": "intruders", "relative_norm": "norm"}, y="forgetting", label="nats", reference=ref), 2),
-    "accuracy_beside_paper": ({}, lambda own, ref: plots.accuracy_beside_paper(own, paper_differences(), ref), 2),
+    "accuracy_beside_paper": ({}, lambda own, ref: accuracy_figures.accuracy_beside_paper(own, paper_differences(), ref), 2),
 }
 
 
@@ -1169,7 +1195,7 @@ def test_lines_are_the_mean_and_bands_the_extremes():
     own = pd.DataFrame({"task": "t", "method": "full", "step": [1, 2, 1, 2], "accuracy": [0.5, 0.75, 0.75, 1.0]})
     reference = pd.DataFrame({"task": "t", "method": "full", "step": [1, 2] * 3,
                               "accuracy": [0.1, 0.2, 0.3, 0.4, 0.2, 0.3]})
-    axis = plots.accuracy_curves(own, reference).axes[0]
+    axis = accuracy_figures.accuracy_curves(own, reference).axes[0]
     assert [line.get_ydata().tolist() for line in lines_named(axis, "full")] == [[0.625, 0.875]]
     corners = axis.collections[0].get_paths()[0].vertices
     spans = {step: sorted(set(corners[corners[:, 0] == step][:, 1])) for step in (1, 2)}
@@ -1180,14 +1206,14 @@ def test_forgetting_shows_full_and_base_as_levels():
     """Full fine-tuning and the base are horizontal lines at their own values, LoRA a curve over its ranks."""
     own = frame([{0: {"pseudo_loss": 5.0}, 1: {"pseudo_loss": 4.75}, 8: {"pseudo_loss": 4.5}}]).assign(
         task="t", base_pseudo_loss=4.25, method="x")
-    axis = plots.forgetting_against_rank(own).axes[0]
+    axis = forgetting_figures.forgetting_against_rank(own).axes[0]
     levels = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert levels == {"LoRA, yours": [4.75, 4.5], "full, yours": [5.0, 5.0], "base": [4.25, 4.25]}
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "8"]
 
 
 def test_learning_rate_curves():
-    figure = drawn(plots.learning_rate_curves(grid(tasks=("movies",), learning_rate=(1e-4, 1e-3)),
+    figure = drawn(accuracy_figures.learning_rate_curves(grid(tasks=("movies",), learning_rate=(1e-4, 1e-3)),
                                               {"accuracy": "test accuracy", "n_intruders": "intruders"}))
     assert [axis.get_ylabel() for axis in figure.axes] == ["test accuracy", "intruders"]
     assert figure.axes[0].get_xscale() == "log" and len(figure.axes[0].lines) == len(METHODS)
@@ -1196,10 +1222,10 @@ def test_learning_rate_curves():
 def test_similarity_maps_and_outlined_rows():
     """One heat-map per entry with the values given; an outlined row frames exactly that row across the map."""
     maps = {"full": np.eye(6), "LoRA": np.full((6, 6), 0.25)}
-    figure = drawn(plots.similarity_maps(maps, matrix="layer 0 query"))
+    figure = drawn(similarity_figures.similarity_maps(maps, matrix="layer 0 query"))
     assert [axis.get_title() for axis in figure.axes[:2]] == ["full", "LoRA"]
     assert np.array_equal(figure.axes[0].images[0].get_array(), maps["full"])
-    plots.outline_rows(figure, 1, [1, 4])
+    similarity_figures.outline_rows(figure, 1, [1, 4])
     boxes = [patch.get_bbox().bounds for patch in figure.axes[1].patches]
     assert boxes == [(0.5, 0.5, 6, 1), (0.5, 3.5, 6, 1)] and not figure.axes[0].patches
 
@@ -1207,14 +1233,14 @@ def test_similarity_maps_and_outlined_rows():
 def test_cosines_by_index_marks_both_levels():
     vectors = pd.DataFrame({"method": ["full"] * 3 + ["LoRA r=8"] * 3, "index": [1, 2, 3] * 2,
                             "max_cosine": [0.9, 0.8, 0.9, 0.2, 0.9, 0.8]})
-    axis = drawn(plots.cosines_by_index(vectors, epsilon=0.5, level=0.14)).axes[0]
+    axis = drawn(similarity_figures.cosines_by_index(vectors, epsilon=0.5, level=0.14)).axes[0]
     assert lines_named(axis, "LoRA r=8")[0].get_ydata().tolist() == [0.2, 0.9, 0.8]
     assert lines_named(axis, "epsilon = 0.5")[0].get_ydata() == [0.5, 0.5]
     assert lines_named(axis, "a random direction")[0].get_ydata() == [0.14, 0.14]
 
 
 def test_one_vector():
-    figure = drawn(plots.one_vector({"normal": np.eye(5)[0], "intruder": np.full(5, 0.1)}))
+    figure = drawn(similarity_figures.one_vector({"normal": np.eye(5)[0], "intruder": np.full(5, 0.1)}))
     heights = [[segment[1][1] for segment in axis.collections[0].get_segments()] for axis in figure.axes]
     assert heights == [[1, 0, 0, 0, 0], [0.1] * 5]
 
@@ -1222,7 +1248,7 @@ def test_one_vector():
 def test_toy_curves():
     sweep = pd.DataFrame({"ratio": [0.5, 1.0, 2.0], "index": [9, 2, 1], "overlap": [0.3, 0.8, 0.99],
                           "max_cosine": [0.9, 0.5, 0.2]})
-    figure = drawn(plots.toy_curves(sweep, level=0.14))
+    figure = drawn(similarity_figures.toy_curves(sweep, level=0.14))
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.9, 0.5, 0.2]
     assert figure.axes[1].lines[0].get_ydata().tolist() == [9, 2, 1]
 
@@ -1232,7 +1258,7 @@ def test_control_curves_have_one_panel_per_control():
     runs = grid(tasks=("movies",), epsilon=(0.1, 0.5))
     controls = pd.concat([runs.assign(control="random, full rank"),
                           runs[runs["r"] > 0].assign(control="random, rank r")])
-    figure = drawn(plots.control_curves(runs, controls))
+    figure = drawn(intruders_figures.control_curves(runs, controls))
     assert [axis.get_title() for axis in figure.axes] == ["trained", "random, full rank", "random, rank r"]
     assert [len(axis.lines) for axis in figure.axes] == [3, 3, 2]
 
@@ -1242,20 +1268,20 @@ def test_places_print_each_count(highest):
     """Layer by type, one map per method, every count written into its cell; a model without intruders draws too."""
     table = pd.DataFrame([{"method": method, "layer": layer, "type": kind, "n_intruders": highest * layer}
                           for method in ("full", "LoRA r=8") for layer in (0, 1) for kind in ("query", "key")])
-    figure = drawn(plots.places(table, ["full", "LoRA r=8"]))
+    figure = drawn(intruders_figures.places(table, ["full", "LoRA r=8"]))
     assert [text.get_text() for text in figure.axes[1].texts] == ["0", "0", str(highest), str(highest)]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["query", "key"]
 
 
 def test_base_curve():
-    figure = drawn(plots.base_curve(pd.DataFrame({"step": [0, 100], "heldout_loss_nats_per_token": [10.5, 5.5]})))
+    figure = drawn(accuracy_figures.base_curve(pd.DataFrame({"step": [0, 100], "heldout_loss_nats_per_token": [10.5, 5.5]})))
     assert figure.axes[0].lines[0].get_ydata().tolist() == [10.5, 5.5]
 
 
 def test_scaling_curves():
     table = pd.DataFrame({"scaling": ["alpha / r"] * 2 + ["alpha / sqrt(r)"] * 2, "r": [1, 8] * 2,
                           "update_norm": [1.0, 0.125, 1.0, 0.5]})
-    axis = drawn(plots.scaling_curves(table)).axes[0]
+    axis = drawn(accuracy_figures.scaling_curves(table)).axes[0]
     assert lines_named(axis, "alpha / sqrt(r)")[0].get_ydata().tolist() == [1.0, 0.5]
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
 
@@ -1306,8 +1332,8 @@ def test_panel_lines_draw_own_lines_with_and_without_bands(panels):
     own = pd.concat([OWN, OWN.assign(y=OWN["y"] + 2)]).merge(pd.DataFrame({"number": range(panels)}), how="cross")
     own["panel"] = own["panel"] + own["number"].astype(str)
     reference = pd.concat([own.assign(y=own["y"] - 1), own.assign(y=own["y"] + 1)])
-    alone = full_of_lines(studies.panel_lines(own, **AXES), panels, ["full", "LoRA r=8"])
-    both = full_of_lines(studies.panel_lines(own, reference, **AXES), panels, ["full", "LoRA r=8"])
+    alone = full_of_lines(kit_panels.panel_lines(own, **AXES), panels, ["full", "LoRA r=8"])
+    both = full_of_lines(kit_panels.panel_lines(own, reference, **AXES), panels, ["full", "LoRA r=8"])
     for figure in (alone, both):
         assert [axis.get_title() for axis in figure.axes] == [f"one{number}" for number in range(panels)]
         assert lines_of(figure.axes[-1]) == {"full": [3, 5], "LoRA r=8": [6, 7]}
@@ -1318,7 +1344,7 @@ def test_panel_lines_draw_own_lines_with_and_without_bands(panels):
 def test_a_panel_that_only_the_reference_has_is_drawn():
     """A reader trains some of the panels; the others show the band, and the axes that the reader's panels have."""
     reference = pd.concat([OWN, OWN.assign(panel="two"), OWN.assign(panel="two", y=9.0)])
-    figure = full_of_lines(studies.panel_lines(OWN, reference, **AXES), 2, ["full", "LoRA r=8"])
+    figure = full_of_lines(kit_panels.panel_lines(OWN, reference, **AXES), 2, ["full", "LoRA r=8"])
     assert figure.axes[1].get_title() == "two" and lines_of(figure.axes[1]) == {}
     assert bands(figure.axes[1]) == [(2, 9), (5, 9)]
 
@@ -1326,7 +1352,7 @@ def test_a_panel_that_only_the_reference_has_is_drawn():
 def test_a_line_that_only_the_reference_has_is_a_band_in_the_legend():
     """Its band is drawn where it is known, with a colour of its own; full fine-tuning stays black."""
     more = points([("one", "LoRA r=64", x, y) for x, y in ((1, 7.0), (2, 8.0), (1, 7.5), (2, 9.0))])
-    figure = full_of_lines(studies.panel_lines(OWN, pd.concat([OWN, more]), **AXES), 1,
+    figure = full_of_lines(kit_panels.panel_lines(OWN, pd.concat([OWN, more]), **AXES), 1,
                            ["full", "LoRA r=8", "LoRA r=64"])
     axis = figure.axes[0]
     assert set(lines_of(axis)) == {"full", "LoRA r=8"} and (7, 9) in bands(axis)
@@ -1337,7 +1363,7 @@ def test_a_line_that_only_the_reference_has_is_a_band_in_the_legend():
 def test_panel_lines_by_a_number_name_it_above_the_legend():
     """Lines by seed, rank or rate: the legend says what its numbers are; a line is only in the panels that have it."""
     own = pd.concat([OWN.assign(rows=600), OWN.assign(rows=1200, panel="two")])
-    figure = full_of_lines(studies.panel_lines(own, own.assign(rows=own["rows"].astype(np.int64)), by="rows",
+    figure = full_of_lines(kit_panels.panel_lines(own, own.assign(rows=own["rows"].astype(np.int64)), by="rows",
                                                xscale="log", yscale="symlog", **AXES), 2, ["600", "1200"])
     assert figure.legends[0].get_title().get_text() == "rows"
     assert [list(lines_of(axis)) for axis in figure.axes] == [["600"], ["1200"]]
@@ -1347,11 +1373,11 @@ def test_panel_lines_by_a_number_name_it_above_the_legend():
 def test_values_in_long_form_make_panels():
     """One panel per column, with its label; nothing stays nothing, as where no reference is committed."""
     table = pd.DataFrame({"method": "full", "step": [1, 2], "accuracy": [0.5, 0.75], "loss": [3.0, 4.0]})
-    long = studies.by_value(table, {"accuracy": "test accuracy", "loss": "nats"})
+    long = kit_panels.by_value(table, {"accuracy": "test accuracy", "loss": "nats"})
     assert list(zip(long["panel"], long["value"], strict=True)) == [
         ("test accuracy", 0.5), ("test accuracy", 0.75), ("nats", 3.0), ("nats", 4.0)]
-    assert studies.by_value(None, {"accuracy": "test accuracy"}) is None
-    figure = studies.panel_lines(long, None, x="step", y="value", panel="panel", xlabel="step", ylabel="", sharey=False)
+    assert kit_panels.by_value(None, {"accuracy": "test accuracy"}) is None
+    figure = kit_panels.panel_lines(long, None, x="step", y="value", panel="panel", xlabel="step", ylabel="", sharey=False)
     assert [list(lines_of(axis).values()) for axis in full_of_lines(figure, 2).axes] == [[[0.5, 0.75]], [[3, 4]]]
 
 
@@ -1359,7 +1385,7 @@ def test_rank_by_rate_maps_write_the_mean_of_each_cell():
     """Ranks down, rates across in order; what was not trained is empty; dark cells have white numbers."""
     table = pd.DataFrame([{"r": r, "learning_rate": rate, "seed": seed, "count": value + seed, "same": 5}
                           for r, rate, value in ((8, 1e-3, 10), (8, 1e-4, 0), (64, 1e-3, 30)) for seed in (0, 2)])
-    figure = full_of_lines(studies.rank_rate_maps(table, {"count": "intruders", "same": "constant"}), 2)
+    figure = full_of_lines(what_moves_figures.rank_rate_maps(table, {"count": "intruders", "same": "constant"}), 2)
     left, right = (axis for axis in figure.axes if axis.get_label() != "<colorbar>")
     cells = {text.get_position(): (text.get_text(), text.get_color()) for text in left.texts}
     assert cells == {(0, 0): ("1", "white"), (1, 0): ("11", "white"), (1, 1): ("31", "black")}
@@ -1384,8 +1410,8 @@ def interventions(methods=("LoRA r=8, 0.002",), seeds=(0,), factors=(0.0, 0.5, 1
 def test_interventions_show_accuracy_above_pseudo_loss(methods):
     """A column per run, a line per kind, a mark at lambda = 1 and the base's loss; bands where the reference has it."""
     own, reference = interventions(methods), interventions(methods, seeds=SEEDS)
-    alone = full_of_lines(studies.intervention_curves(own), 2 * len(methods), [*KINDS, "base"])
-    both = full_of_lines(studies.intervention_curves(own, reference), 2 * len(methods), [*KINDS, "base"])
+    alone = full_of_lines(cause_figures.intervention_curves(own), 2 * len(methods), [*KINDS, "base"])
+    both = full_of_lines(cause_figures.intervention_curves(own, reference), 2 * len(methods), [*KINDS, "base"])
     top, bottom = both.axes[0], both.axes[len(methods)]
     assert lines_of(top)["neighbour"] == pytest.approx([0.7, 0.75, 0.8, 0.85])
     assert lines_of(bottom)["intruder"] == [5, 5.5, 6, 6.5] and lines_of(bottom)["base"] == [5, 5]
@@ -1398,17 +1424,17 @@ def test_interventions_show_the_readers_runs_and_kinds(extra):
     """Reference results have more runs than a reader trains: what the reader lacks neither fails nor adds a column."""
     own, reference = interventions(), interventions(seeds=SEEDS)
     reference = pd.concat([reference, reference.assign(**{extra: "something else"})])
-    figure = full_of_lines(studies.intervention_curves(own, reference), 2, [*KINDS, "base"])
+    figure = full_of_lines(cause_figures.intervention_curves(own, reference), 2, [*KINDS, "base"])
     assert len(bands(figure.axes[0])) == len(KINDS)
     other = reference[reference[extra] == "something else"]
-    full_of_lines(studies.intervention_curves(own, other), 2, [*KINDS, "base"])
+    full_of_lines(cause_figures.intervention_curves(own, other), 2, [*KINDS, "base"])
 
 
 @pytest.mark.parametrize("methods", [("LoRA r=8, 0.002",), ("LoRA r=8, 0.002", "LoRA r=1, 0.003")], ids=["one", "two"])
 def test_pareto_curves_start_in_the_circle(methods):
     """Lambda from 1 down; of several seeds the means, the circle at lambda = 1 included; 1.5 is no part of it."""
     own = interventions(methods, seeds=(0, 2)).assign(forgetting=lambda t: t["factor"] + t["seed"] / 8)
-    figure = full_of_lines(studies.pareto_curves(own), len(methods), [*KINDS, "lambda = 1"])
+    figure = full_of_lines(cause_figures.pareto_curves(own), len(methods), [*KINDS, "lambda = 1"])
     for axis in figure.axes:
         lines = {line.get_label(): np.array(line.get_xydata()) for line in axis.lines}
         assert lines["intruder"] == pytest.approx(np.array([[0.71, 0.125], [0.76, 0.625], [0.81, 1.125]]))
@@ -1427,8 +1453,8 @@ def matched(methods=("LoRA r=8, 0.002",), seeds=(0,)) -> pd.DataFrame:
 def test_norm_matched_points_have_the_references_bars_at_their_norm(methods):
     """Two lines of two norms each; a bar from the smallest to the largest seed stands at each of the four."""
     own, reference = matched(methods), matched((*methods, "LoRA r=64, 0.001"), SEEDS)
-    alone = full_of_lines(studies.norm_matched_points(own), len(methods))
-    both = full_of_lines(studies.norm_matched_points(own, reference), len(methods))
+    alone = full_of_lines(cause_figures.norm_matched_points(own), len(methods))
+    both = full_of_lines(cause_figures.norm_matched_points(own, reference), len(methods))
     for axis in both.axes:
         assert lines_of(axis) == {"intruders kept": [0.5, 1], "intruders removed": [0.25, 0.5]}
         bars = {tuple(map(tuple, bar)) for collection in axis.collections for bar in collection.get_segments()}
@@ -1436,7 +1462,7 @@ def test_norm_matched_points_have_the_references_bars_at_their_norm(methods):
                         ((0.25, 0.25), (0.25, 0.75))}
     assert names_in(both.axes[0].get_legend()) == ["intruders kept", "intruders removed"]
     assert not alone.axes[0].collections
-    full_of_lines(studies.norm_matched_points(own, reference[reference["method"] == "LoRA r=64, 0.001"]), len(methods))
+    full_of_lines(cause_figures.norm_matched_points(own, reference[reference["method"] == "LoRA r=64, 0.001"]), len(methods))
 
 
 def sequence(tasks: int, methods=("full", "LoRA r=8"), seeds=(0,)) -> pd.DataFrame:
@@ -1452,8 +1478,8 @@ def sequence(tasks: int, methods=("full", "LoRA r=8"), seeds=(0,)) -> pd.DataFra
 def test_a_sequence_has_one_panel_per_task_in_order(tasks):
     """However the rows are ordered, panels follow the sequence; each says when it is trained and what the base has."""
     own, reference = sequence(tasks), sequence(tasks, seeds=SEEDS)
-    alone = full_of_lines(studies.sequence_curves(own), tasks, ["full", "LoRA r=8"])
-    both = full_of_lines(studies.sequence_curves(own, reference), tasks, ["full", "LoRA r=8"])
+    alone = full_of_lines(continual_figures.sequence_curves(own), tasks, ["full", "LoRA r=8"])
+    both = full_of_lines(continual_figures.sequence_curves(own, reference), tasks, ["full", "LoRA r=8"])
     assert [axis.get_title() for axis in both.axes] == [f"{place}. task {place}" for place in range(1, tasks + 1)]
     axis = both.axes[1]
     assert lines_named(axis, "full")[0].get_ydata().tolist() == pytest.approx(
@@ -1468,7 +1494,7 @@ def test_a_sequence_has_one_panel_per_task_in_order(tasks):
 def test_a_sequence_of_the_reference_with_other_methods_and_tasks_does_not_disturb():
     """The reference's further methods, and a task that only it has, leave the reader's panels as they are."""
     reference = pd.concat([sequence(3, ("full", "LoRA r=64"), SEEDS), sequence(3, ("LoRA r=1",), SEEDS)])
-    figure = full_of_lines(studies.sequence_curves(sequence(2), reference), 2, ["full", "LoRA r=8"])
+    figure = full_of_lines(continual_figures.sequence_curves(sequence(2), reference), 2, ["full", "LoRA r=8"])
     assert len(bands(figure.axes[0])) == 1
 
 
@@ -1477,7 +1503,7 @@ def test_a_grid_of_maps_has_a_row_per_method_and_a_column_per_stage(methods, sta
     """All on one scale from 0 to 1, with one colour bar; the values are those given."""
     maps = {f"method {row}": {f"stage {column}": np.full((4, 4), (row + column) / 8) for column in range(stages)}
             for row in range(methods)}
-    figure = full_of_lines(studies.map_grid(maps, matrix="layer 0 query"), methods * stages)
+    figure = full_of_lines(continual_figures.map_grid(maps, matrix="layer 0 query"), methods * stages)
     axes = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
     assert [axis.get_title() for axis in axes] == [f"stage {column}" for column in range(stages)] * methods
     assert [float(axis.images[0].get_array()[0, 0]) for axis in axes] == [
@@ -1553,7 +1579,7 @@ def test_equal_figures_are_equal_files(figures):
     """No date or random id in the images: a figure that did not change makes no difference to review."""
     first, second = [], []
     for seen in (first, second):
-        publish(plots.toy_curves(pd.DataFrame({"ratio": [1, 2], "index": [2, 1], "overlap": [0.5, 0.9],
+        publish(similarity_figures.toy_curves(pd.DataFrame({"ratio": [1, 2], "index": [2, 1], "overlap": [0.5, 0.9],
                                                "max_cosine": [0.5, 0.2]}), level=0.1),
                 TABLE, "04_toy", alt=ALT, profile=load_profile("laptop"))
         seen += [(figures / "laptop" / f"04_toy.{kind}").read_bytes() for kind in ("png", "svg", "csv")]

@@ -7,9 +7,9 @@ from matplotlib.colors import to_hex
 
 from utils.errors import UsageError
 from utils.profiles import load_profile
-from utils.reporting import sensitivity as sens
-from utils.reporting import sensitivity_figures as figures
 from utils.sources.models import resolve
+from utils.studies.sensitivity import figures as sensitivity_figures
+from utils.studies.sensitivity import tables as sensitivity_tables
 from utils.training.weights import base_matrices
 
 USUAL = {"task": "python", "optimiser": "adamw", "batch_size": 16, "targets": "all", "step": 80}
@@ -30,7 +30,7 @@ def run(experiment: str, method: str, rate: float, loss: float, *, seed: int = 0
     scaling = scaling or ("" if not r else "alpha = 2r" if alpha == 2 * r else "alpha / r")
     row = USUAL | other | {"method": method, "r": r, "lora_alpha": alpha, "scaling": scaling, "learning_rate": rate,
                            "seed": seed}
-    return row | {"experiment": experiment, "run": str(sorted(row.items())), sens.LOSS: loss, "learning": BASE - loss,
+    return row | {"experiment": experiment, "run": str(sorted(row.items())), sensitivity_tables.LOSS: loss, "learning": BASE - loss,
                   "forgetting": forgetting}
 
 
@@ -70,7 +70,7 @@ def only(table: pd.DataFrame, **values) -> pd.Series:
 
 
 def test_best_rate_of_the_mean_over_seeds():
-    best = sens.best_rates(pd.DataFrame(rates()), ["method"])
+    best = sensitivity_tables.best_rates(pd.DataFrame(rates()), ["method"])
     full = only(best, method="full")
     assert (full["learning_rate"], full["seeds"], full["rates"], full["edge"]) == (1e-3, 2, 3, "")
     assert (full["loss"], full["loss_below"], full["loss_above"]) == pytest.approx((4.0, 5.0, 5.0))
@@ -78,48 +78,48 @@ def test_best_rate_of_the_mean_over_seeds():
 
 
 def test_a_best_rate_at_the_end_of_the_grid_is_a_bound():
-    best = only(sens.best_rates(pd.DataFrame(rates()), ["method"]), method="LoRA r=1")
+    best = only(sensitivity_tables.best_rates(pd.DataFrame(rates()), ["method"]), method="LoRA r=1")
     assert (best["edge"], best["loss_below"]) == ("highest", 7.0)
     assert pd.isna(best["loss_above"]) and pd.isna(best["fine_rate"])
     falling = pd.DataFrame([run("rates", "full", 1e-3, 4.0), run("rates", "full", 1e-2, 5.0)])
-    assert sens.best_rates(falling, ["method"])["edge"].tolist() == ["lowest"]
-    assert sens.best_rates(falling.head(1), ["method"])["edge"].tolist() == ["only"]
+    assert sensitivity_tables.best_rates(falling, ["method"])["edge"].tolist() == ["lowest"]
+    assert sensitivity_tables.best_rates(falling.head(1), ["method"])["edge"].tolist() == ["only"]
 
 
 def test_parabola_leans_towards_the_lower_neighbour():
     # In x = log10(rate): through (-3, 2), (-2, 1), (-1, 5): curvature 5/2, slope at -2 is 3/2, vertex -2 - 3/10.
-    assert sens.parabola_minimum([1e-3, 1e-2, 1e-1], [2, 1, 5]) == pytest.approx(10**-2.3)
-    assert pd.isna(sens.parabola_minimum([1e-3, 1e-2, 1e-1], [1, 1, 1])), "a flat line has no minimum"
+    assert sensitivity_tables.parabola_minimum([1e-3, 1e-2, 1e-1], [2, 1, 5]) == pytest.approx(10**-2.3)
+    assert pd.isna(sensitivity_tables.parabola_minimum([1e-3, 1e-2, 1e-1], [1, 1, 1])), "a flat line has no minimum"
 
 
 def test_a_run_of_two_experiments_counts_once():
     table = pd.DataFrame([run("rates", "LoRA r=8", 1e-2, 5.0), run("scalings", "LoRA r=8", 1e-2, 5.0),
                           run("scalings", "LoRA r=8", 1e-2, 7.0, seed=1)])
-    assert len(sens.selection(table, "scalings")) == 2
-    assert sens.rate_means(table, ["method"])[sens.LOSS].tolist() == [6.0], "not (5 + 5 + 7) / 3"
-    assert len(sens.runs_once(table, ["experiment"])) == 3, "once for each experiment it is in"
+    assert len(sensitivity_tables.selection(table, "scalings")) == 2
+    assert sensitivity_tables.rate_means(table, ["method"])[sensitivity_tables.LOSS].tolist() == [6.0], "not (5 + 5 + 7) / 3"
+    assert len(sensitivity_tables.runs_once(table, ["experiment"])) == 3, "once for each experiment it is in"
 
 
 def test_only_a_runs_last_step_counts():
     early = run("rates", "full", 1e-3, 1.0) | {"step": 40}
     table = pd.DataFrame([early, run("rates", "full", 1e-3, 4.0) | {"run": early["run"]}])
-    assert sens.best_rates(table, ["method"])["loss"].tolist() == [4.0]
+    assert sensitivity_tables.best_rates(table, ["method"])["loss"].tolist() == [4.0]
 
 
 def test_selection_puts_the_usual_runs_beside():
     table = whole()
-    optimisers = sens.selection(table, "optimisers")
+    optimisers = sensitivity_tables.selection(table, "optimisers")
     assert optimisers.groupby(["panel", "series"]).size().to_dict() == {
         ("LoRA r=8", "AdamW"): 3, ("LoRA r=8", "Lion"): 1, ("full", "AdamW"): 4, ("full", "Lion"): 1}
-    assert set(sens.selection(table, "alpha")["series"]) == {"alpha = 1", "alpha = 8", "alpha = 16"}
-    assert set(sens.selection(table, "modules")["series"]) == {"all, r=4", "attention, r=10", "mlp, r=7"}
-    assert sens.selection(None, "alpha") is None
+    assert set(sensitivity_tables.selection(table, "alpha")["series"]) == {"alpha = 1", "alpha = 8", "alpha = 16"}
+    assert set(sensitivity_tables.selection(table, "modules")["series"]) == {"all, r=4", "attention, r=10", "mlp, r=7"}
+    assert sensitivity_tables.selection(None, "alpha") is None
     with pytest.raises(UsageError, match="'alphas'"):
-        sens.selection(table, "alphas")
+        sensitivity_tables.selection(table, "alphas")
 
 
 def test_alpha_16_at_rank_8_is_a_point_of_both_scalings():
-    runs = sens.selection(whole(), "scalings")
+    runs = sensitivity_tables.selection(whole(), "scalings")
     assert runs.groupby(["panel", "series"]).size().to_dict() == {
         ("alpha / r, alpha = 16", "r = 64"): 3, ("alpha / r, alpha = 16", "r = 8"): 3,
         ("alpha / sqrt(r), alpha = 6", "r = 8"): 1, ("alpha = 2r", "r = 64"): 3, ("alpha = 2r", "r = 8"): 3}
@@ -127,7 +127,7 @@ def test_alpha_16_at_rank_8_is_a_point_of_both_scalings():
 
 def test_rates_within_a_share_of_the_best_learning():
     # Full learns 4, 5, 4 of the base's 9; r=8 learns 3, 4, 3; r=1 learns 2, 2.5.
-    strict, loose = sens.rates_within(whole()), sens.rates_within(whole(), share=0.8)
+    strict, loose = sensitivity_tables.rates_within(whole()), sensitivity_tables.rates_within(whole(), share=0.8)
     assert strict.set_index("method")["within"].to_dict() == {"full": 1, "LoRA r=8": 1, "LoRA r=1": 1}
     assert loose.set_index("method")["within"].to_dict() == {"full": 3, "LoRA r=8": 1, "LoRA r=1": 2}
     full = only(loose, method="full")
@@ -136,19 +136,19 @@ def test_rates_within_a_share_of_the_best_learning():
 
 
 def test_rate_ratio_and_its_bounds():
-    ratio = sens.rate_ratio(whole())
+    ratio = sensitivity_tables.rate_ratio(whole())
     inside, bound = only(ratio, method="LoRA r=8"), only(ratio, method="LoRA r=1")
     assert (inside["ratio"], inside["fine_ratio"], inside["bound"]) == (pytest.approx(10), pytest.approx(10), "")
     assert (bound["ratio"], bound["bound"]) == (pytest.approx(10), "at least") and pd.isna(bound["fine_ratio"])
     with pytest.raises(UsageError, match="'full'"):
-        sens.rate_ratio(pd.DataFrame(rates()[4:]))
-    low_full = sens.rate_ratio(pd.DataFrame([run("rates", "full", 1e-3, 4.0), run("rates", "full", 1e-2, 5.0),
+        sensitivity_tables.rate_ratio(pd.DataFrame(rates()[4:]))
+    low_full = sensitivity_tables.rate_ratio(pd.DataFrame([run("rates", "full", 1e-3, 4.0), run("rates", "full", 1e-2, 5.0),
                                              *rates()[4:]]))
     assert low_full["bound"].tolist() == ["at least", "at least"], "full's true best lies lower still"
 
 
 def test_slope_of_the_best_rate():
-    slopes = sens.best_rate_slope(whole())
+    slopes = sensitivity_tables.best_rate_slope(whole())
     rule = only(slopes, scaling="alpha = 2r")
     # From 1e-2 at rank 8 to 1e-3 at rank 64: log(1/10) / log(8).
     assert (rule["slope"], rule["ranks"], rule["edges"]) == (pytest.approx(-1.10731, abs=1e-5), 2, 0)
@@ -160,7 +160,7 @@ def test_slope_of_the_best_rate():
 
 
 def test_batch_penalty_at_each_sizes_own_best_rate():
-    table = sens.batch_penalty(whole())
+    table = sensitivity_tables.batch_penalty(whole())
     full = only(table, method="full")
     assert (full["learning_rate"], full["loss"], full["usual_loss"]) == (1e-2, 4.5, 4.0)
     assert (full["penalty"], full["usual_size"], full["edge"]) == (pytest.approx(0.5), 16, "highest")
@@ -169,16 +169,16 @@ def test_batch_penalty_at_each_sizes_own_best_rate():
 
 
 def test_one_rate_lower():
-    table = sens.gentler_rate(whole()[lambda t: t["experiment"] == "rates"], ["method"])
+    table = sensitivity_tables.gentler_rate(whole()[lambda t: t["experiment"] == "rates"], ["method"])
     full = only(table, method="full")
     assert (full["best_rate"], full["lower_rate"], full["forgetting"]) == (1e-3, 1e-4, pytest.approx(0.6))
     assert (full["learning_kept"], full["forgetting_kept"]) == pytest.approx((4 / 5, 0.1 / 0.6))
-    alone = sens.gentler_rate(pd.DataFrame(rates()[:1]), ["method"])
+    alone = sensitivity_tables.gentler_rate(pd.DataFrame(rates()[:1]), ["method"])
     assert pd.isna(alone["lower_rate"]).all() and pd.isna(alone["learning_kept"]).all()
 
 
 def test_how_many_rates_beat_lora():
-    table = sens.beaten_by(pd.DataFrame([*rates(), run("rates", "full", 3e-3, 4.9)]))
+    table = sensitivity_tables.beaten_by(pd.DataFrame([*rates(), run("rates", "full", 3e-3, 4.9)]))
     assert table.set_index("method")["beaten_by"].to_dict() == {"LoRA r=8": 2, "LoRA r=1": 4}, "5.0 against 4.0, 4.9"
     assert set(table["of"]) == {4}
 
@@ -186,7 +186,7 @@ def test_how_many_rates_beat_lora():
 def test_adapter_numbers_by_hand():
     shapes = {"layers.0.self_attn.q_proj": (4, 4), "layers.0.mlp.up_proj": (8, 4)}
     kinds = pd.DataFrame({"targets": ["all", "attention", "mlp", "mlp", "all"], "r": [2, 3, 1, 1, 0]})
-    table = sens.adapter_numbers(kinds, shapes)
+    table = sensitivity_tables.adapter_numbers(kinds, shapes)
     assert table["numbers"].tolist() == [2 * (8 + 12), 3 * 8, 12] and table["matrices"].tolist() == [2, 1, 1]
 
 
@@ -196,19 +196,19 @@ def test_modules_are_compared_at_equal_numbers():
     kinds = pd.DataFrame({"targets": [group.targets for group in profile.decoder_experiments["modules"].runs],
                           "r": [next(iter(group.learning_rate)) for group in
                                 profile.decoder_experiments["modules"].runs]})
-    numbers = sens.adapter_numbers(kinds, shapes)["numbers"]
+    numbers = sensitivity_tables.adapter_numbers(kinds, shapes)["numbers"]
     assert len(numbers) == 3 and numbers.max() / numbers.min() < 1.05
 
 
 def test_recommendations():
-    values = sens.recommendations(whole()).set_index("measured")["value"]
+    values = sensitivity_tables.recommendations(whole()).set_index("measured")["value"]
     assert values.tolist() == pytest.approx([1.0, 1.5, 0.6, 0.2, 0.9, 10.0])
-    lacking = sens.recommendations(pd.DataFrame(rates()))["value"]
+    lacking = sensitivity_tables.recommendations(pd.DataFrame(rates()))["value"]
     assert lacking.isna().tolist() == [False, False, True, True, True, False]
 
 
 def test_in_words():
-    words = sens.in_words(sens.selection(whole(), "modules"))
+    words = sensitivity_tables.in_words(sensitivity_tables.selection(whole(), "modules"))
     assert words == ("all, r=4: 5.20 at 0.01; attention, r=10: 5.80 at 0.01; mlp, r=7: 5.40 at 0.01 "
                      "(nats per token, at the learning rate).")
 
@@ -218,8 +218,8 @@ def drawn(axis, label: str) -> list:
 
 
 def test_loss_against_rate():
-    own = sens.selection(pd.DataFrame(rates()), "rates")
-    figure = figures.rate_panels(own, own)
+    own = sensitivity_tables.selection(pd.DataFrame(rates()), "rates")
+    figure = sensitivity_figures.rate_panels(own, own)
     (axis,) = figure.axes
     full = [line for line in drawn(axis, "_own") if to_hex(line.get_color()) == "#000000"]
     assert full[0].get_ydata().tolist() == pytest.approx([5.0, 4.0, 5.0]) and axis.get_xscale() == "log"
@@ -232,28 +232,28 @@ def test_loss_against_rate():
 
 def test_panels_of_both_tables_and_no_run_twice():
     table = whole()
-    own = sens.selection(table[table["r"] != 64], "scalings")
-    figure = figures.rate_panels(own, sens.selection(table, "scalings"))
+    own = sensitivity_tables.selection(table[table["r"] != 64], "scalings")
+    figure = sensitivity_figures.rate_panels(own, sensitivity_tables.selection(table, "scalings"))
     assert [axis.get_title() for axis in figure.axes] == ["alpha = 2r", "alpha / sqrt(r), alpha = 6",
                                                           "alpha / r, alpha = 16"]
     assert [len(line.get_xdata()) for line in drawn(figure.axes[0], "_seeds")] == [3, 3]
 
 
 def test_modules_as_dots():
-    own = sens.selection(whole(), "modules")
-    (axis,) = figures.module_dots(own, own).axes
+    own = sensitivity_tables.selection(whole(), "modules")
+    (axis,) = sensitivity_figures.module_dots(own, own).axes
     assert [text.get_text() for text in axis.get_xticklabels()] == ["all, r=4", "attention, r=10", "mlp, r=7"]
     assert drawn(axis, "_own")[0].get_ydata().tolist() == pytest.approx([5.2, 5.8, 5.4])
     assert sorted(drawn(axis, "_seeds")[0].get_ydata()) == [5.2, 5.3, 5.5, 5.8]
 
 
 def test_best_rate_against_rank():
-    best = sens.best_rates(sens.selection(whole(), "scalings"), ["scaling", "r"])
-    (axis,) = figures.best_rate_lines(best).axes
+    best = sensitivity_tables.best_rates(sensitivity_tables.selection(whole(), "scalings"), ["scaling", "r"])
+    (axis,) = sensitivity_figures.best_rate_lines(best).axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert [line.get_ydata().tolist() for line in drawn(axis, "_best")] == [[1e-2, 1e-3], [1e-2, 1e-2], []]
     assert [len(line.get_xdata()) for line in drawn(axis, "_only")] == [0, 0, 1], "nothing was compared at one rate"
     assert not axis.texts
     ends = best.assign(edge="highest")
-    arrows = figures.best_rate_lines(ends).axes[0].texts
+    arrows = sensitivity_figures.best_rate_lines(ends).axes[0].texts
     assert len(arrows) == 5 and all(arrow.xyann[1] < arrow.xy[1] for arrow in arrows), "the true best lies higher"

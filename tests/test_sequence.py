@@ -11,21 +11,23 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
+from utils.studies.continual import measure as sequence
 from utils.errors import CourseError, UsageError
 from utils.evaluation.continual import sequence_summary
 from utils.evaluation.probe import INVERSE_PENALTY, first_token_states, head_accuracy
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
-from utils.reporting import measure, sequence
+from utils.reporting import runs as kit_runs
 from utils.sources.models import resolve
 from utils.spectra.base import base_spectrum
+from utils.studies.continual import measure as continual_measure
 from utils.training import store as store_module
 from utils.training import train as train_module
+from utils.training.checkpoints import Checkpoints, checkpoint_path
 from utils.training.data import classification_data, evaluation_batches
 from utils.training.spec import Method, RunSpec, continual_specs
 from utils.training.store import Run, RunStore
 from utils.training.targets import tuned_modules
-from utils.training.checkpoints import Checkpoints, checkpoint_path
 from utils.training.weights import load_into
 
 LORA = Method(kind="lora", r=4, lora_alpha=8)
@@ -371,10 +373,10 @@ def tables(profile, tmp_path_factory):
     store = RunStore(tmp_path_factory.mktemp("sequence"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequence, "RunStore", lambda: store)
-        patch.setattr(measure, "base_spectra", lambda: InMemory)
-        yield {"accuracies": sequence.sequence_accuracies(profile), "summaries": sequence.sequence_summaries(profile),
-               "spectra": sequence.sequence_spectra(profile), "store": store,
-               "runs": sequence.sequence_runs(profile)}
+        patch.setattr(kit_runs, "base_spectra", lambda: InMemory)
+        yield {"accuracies": continual_measure.sequence_accuracies(profile), "summaries": continual_measure.sequence_summaries(profile),
+               "spectra": continual_measure.sequence_spectra(profile), "store": store,
+               "runs": continual_measure.sequence_runs(profile)}
 
 
 def test_the_chains_of_a_profile(profile, tables):
@@ -457,7 +459,7 @@ def test_spectra_are_measured_against_the_original_base(tables, profile):
     """Per stage the count by two plain SVDs of W0 and the chain's matrices, and the loss over the base's."""
     table = tables["spectra"]
     assert len(table) == 2 * 3 and (table["trained_task"] != "").all() and table["stage"].tolist() == [1, 2, 3] * 2
-    before = measure.base_pseudo_loss(tables["runs"][0][0].base, profile.pseudo_loss)
+    before = kit_runs.base_pseudo_loss(tables["runs"][0][0].base, profile.pseudo_loss)
     assert (table["pseudo_loss"] - table["forgetting"]).tolist() == pytest.approx([before] * 6)
     counts = []
     for chain in tables["runs"]:
@@ -476,16 +478,16 @@ def test_kept_probes_are_read_again(tables, profile, monkeypatch):
     """Asking again trains nothing and fits no head, in another process neither; other rows are another measurement."""
     monkeypatch.setattr(sequence, "RunStore", lambda: RunStore(tables["store"].folder))
     monkeypatch.setattr(store_module, "train", lambda *_: pytest.fail("trained again"))
-    sequence._base_probe.cache_clear()
+    continual_measure._base_probe.cache_clear()
     fitted, real = [], sequence.head_accuracy
     monkeypatch.setattr(sequence, "head_accuracy", lambda *both: fitted.append(1) or real(*both))
-    again = sequence.sequence_accuracies(profile)
+    again = continual_measure.sequence_accuracies(profile)
     assert not fitted
     pd.testing.assert_frame_equal(again, tables["accuracies"])
-    pd.testing.assert_frame_equal(sequence.sequence_summaries(profile), tables["summaries"])
+    pd.testing.assert_frame_equal(continual_measure.sequence_summaries(profile), tables["summaries"])
     content = json.loads(profile.model_dump_json())
     content["continual"]["probe_test_rows"] = 19
-    sequence.sequence_accuracies(Profile.model_validate_json(json.dumps(content)))
+    continual_measure.sequence_accuracies(Profile.model_validate_json(json.dumps(content)))
     assert len(fitted) == 3 + 6 * 3, "the base once for both chains, and every stage"
 
 
@@ -512,10 +514,10 @@ def test_a_known_body_is_tested_at_its_own_stage(tiny_base, tmp_path, monkeypatc
     chain: list[Run] = []
     for place, (spec, body) in enumerate(zip(continual_specs(profile)[0], (dead, matrices, dead), strict=True)):
         chain.append(planted_run(tmp_path / str(place), spec, base, body, chain[-1] if chain else None))
-    monkeypatch.setattr(sequence, "sequence_runs", lambda *_: [chain])
-    table = sequence.sequence_accuracies(profile).set_index(["stage", "tested_task"])["accuracy"]
+    monkeypatch.setattr(continual_measure, "sequence_runs", lambda *_: [chain])
+    table = continual_measure.sequence_accuracies(profile).set_index(["stage", "tested_task"])["accuracy"]
     for name in TASKS:
-        train, test = classification_data(name, sequence._probe_sizes(profile, name), base.folder)
+        train, test = classification_data(name, continual_measure._probe_sizes(profile, name), base.folder)
         counts = np.bincount(train["labels"])
         commonest = np.flatnonzero(counts == counts.max())
         shares = [float(np.mean(np.array(test["labels"]) == label)) for label in commonest]
@@ -530,14 +532,14 @@ def test_a_diverged_chain_is_left_out_whole_and_named(tiny_base, tmp_path, monke
     monkeypatch.setattr(sequence, "RunStore", lambda: store)
     with monkeypatch.context() as patch:
         poison(patch, LORA)
-        runs = sequence.sequence_runs(profile)
+        runs = continual_measure.sequence_runs(profile)
     assert [[run.spec.method.label for run in chain] for chain in runs] == [["full"] * 3]
     said = capsys.readouterr().out
     assert "LoRA r=2, seed 0: diverged on continues (stage 1), the whole sequence is left out" in said
     lora = {"method": "lora", "lora_alpha": "2r", "learning_rate": {"2": 2e-2}}
     only = small_profile(tiny_base, steps=1, runs=[lora])
     with pytest.raises(CourseError, match="every sequence .* diverged") as caught:
-        sequence.sequence_accuracies(only)
+        continual_measure.sequence_accuracies(only)
     assert "\n" not in str(caught.value)
 
 
@@ -545,5 +547,5 @@ def test_seeds_that_the_sequence_is_not_made_for_give_empty_tables(tiny_base, tm
     """Reference results may name fewer seeds for the sequences; asked for others, there is nothing, and no error."""
     profile = small_profile(tiny_base, reference_seeds=[3]).with_reference_runs()
     monkeypatch.setattr(sequence, "RunStore", lambda: RunStore(tmp_path))
-    for table in (sequence.sequence_accuracies, sequence.sequence_summaries, sequence.sequence_spectra):
+    for table in (continual_measure.sequence_accuracies, continual_measure.sequence_summaries, continual_measure.sequence_spectra):
         assert table(profile, (0, 1)).empty

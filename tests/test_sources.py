@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from utils.errors import CourseError, UsageError
-from utils.paths import MODELS, writable
+from utils.paths import MODELS, ensure_dir
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources import archives as module
 from utils.sources.archives import MANIFEST, Archive, fetch, verify
@@ -246,7 +246,7 @@ def test_a_folder_that_refuses_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(CourseError, match="Read-only file system"):
-        writable(tmp_path / "cache")
+        ensure_dir(tmp_path / "cache")
 
 
 def test_rated_sentences_are_unique_and_split_apart():

@@ -13,8 +13,21 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.errors import CourseError, UsageError
-from utils.spectra import count_intruders, effective_rank, first_intruders, max_cosines, planted_matrix, random_level, \
-    random_update, similarity, thin_svd, toy_sweep, trace_direction, update_table, vector_table
+from utils.spectra import (
+    count_intruders,
+    effective_rank,
+    first_intruders,
+    max_cosines,
+    planted_matrix,
+    random_level,
+    random_update,
+    similarity,
+    thin_svd,
+    toy_sweep,
+    trace_direction,
+    update_table,
+    vector_table,
+)
 from utils.spectra.controls import random_updates
 from utils.spectra.rank import update_singular_values
 from utils.spectra.svd import Factors

@@ -14,17 +14,19 @@ import pandas as pd
 import pytest
 import torch
 
+from utils.reporting import runs as measure
 from utils.errors import CourseError
 from utils.files import sha256_of
 from utils.paths import ROOT
 from utils.profiles.schema import ModelReference, TaskSizes
-from utils.reporting import measure
+from utils.reporting import runs as kit_runs
 from utils.sources.models import resolve
+from utils.training import checkpoints as checkpoints_module
 from utils.training import store as module
-from utils.training import checkpoints as checkpoints_module, train as train_module
+from utils.training import train as train_module
+from utils.training.checkpoints import METRICS, Checkpoints
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RESULT, Run, RunStore
-from utils.training.checkpoints import METRICS, Checkpoints
 from utils.training.trainer import COMPLETE, resume_point
 
 LORA = Method(kind="lora", r=4, lora_alpha=8)
@@ -412,7 +414,7 @@ def test_a_diverged_run_is_left_out_of_every_table(store, spec, monkeypatch, cap
         store.get(bad)
     monkeypatch.setattr(measure, "run_specs", lambda *_: [good, bad])
     monkeypatch.setattr(measure, "RunStore", lambda: store)
-    table = measure.accuracy_over_steps(load_profile("smoke"), experiments=("ranks",))
+    table = kit_runs.checkpoint_metrics(load_profile("smoke"), experiments=("ranks",))
     assert set(table["run"]) == {good.key} and len(table) == 4
     assert "LoRA r=4 at learning rate 0.5, seed 0: diverged, left out" in capsys.readouterr().out
 

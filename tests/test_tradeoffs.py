@@ -8,10 +8,11 @@ import torch
 from matplotlib.colors import to_hex
 
 from utils.evaluation.memory import memory_table
-from utils.reporting import tradeoffs
-from utils.reporting.published import published_base, published_curves, published_memory, published_tulu, \
-    tradeoff_table
 from utils.spectra.perturbation import deviation_sweep, gaussian_rank, spectrum_table, toy_perturbation
+from utils.studies.learning import tradeoffs as learning_tradeoffs
+from utils.studies.learning.published import published_base, published_curves, published_tulu, tradeoff_table
+from utils.studies.update_rank import figures as update_rank_figures
+from utils.studies.update_rank.published import published_memory
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def line(axis, label: str):
 
 
 def test_figure_1_from_its_tables():
-    figure = tradeoffs.published_panels(published_curves(), published_base(), "learning")
+    figure = learning_tradeoffs.published_panels(published_curves(), published_base(), "learning")
     assert [axis.get_title() for axis in figure.axes] == [
         "code, continued pretraining: starcoder", "code, instruction tuning: magicoder",
         "math, continued pretraining: openwebmath", "math, instruction tuning: metamath"]
@@ -47,20 +48,20 @@ def test_figure_1_from_its_tables():
 
 
 def test_figure_2_has_the_other_tables_values():
-    figure = tradeoffs.published_panels(published_curves(), published_base(), "forgetting")
+    figure = learning_tradeoffs.published_panels(published_curves(), published_base(), "forgetting")
     assert line(figure.axes[1], "LoRA r=64").get_ydata().tolist() == [0.652, 0.651, 0.632, 0.580, 0.510]
     assert {line(axis, "base model").get_ydata()[0] for axis in figure.axes} == {0.671}
 
 
 def test_tulu_has_a_panel_per_metric_and_no_base_where_none_was_published():
-    figure = tradeoffs.tulu_panels(published_tulu(), published_base())
+    figure = learning_tradeoffs.tulu_panels(published_tulu(), published_base())
     assert [axis.get_title() for axis in figure.axes] == ["MT-bench", "MMLU", "GSM8K", "mean of three"]
     assert [any(one.get_label() == "base model" for one in axis.get_lines()) for axis in figure.axes] == [
         True, False, True, True]
 
 
 def test_ticks_of_durations_do_not_touch():
-    figure = tradeoffs.published_panels(published_curves(), published_base(), "learning")
+    figure = learning_tradeoffs.published_panels(published_curves(), published_base(), "learning")
     assert sorted(figure.axes[0].get_xticks()) == [0.25, 0.5, 1, 2, 4, 8, 20], "16 would touch 20"
     assert sorted(figure.axes[1].get_xticks()) == [1, 2, 4, 8, 16]
 
@@ -68,7 +69,7 @@ def test_ticks_of_durations_do_not_touch():
 def test_published_above_ours_below():
     curves = published_curves()
     published = curves[curves["table"].isin(["S1", "S5"])]
-    figure = tradeoffs.learning_curves(published, own(), own((0, 1)), y="loss", ylabel="loss", xlabel="steps",
+    figure = learning_tradeoffs.learning_curves(published, own(), own((0, 1)), y="loss", ylabel="loss", xlabel="steps",
                                        base="base_loss", published_base=published_base())
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["published: starcoder", "published: magicoder", "code", "sums"]
@@ -81,13 +82,13 @@ def test_published_above_ours_below():
 
 
 def test_ours_alone_is_one_row():
-    figure = tradeoffs.learning_curves(None, own(), y="rise", ylabel="rise", xlabel="steps")
+    figure = learning_tradeoffs.learning_curves(None, own(), y="rise", ylabel="rise", xlabel="steps")
     assert [axis.get_title() for axis in figure.axes] == ["code", "sums"]
     assert not any(one.get_label() == "base model" for one in figure.axes[0].get_lines())
 
 
 def test_more_published_panels_than_ours():
-    figure = tradeoffs.learning_curves(published_curves().query("quantity == 'learning'"),
+    figure = learning_tradeoffs.learning_curves(published_curves().query("quantity == 'learning'"),
                                        own().query("dataset == 'code'"), y="rise", ylabel="rise", xlabel="steps")
     assert len(figure.axes) == 5
 
@@ -98,7 +99,7 @@ def front(axis) -> np.ndarray:
 
 
 def test_figure_3_and_its_front():
-    figure = tradeoffs.tradeoff_panels(tradeoff_table(published_curves()), hollow=True)
+    figure = learning_tradeoffs.tradeoff_panels(tradeoff_table(published_curves()), hollow=True)
     assert [axis.get_title() for axis in figure.axes] == ["starcoder", "openwebmath", "magicoder", "metamath"]
     assert front(figure.axes[2]).tolist() == [[0.631, 0.498], [0.632, 0.417], [0.659, 0.385]], (
         "full's best, .497, is beaten by r = 256 on both axes")
@@ -109,7 +110,7 @@ def test_figure_3_and_its_front():
 
 
 def test_losses_are_drawn_so_that_up_and_right_is_better():
-    figure = tradeoffs.tradeoff_panels(own(), own((0, 1)), x="rise", y="loss", xlabel="rise", ylabel="loss",
+    figure = learning_tradeoffs.tradeoff_panels(own(), own((0, 1)), x="rise", y="loss", xlabel="rise", ylabel="loss",
                                        smaller_is_better=("rise", "loss"), base={"code": (0, 9.0)})
     axis = figure.axes[0]
     assert axis.xaxis_inverted() and axis.yaxis_inverted()
@@ -122,16 +123,16 @@ def test_losses_are_drawn_so_that_up_and_right_is_better():
 
 def test_spectra_mark_where_the_share_is_reached():
     table = spectrum_table({"w": torch.diag(torch.tensor([1.0, 3.0]))})
-    relative = tradeoffs.spectra_panels(table, relative=True)
+    relative = update_rank_figures.spectra_panels(table, relative=True)
     assert relative.axes[0].get_lines()[0].get_ydata().tolist() == pytest.approx([1, 1 / 3])
-    figure = tradeoffs.spectra_panels(table, title="one matrix")
+    figure = update_rank_figures.spectra_panels(table, title="one matrix")
     assert figure.axes[0].get_lines()[0].get_ydata().tolist() == pytest.approx([3, 1])
     assert figure.axes[1].get_legend().get_texts()[0].get_text() == "w: 90% at 1", "9 of 10"
 
 
 def test_the_toys_guides_pass_through_its_ends():
     sweep = deviation_sweep(50, (1e-4, 1e-2, 1.0))
-    left, right = tradeoffs.toy_panels(toy_perturbation(50), sweep).axes
+    left, right = update_rank_figures.toy_panels(toy_perturbation(50), sweep).axes
     assert max(one.get_ydata().max() for one in left.get_lines()) == 1
     measured = line(right, "measured").get_ydata()
     assert measured[0] == 1 and line(right, "proportional to c").get_ydata()[0] == 1
@@ -144,7 +145,7 @@ def test_ranks_by_layer_under_their_null():
     rows = [{"type": type_, "layer": layer, "duration": duration, "rows": 16, "columns": width,
              "update_rank": layer + duration, "null_rank": gaussian_rank((16, width))}
             for type_, width in (("q", 16), ("up", 48)) for layer in (0, 1) for duration in (1, 4)]
-    figure = tradeoffs.rank_by_layer(pd.DataFrame(rows), unit="million tokens")
+    figure = update_rank_figures.rank_by_layer(pd.DataFrame(rows), unit="million tokens")
     assert [axis.get_title() for axis in figure.axes] == ["q\n16 × 16", "up\n16 × 48"]
     short, long = (line(figure.axes[0], f"{length} million tokens") for length in (1, 4))
     assert long.get_ydata().tolist() == [4, 5]
@@ -156,7 +157,7 @@ def test_ranks_by_layer_under_their_null():
 
 def test_memory_of_each_model():
     table = memory_table({"7B": 7, "70B": 70}, (1, 8, 64))
-    figure = tradeoffs.memory_panel(table, published_memory(), limits={"24 GB": 24})
+    figure = update_rank_figures.memory_panel(table, published_memory(), limits={"24 GB": 24})
     assert [axis.get_title() for axis in figure.axes] == ["7B", "70B"]
     assert line(figure.axes[0], "full, Adam").get_ydata().tolist() == pytest.approx([112, 14, 1.75])
     assert {to_hex(line(figure.axes[0], f"full, {name}").get_color()) for name in ("Adam", "Lion")} == {"#000000"}

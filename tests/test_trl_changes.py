@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from utils.errors import UsageError
+from utils.machine import device_name
 from utils.profiles.schema import ModelReference
-from utils.reporting import trl_changes as module
-from utils.reporting.trl_changes import CHANGES, Change, changes_table
 from utils.sources.models import resolve
-from utils.training.device import device_name
+from utils.studies.preferences import trl_changes as preferences_trl_changes
+from utils.studies.preferences.trl_changes import CHANGES, Change, changes_table
 
 HERE = [change for change in CHANGES if change.device in ("", device_name())]
 
@@ -29,7 +29,7 @@ def test_it_ends_as_the_table_says(table, place):
 def test_what_is_gone_has_nothing_in_its_place():
     import importlib.util
 
-    for name in module._GONE:
+    for name in preferences_trl_changes._GONE:
         assert next(change for change in CHANGES if change.old.endswith(f" {name}")).new == ""
     for name in ("ppo", "xpo", "nash_md", "bco", "prm"):
         assert importlib.util.find_spec(f"trl.experimental.{name}") is None
@@ -39,13 +39,13 @@ def test_what_is_gone_has_nothing_in_its_place():
     ("int('one')", "int('1')", True, True), ("int('1')", "int('one')", False, False),
     ("len(1)", "1 == 2", False, False)])
 def test_a_row_that_is_wrong_is_seen(old, new, as_said, new_works):
-    row = module._row(Change("x", old, "ValueError", "invalid literal", new), {})
+    row = preferences_trl_changes._row(Change("x", old, "ValueError", "invalid literal", new), {})
     assert (row["as_said"], row["new_works"]) == (as_said, new_works)
 
 
 def test_a_line_that_should_run_and_does_not_is_seen():
-    assert not module._row(Change("x", "len(1)", "", "", ""), {})["as_said"]
-    assert module._row(Change("x", "len('a')", "", "", ""), {})["as_said"]
+    assert not preferences_trl_changes._row(Change("x", "len(1)", "", "", ""), {})["as_said"]
+    assert preferences_trl_changes._row(Change("x", "len('a')", "", "", ""), {})["as_said"]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

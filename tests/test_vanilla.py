@@ -6,10 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
+from utils.studies.variants import measure as vanilla
+from utils.ledger.claims import claims
 from utils.profiles import load_profile
-from utils.reporting import sharpness, vanilla, vanilla_figures
-from utils.reporting.claims import claims
-from utils.reporting.variant_rules import VARIANT_RULES
+from utils.reporting.registry import RULES as VARIANT_RULES
+from utils.studies.variants import figures as variants_figures
+from utils.studies.variants import measure as variants_measure
+from utils.studies.variants import sharpness as variants_sharpness
 from utils.training.metrics import token_accuracy
 from utils.training.spec import run_specs
 from utils.training.store import Run
@@ -71,12 +74,12 @@ def test_a_diverged_run_stays_in_the_table(monkeypatch):
         for spec, status in zip(specs, ("done", "diverged"))]
     monkeypatch.setattr(vanilla, "experiment_runs", lambda profile, name, seeds, diverged: (
         found if name == "vanilla" else []))
-    measured = dict.fromkeys(vanilla.MEASURED, 2.0)
-    monkeypatch.setattr(vanilla, "_base_row", lambda *_: measured)
-    monkeypatch.setattr(vanilla, "_run_row", lambda *_: measured)
-    table = vanilla.variant_sweep(profile, (0,))
+    measured = dict.fromkeys(variants_measure.MEASURED, 2.0)
+    monkeypatch.setattr(variants_measure, "_base_row", lambda *_: measured)
+    monkeypatch.setattr(variants_measure, "_run_row", lambda *_: measured)
+    table = variants_measure.variant_sweep(profile, (0,))
     assert table["diverged"].tolist() == [False, True] and table["learning_rate"].nunique() == 2
-    assert table["loss_nats_per_token"].isna().tolist() == [False, True] and len(vanilla.main_grid(table)) == 1
+    assert table["loss_nats_per_token"].isna().tolist() == [False, True] and len(variants_measure.main_grid(table)) == 1
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
@@ -85,17 +88,17 @@ def test_a_diverged_run_stays_in_the_table(monkeypatch):
 def test_the_best_rates_and_what_a_borrowed_one_costs():
     """PiSSA loses 1.0 at LoRA's rate, LoRA 0.5 at PiSSA's; LoRA's best rate is ten times PiSSA's."""
     table = two_methods()
-    best = vanilla.best_of_each(table).set_index("variant")
+    best = variants_measure.best_of_each(table).set_index("variant")
     assert best["learning_rate"].to_dict() == {"LoRA": 0.1, "PiSSA": 0.01} and best.loc["PiSSA", "ratio"] == 10
     assert list(best.index) == ["LoRA", "PiSSA"] and (best["edge"] == "").all()
-    borrowed = vanilla.borrowed_rate(table).set_index("variant")
+    borrowed = variants_measure.borrowed_rate(table).set_index("variant")
     assert borrowed.loc["PiSSA", ["lost_nats", "vanilla_lost_nats"]].tolist() == pytest.approx([1.0, 0.5])
     assert borrowed.loc["LoRA", "lost_nats"] == 0 and borrowed.loc["PiSSA", "lost_accuracy"] == pytest.approx(0.1)
 
 
 def test_the_nearest_rate_is_borrowed_where_vanillas_own_was_not_tried():
     table = pd.DataFrame(rows("LoRA", {0.01: 2.5, 0.1: 2.0, 1.0: 4.0}) + rows("OLoRA", {0.003: 2.2, 0.04: 2.6}))
-    row = vanilla.borrowed_rate(table).set_index("variant").loc["OLoRA"]
+    row = variants_measure.borrowed_rate(table).set_index("variant").loc["OLoRA"]
     assert (row["own_rate"], row["borrowed_rate"]) == (0.003, 0.04) and row["lost_nats"] == pytest.approx(0.4)
 
 
@@ -103,7 +106,7 @@ def test_the_spread_at_the_best_and_at_one_rate():
     """Best: 2.0 and 2.1. At LoRA's rate: 2.0 and 3.1. Over seeds each varies by 0.1 up and down."""
     table = pd.concat([two_methods(0), two_methods(1).assign(
         loss_nats_per_token=lambda t: t["loss_nats_per_token"] + 0.2)])
-    row = vanilla.spread(table).set_index("measure").loc["loss_nats_per_token"]
+    row = variants_measure.spread(table).set_index("measure").loc["loss_nats_per_token"]
     assert (row["best"], row["worst"]) == ("LoRA", "PiSSA")
     assert row["spread"] == pytest.approx(0.1) and row["at_one_rate"] == pytest.approx(1.1)
     assert row["seed_deviation"] == pytest.approx(0.2 / 2**0.5)
@@ -111,7 +114,7 @@ def test_the_spread_at_the_best_and_at_one_rate():
 
 def test_what_the_study_lacks_is_in_no_spread():
     table = pd.concat([two_methods(), pd.DataFrame(rows("full", {0.01: 1.5, 0.1: 1.0, 1.0: 2.0}))])
-    assert vanilla.spread(table).iloc[0]["best"] == "LoRA"
+    assert variants_measure.spread(table).iloc[0]["best"] == "LoRA"
 
 
 def test_a_rate_at_which_a_seed_diverged_is_no_best_rate():
@@ -120,7 +123,7 @@ def test_a_rate_at_which_a_seed_diverged_is_no_best_rate():
     lost = (table["seed"] == 1) & (table["variant"] == "LoRA") & (table["learning_rate"] == 0.1)
     table.loc[lost, ["loss_nats_per_token", "token_accuracy"]] = np.nan
     table.loc[lost, "diverged"] = True
-    best = vanilla.best_of_each(table).set_index("variant")
+    best = variants_measure.best_of_each(table).set_index("variant")
     assert best.loc["LoRA", "learning_rate"] == 0.01 and best.loc["PiSSA", "learning_rate"] == 0.01
 
 
@@ -133,17 +136,17 @@ def varied_table() -> pd.DataFrame:
 
 
 def test_the_best_rate_against_a_setting():
-    found = vanilla.best_rate_against(varied_table(), "rank")
+    found = variants_measure.best_rate_against(varied_table(), "rank")
     assert found.set_index("setting")["learning_rate"].to_dict() == {8: 0.1, 2: 1.0, 32: 0.01}
-    assert vanilla.best_rate_against(two_methods(), "batch size").empty
+    assert variants_measure.best_rate_against(two_methods(), "batch size").empty
 
 
 def test_published_numbers_and_the_studys_own_demonstration():
     """PiSSA at LoRA's rate 5.6 points, LoRA at PiSSA's 1.2: printed as accuracies of 43.8 and 48.4."""
-    best = vanilla.published_best().set_index("method")
+    best = variants_measure.published_best().set_index("method")
     assert set(best.index) == set(STUDY) and best["accuracy"].max() - best["accuracy"].min() == pytest.approx(0.84)
     assert best.loc["PiSSA", "rate_ratio"] == pytest.approx(10) and best.loc["LoRA", "rate_ratio"] == 1
-    lost = vanilla.published_borrowed().set_index("method")["lost_points"]
+    lost = variants_measure.published_borrowed().set_index("method")["lost_points"]
     assert lost["PiSSA"] == pytest.approx(5.63) and lost["LoRA"] == pytest.approx(1.2)
 
 
@@ -166,7 +169,7 @@ def test_rules_on_two_methods():
 
 def ten_methods() -> pd.DataFrame:
     """Best rates in the study's order, as multiples of LoRA's 1e-3; the best of the nine is 0.3 nats below LoRA."""
-    published = vanilla.published_best().set_index("method")
+    published = variants_measure.published_best().set_index("method")
     return pd.DataFrame([row for index, (name, ratio) in enumerate(published["rate_ratio"].items())
                          for row in rows(name, {
                              f / ratio: loss + 0.1 * index + (0.2 if name == "LoRA" else 0)
@@ -218,7 +221,7 @@ def test_rules_on_the_hessian():
     plain = np.log10(table["largest"] * table["best_learning_rate"]).std(ddof=1)
     assert judged("preconditioned_more_alike", table, block="module") == pytest.approx(plain)
     assert VARIANT_RULES["sharper_than_vanilla"](table, {"block": "adapter", "variants": ["PiSSA"]}).empty
-    rho = sharpness.sharpness_correlation(table).iloc[0]
+    rho = variants_sharpness.sharpness_correlation(table).iloc[0]
     assert rho["rho"] == -1 and rho["n"] == 5
 
 
@@ -226,13 +229,13 @@ def test_every_claim_of_the_notebook_names_what_is_there():
     """A variant that no row is called by would make a claim that no seed can judge."""
     known = {method.label.split(" r=")[0] for method in {spec.method for spec in run_specs(
         load_profile("laptop").with_reference_runs(), "vanilla", (0,))}}
-    assert set(STUDY) | set(vanilla.LACKING) == known
+    assert set(STUDY) | set(variants_measure.LACKING) == known
     for claim in claims():
         if claim.notebook == "14":
             named = [*claim.model_extra.get("variants", []), *([claim.model_extra.get("variant")] * bool(
                 claim.model_extra.get("variant")))]
             assert set(named) <= known and claim.measurement in ("variant_sweep", "variant_hessian")
-            assert claim.model_extra.get("setting", "rank") in vanilla.SETTINGS
+            assert claim.model_extra.get("setting", "rank") in variants_measure.SETTINGS
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -240,23 +243,23 @@ def test_every_claim_of_the_notebook_names_what_is_there():
 
 def test_the_figures_take_a_single_seed_and_a_missing_reference():
     table = two_methods()
-    best, borrowed = vanilla.best_of_each(table), vanilla.borrowed_rate(table)
-    drawn = [vanilla_figures.rate_grid(table), vanilla_figures.rate_grid(table, table, y="loss_nats_per_token"),
-             vanilla_figures.best_dots(best), vanilla_figures.best_dots(best, best, vanilla.published_best()),
-             vanilla_figures.lost_bars(borrowed, borrowed),
-             vanilla_figures.rate_ratio_dots(best, None, vanilla.published_best()),
-             vanilla_figures.setting_lines({"rank": vanilla.best_rate_against(varied_table(), "rank")}, None,
-                                           vanilla.published_settings()),
-             vanilla_figures.intruder_scatter(table, None, x="relative_norm", xlabel="norm")]
+    best, borrowed = variants_measure.best_of_each(table), variants_measure.borrowed_rate(table)
+    drawn = [variants_figures.rate_grid(table), variants_figures.rate_grid(table, table, y="loss_nats_per_token"),
+             variants_figures.best_dots(best), variants_figures.best_dots(best, best, variants_measure.published_best()),
+             variants_figures.lost_bars(borrowed, borrowed),
+             variants_figures.rate_ratio_dots(best, None, variants_measure.published_best()),
+             variants_figures.setting_lines({"rank": variants_measure.best_rate_against(varied_table(), "rank")}, None,
+                                           variants_measure.published_settings()),
+             variants_figures.intruder_scatter(table, None, x="relative_norm", xlabel="norm")]
     assert all(figure.axes for figure in drawn)
     plt.close("all")
 
 
 def test_a_setting_with_a_single_rate_is_a_cross():
     """An empty panel with logarithmic axes is an error of matplotlib's, and says that nothing was tried."""
-    one = vanilla.best_rate_against(pd.DataFrame(rows("LoRA", {0.1: 2.0}) + rows(
+    one = variants_measure.best_rate_against(pd.DataFrame(rows("LoRA", {0.1: 2.0}) + rows(
         "LoRA", {0.1: 1.0}, experiment="vanilla_durations", steps=180)), "steps")
-    figure = vanilla_figures.setting_lines({"steps": one}, None, vanilla.published_settings())
+    figure = variants_figures.setting_lines({"steps": one}, None, variants_measure.published_settings())
     figure.canvas.draw()
     assert any(line.get_marker() == "x" and list(line.get_xdata()) == [60, 180] for line in figure.axes[0].lines)
     plt.close("all")
@@ -264,7 +267,7 @@ def test_a_setting_with_a_single_rate_is_a_cross():
 
 def test_a_diverged_run_is_a_cross_under_the_others():
     table = pd.concat([two_methods(), pd.DataFrame(rows("PiSSA", {1.0: float("nan")}))], ignore_index=True)
-    figure = vanilla_figures.rate_grid(table, y="loss_nats_per_token")
+    figure = variants_figures.rate_grid(table, y="loss_nats_per_token")
     panel = next(axis for axis in figure.axes if axis.get_title() == "PiSSA")
     (cross,) = [line for line in panel.lines if line.get_marker() == "x" and len(line.get_xdata())]
     assert list(cross.get_xdata()) == [1.0] and cross.get_ydata()[0] < table["loss_nats_per_token"].min()
@@ -272,5 +275,5 @@ def test_a_diverged_run_is_a_cross_under_the_others():
 
 
 def test_the_order_of_methods_puts_vanilla_first_and_what_the_study_lacks_last():
-    assert vanilla_figures.in_order(["full", "PiSSA", "LoRA", "DoRA", "rsLoRA"]) == ["LoRA", "DoRA", "PiSSA", "rsLoRA",
+    assert variants_figures.in_order(["full", "PiSSA", "LoRA", "DoRA", "rsLoRA"]) == ["LoRA", "DoRA", "PiSSA", "rsLoRA",
                                                                                      "full"]

@@ -6,8 +6,14 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, RobertaConfig, \
-    RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from utils.errors import UsageError
 from utils.files import canonical_json
@@ -15,10 +21,10 @@ from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.spectra import LowRank, Pair, leading_cosines, max_cosines, thin_svd
 from utils.training import train as train_module
+from utils.training.checkpoints import Checkpoints, read_metrics
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
 from utils.training.targets import tuned_modules
-from utils.training.checkpoints import Checkpoints, read_metrics
 from utils.training.variants import ADALORA_INITIAL, DENSE, LORA_PLUS_RATIO, adapter_config, update_factors
 from utils.training.weights import load_into, merged, prepare, restore_adapter, trained_tensors
 

@@ -33,7 +33,7 @@ def relative(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def writable(folder: Path) -> Path:
+def ensure_dir(folder: Path) -> Path:
     """Create `folder` and prove that it can be written.
 
     Raises

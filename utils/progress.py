@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def followed(things: Iterable[T], *, total: int, label: str, interval_s: float = 20.0) -> Iterator[T]:
+def track(things: Iterable[T], *, total: int, label: str, interval_s: float = 20.0) -> Iterator[T]:
     """The things themselves, with a bar and time left on a terminal, and a plain line every `interval_s` elsewhere."""
     if sys.stderr.isatty():
         from tqdm import tqdm

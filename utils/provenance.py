@@ -5,8 +5,8 @@ import importlib.metadata
 import platform
 import subprocess
 
+from utils.machine import hardware
 from utils.paths import ROOT
-from utils.training.device import hardware
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy")
 

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from utils.errors import CourseError
 from utils.files import write_json
+from utils.machine import device_name, limit_threads, quiet_libraries
 from utils.provenance import provenance
 from utils.sources.checkpoints import open_checkpoint
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.fast import LowRank, Pair, leading_cosines, merged_weight
 from utils.spectra.svd import Factors, max_cosines, thin_svd
-from utils.training.device import device_name, limit_threads, quiet_libraries
 
 EPSILONS = tuple(round(0.05 * part, 2) for part in range(1, 20))
 K = 10
@@ -172,8 +172,8 @@ def _real_spectra() -> dict[str, list[np.ndarray]]:
 
 
 def _pairs(base, tuned: Path) -> list[Pair]:
-    from utils.reporting.matrices import checkpoint_pairs
     from utils.sources.pairs import matched_names
+    from utils.spectra.checkpoint_pairs import checkpoint_pairs
 
     other = open_checkpoint(str(tuned))
     return list(checkpoint_pairs(base, other, matched_names(base, other)))

@@ -199,8 +199,8 @@ def _course(options) -> None:
 
 
 def _summary(profile, outcomes) -> None:
+    from utils.ledger.claims import verdicts
     from utils.paths import cache_dir, figures_dir
-    from utils.reporting.claims import verdicts
 
     print(f"\n{'notebook':34} {'seconds':>8} {'peak GiB':>9}  verdicts of its claims (reference results)")
     ledger = verdicts(profile)
@@ -215,14 +215,14 @@ def _summary(profile, outcomes) -> None:
 def _intruders(options) -> None:
     from utils.course.intruders import analyse, draw, summary
     from utils.files import write_json
-    from utils.paths import writable
-    from utils.training.device import quiet_libraries
+    from utils.machine import quiet_libraries
+    from utils.paths import ensure_dir
 
     quiet_libraries()
     for file in filter(None, (options.json, options.figure)):  # before the work, not after it
         if file.is_dir():
             raise UsageError(f"{file} is a folder; give the file to write.")
-        writable(file.parent)
+        ensure_dir(file.parent)
     report = analyse(options.base, options.tuned, k=options.k, epsilons=sorted(set(options.epsilon)),
                      layers=options.layers, vectors=options.vectors, device=options.device,
                      allow_pickle=options.allow_pickle)
@@ -239,10 +239,10 @@ def _bench(options) -> None:
     from utils.course.bench import bench, bench_table
     from utils.course.publish import BENCH_RECORD, update_readme
     from utils.files import write_json
-    from utils.paths import writable
+    from utils.paths import ensure_dir
 
     if options.json:
-        writable(options.json.parent)
+        ensure_dir(options.json.parent)
     small = {"layers": 1, "width": 192, "training_steps": 2, "passages": 1} if options.quick else {}
     result = bench(rounds=options.rounds, **small)
     print(bench_table(result))
@@ -262,8 +262,8 @@ def _build_base(options) -> None:
 
 def _reference(options) -> None:
     from utils.course.doctor import require
-    from utils.reporting.claims import write_ledger
-    from utils.reporting.reference import build_reference
+    from utils.ledger.claims import write_ledger
+    from utils.ledger.reference import build_reference
 
     profile = _profile(options)
     require(profile)
@@ -273,8 +273,8 @@ def _reference(options) -> None:
 
 
 def _claims(options) -> None:
-    from utils.reporting.claims import write_ledger
-    from utils.reporting.ledger import as_text, ledger, summary
+    from utils.ledger.claims import write_ledger
+    from utils.ledger.page import as_text, ledger, summary
 
     profile = _profile(options)
     write_ledger(profile)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from utils.errors import CourseError
-from utils.paths import ROOT, cache_dir, relative, writable
+from utils.paths import ROOT, cache_dir, ensure_dir, relative
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -47,7 +47,7 @@ def machine() -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {"python": platform.python_version(), "cores": cores, "memory_gib": round(memory / 2**30, 1),
-            "disk_gib": round(shutil.disk_usage(writable(cache_dir())).free / 2**30, 1),
+            "disk_gib": round(shutil.disk_usage(ensure_dir(cache_dir())).free / 2**30, 1),
             "gpu": gpu.name if gpu else None, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else 0.0}
 
 

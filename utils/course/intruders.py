@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.progress import followed
 from utils.errors import CourseError, UsageError
-from utils.files import replacing
+from utils.files import atomic_write
+from utils.machine import device_name, limit_threads
+from utils.progress import track
 from utils.provenance import provenance
-from utils.reporting.matrices import checkpoint_pairs, stored_floor, stored_types
 from utils.sources.checkpoints import Adapter, Checkpoint, some
 from utils.sources.pairs import open_pair, place_of
 from utils.spectra.cache import SpectrumCache
+from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, stored_types
 from utils.spectra.fast import Leading, leading_cosines
 from utils.spectra.svd import random_level
-from utils.training.device import device_name, limit_threads
 
 
 def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None = None,
@@ -66,7 +66,7 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     try:
         found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
                                 spectrum=SpectrumCache(device=device).spectrum, device=device)
-        for one in followed(found, total=len(sources), label="matrices"):
+        for one in track(found, total=len(sources), label="matrices"):
             matrices.append(_row(one, original, changed, sources, epsilons, vectors))
     except CourseError as error:
         raise UsageError(str(error)) from error
@@ -160,7 +160,7 @@ def draw(report: dict, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from utils.reporting.plots import intruder_overview
+    from utils.studies.intruders.figures import intruder_overview
 
     counts, places, epsilon = tables(report)
     widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
@@ -172,5 +172,5 @@ def draw(report: dict, file: Path) -> None:
              f"({total}), and heat-map by layer and matrix type at epsilon {epsilon:g}.")
     key = {".png": {"Description": words, "Software": None}, ".svg": {"Description": words, "Date": None},
            ".pdf": {"Subject": words, "CreationDate": None}}[file.suffix]
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format=file.suffix[1:], metadata=key)

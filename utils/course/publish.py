@@ -8,10 +8,10 @@ import nbformat
 from utils.course.bench import bench_table
 from utils.course.runner import Outcome, measured_costs, record_costs
 from utils.errors import CourseError
-from utils.files import replacing, write_text
+from utils.files import atomic_write, write_text
+from utils.ledger.page import summary_markdown
 from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
-from utils.reporting.ledger import summary_markdown
 from utils.reporting.publish import published_alt
 
 README_FIGURES = ("03_top_ten", "04_count_against_epsilon", "06_pseudo_loss_against_rank", "09_learning_curves",
@@ -45,7 +45,7 @@ def _publish_notebook(executed: Path, target: Path) -> None:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output["execution_count"] = count
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         nbformat.write(notebook, temporary)
 
 

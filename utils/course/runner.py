@@ -23,7 +23,7 @@ from traitlets.config import Config
 from utils.course.doctor import require
 from utils.errors import CourseError, UsageError
 from utils.files import write_json
-from utils.paths import NOTEBOOKS, ROOT, cache_dir, reference_dir, writable
+from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, reference_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.training.store import RESULT
@@ -187,7 +187,7 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
     for path in paths:
         check_parameters(path, given)
     require(profile)
-    folder = writable(cache_dir() / "course" / profile.profile)
+    folder = ensure_dir(cache_dir() / "course" / profile.profile)
     state, outcomes = _open_state(folder, paths, given | (where_declared or {})), []
     watch = Watch(expected_seconds(profile.profile, paths))
     try:

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import torch
 from torch import nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, \
-    StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from utils.errors import CourseError, UsageError
 from utils.evaluation.code import truncate
-from utils.progress import followed
+from utils.progress import track
 
 CONTEXT = 4  # tokens of the prompt before a completion: some tokenizers drop the first space of what they decode
 
@@ -77,7 +76,7 @@ def sample(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequen
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for part in followed(parts, total=len(parts), label=label):
+            for part in track(parts, total=len(parts), label=label):
                 ids = [encoded[prompt] for prompt, _ in part]
                 found += zip(part, _complete(model, tokenizer, ids, settings, stop))
     finally:

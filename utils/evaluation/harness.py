@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.errors import CourseError, UsageError
 from utils.files import write_text
-from utils.paths import cache_dir, writable
+from utils.paths import cache_dir, ensure_dir
 from utils.sources.cloze import cloze_items
 
 TASKS = Path(__file__).with_name("tasks")
@@ -260,7 +260,7 @@ def _task(name: str, num_fewshot: int | None, cache: Path):
 
 def _items_file(cache: Path, split: str = "heldout") -> Path:
     """The choice items as JSON lines in the cache; untouched if right, since datasets' own cache follows its time."""
-    path = writable(cache / "harness") / ("news_items.jsonl" if split == "heldout" else f"news_items_{split}.jsonl")
+    path = ensure_dir(cache / "harness") / ("news_items.jsonl" if split == "heldout" else f"news_items_{split}.jsonl")
     rows = cloze_items(split).to_dict("records")
     if split != "heldout":  # a rewritten article may stand in both splits: no example may give a question away
         asked = {_own(row) for row in cloze_items().to_dict("records")}

@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple
 
 from utils.errors import CourseError, UsageError
 from utils.evaluation import jail
-from utils.progress import followed
+from utils.progress import track
 
 LOOK_EVERY_S = 0.02  # at the scratch folder's size
 START_S = 60.0  # an interpreter starts in well under a second; a machine under load may need more
@@ -195,7 +195,7 @@ def run_many(programs: Sequence[str], *, limits: Limits = Limits(), workers: int
         raise UsageError(f"Expected one worker or more but {workers} came; give 1.")
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(partial(run_python, limits=limits, name=name), programs)
-        return list(followed(results, total=len(programs), label=label))
+        return list(track(results, total=len(programs), label=label))
 
 
 def _execute(program: str, *, limits: Limits, name: str) -> Execution:

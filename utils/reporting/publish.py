@@ -9,8 +9,8 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from utils.errors import CourseError
-from utils.files import replacing, write_json, write_text
-from utils.paths import figures_dir, writable
+from utils.files import atomic_write, write_json, write_text
+from utils.paths import ensure_dir, figures_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
 
@@ -45,12 +45,12 @@ def publish(figure: Figure, table: pd.DataFrame, identifier: str, *, alt: str, p
                           f"{len(table)} rows and {len(alt)} characters.")
     if not profile.evidence:
         figure.text(0.5, 0.5, STAMP, fontsize=28, color="grey", alpha=0.35, ha="center", va="center", rotation=25)
-    folder = writable(figures_dir() / profile.profile)
+    folder = ensure_dir(figures_dir() / profile.profile)
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
-    with replacing(folder / f"{identifier}.png") as temporary:
+    with atomic_write(folder / f"{identifier}.png") as temporary:
         temporary.write_bytes(png.getvalue())
-    with replacing(folder / f"{identifier}.svg") as temporary:
+    with atomic_write(folder / f"{identifier}.svg") as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     plt.close(figure)
     write_text(folder / f"{identifier}.csv", table.to_csv(index=False))

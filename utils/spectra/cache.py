@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils.errors import CourseError
-from utils.files import replacing
-from utils.paths import cache_dir, writable
+from utils.files import atomic_write
+from utils.paths import cache_dir, ensure_dir
 from utils.spectra.base import BaseSpectrum, base_spectrum
 
 VERSION = 1  # raise it when base_spectrum computes something else
@@ -50,7 +50,7 @@ class SpectrumCache:
     """
 
     def __init__(self, folder: Path | None = None, device: str = "cpu"):
-        self.folder, self.device = writable(folder or cache_dir() / "spectra"), device
+        self.folder, self.device = ensure_dir(folder or cache_dir() / "spectra"), device
         self.hits, self.misses, self._full = 0, 0, False
 
     def spectrum(self, weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum:
@@ -95,7 +95,7 @@ class SpectrumCache:
             self._full = True
             return
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 save_file(tensors, temporary, metadata={"checksum": _checksums(**tensors)})
         except (CourseError, SafetensorError):
             self._full = True  # it was computed; only keeping it failed

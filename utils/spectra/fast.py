@@ -42,10 +42,27 @@ import pandas as pd
 import torch
 
 from utils.errors import CourseError
-from utils.spectra.base import UNIT_ROUNDOFF, BaseSpectrum, base_spectrum, gram, require_finite, rounding_level, \
-    small_side, times_long_side, times_small_side
-from utils.spectra.leading import Preconditioner, RitzPairs, bound_between, dense_bound_holds, inverse_middle, \
-    leading_pairs, low_rank_bound_holds, starting_subspace
+from utils.spectra.base import (
+    UNIT_ROUNDOFF,
+    BaseSpectrum,
+    base_spectrum,
+    gram,
+    require_finite,
+    rounding_level,
+    small_side,
+    times_long_side,
+    times_small_side,
+)
+from utils.spectra.leading import (
+    Preconditioner,
+    RitzPairs,
+    bound_between,
+    dense_bound_holds,
+    inverse_middle,
+    leading_pairs,
+    low_rank_bound_holds,
+    starting_subspace,
+)
 from utils.spectra.svd import Factors, max_cosines, thin_svd
 
 DIRECT_BELOW = 129  # below this width the definition itself is as fast

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
 
-from utils.files import replacing, sha256_of
+from utils.files import atomic_write, sha256_of
 from utils.training.weights import trained_tensors
 
 METRICS = "metrics.jsonl"
@@ -44,13 +44,13 @@ class Checkpoints(TrainerCallback):
         if self.diverged:
             return False
         path = checkpoint_path(self.folder, step)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file(tensors, temporary)
         row = {"step": step, "train_seconds": round(seconds, 2), **more, **self.measure(model), "file": path.name,
                "sha256": sha256_of(path)}
         self.rows.append(row)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
-        with replacing(self.folder / METRICS) as temporary:
+        with atomic_write(self.folder / METRICS) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return True
 

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_iter
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from utils.errors import CourseError
+from utils.machine import device_name, limit_threads, quiet_libraries
 from utils.paths import ROOT
-from utils.training.device import device_name, limit_threads, quiet_libraries
 from utils.training.recipe import Recipe
 
 MEMORY_STEPS, TIMED_STEPS = 2, 2  # the second step has optimiser states; the first timed one warms up

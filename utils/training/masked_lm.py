@@ -17,15 +17,22 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainerCallback, \
-    TrainingArguments, set_seed
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
-from utils.files import replacing, write_json
-from utils.paths import MODELS, cache_dir, writable
+from utils.files import atomic_write, write_json
+from utils.machine import limit_threads
+from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.archives import fetch
 from utils.sources.text import news_articles, split_fraction
-from utils.training.device import limit_threads
 from utils.training.targets import lora_pattern
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
 
@@ -102,7 +109,7 @@ class HeldOutCurve(TrainerCallback):
         loss = self.loss(model)
         self.rows = [row for row in self.rows if int(row["step"]) < step]
         self.rows.append({"step": step, "heldout_loss_nats_per_token": round(loss, 4)})
-        with replacing(self.path) as temporary, open(temporary, "w", newline="") as stream:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
@@ -151,8 +158,8 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
     """
     limit_threads()
     set_seed(RECIPE["seed"])
-    target = writable(target or MODELS / BASE_NAME)
-    scratch = writable(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
+    target = ensure_dir(target or MODELS / BASE_NAME)
+    scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     model = BertForMaskedLM.from_pretrained(minilm_folder(), dtype=torch.float32)
     config = LoraConfig(r=RECIPE["r"], lora_alpha=RECIPE["lora_alpha"], target_modules=lora_pattern("bert"))
@@ -220,8 +227,8 @@ def _write_base(model: nn.Module, config: LoraConfig, target: Path, curve: HeldO
     head = {name: parameter.detach().half().contiguous() for name, parameter in model.named_parameters()
             if name.startswith("cls.predictions.transform") or name == "cls.predictions.bias"}
     for file, tensors in (("adapter_model.safetensors", adapter), ("head.safetensors", head)):
-        with replacing(target / file) as temporary:
+        with atomic_write(target / file) as temporary:
             save_file(tensors, temporary)
     config.save_pretrained(target)
-    with replacing(target / "curve.csv") as temporary:
+    with atomic_write(target / "curve.csv") as temporary:
         temporary.write_bytes(curve.path.read_bytes())

@@ -15,15 +15,23 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Trainer, \
-    TrainingArguments, default_data_collator, set_seed
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 
-from utils.files import replacing, write_json
-from utils.paths import MODELS, cache_dir, writable
+from utils.files import atomic_write, write_json
+from utils.machine import limit_threads, quiet_libraries
+from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.domains import domain_texts
 from utils.training.blocks import block_batches, text_blocks
-from utils.training.device import limit_threads, quiet_libraries
 from utils.training.masked_lm import HeldOutCurve
 from utils.training.metrics import causal_loss
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
@@ -54,8 +62,8 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     """
     limit_threads()
     quiet_libraries()
-    target = writable(target or MODELS / BASE_NAME)
-    scratch = writable(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
+    target = ensure_dir(target or MODELS / BASE_NAME)
+    scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = _tokenizer(scratch)
     set_seed(RECIPE["seed"])
     model = LlamaForCausalLM(_config(tokenizer))
@@ -114,11 +122,11 @@ def _write_base(model: LlamaForCausalLM, tokenizer, target: Path, curve: Decoder
                 seconds: float) -> None:
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()
                if name != "lm_head.weight"}  # tied to the embeddings
-    with replacing(target / "model.safetensors") as temporary:
+    with atomic_write(target / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     model.config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    with replacing(target / "curve.csv") as temporary:
+    with atomic_write(target / "curve.csv") as temporary:
         temporary.write_bytes(curve.path.read_bytes())
     final = float(curve.rows[-1]["heldout_loss_nats_per_token"])
     tokens = steps * RECIPE["batch_size"] * RECIPE["sequence_length"]
@@ -134,7 +142,7 @@ def _write_base(model: LlamaForCausalLM, tokenizer, target: Path, curve: Decoder
 @lru_cache(maxsize=2)
 def ngram_losses(folder: Path) -> dict[str, float]:
     """Held-out loss on the news of unigram to four-gram models of the same tokens, in nats per token."""
-    from utils.evaluation.ngram import KneserNey
+    from utils.training.ngram import KneserNey
 
     length = RECIPE["sequence_length"]
     train, heldout = (text_blocks("news", split, folder, length=length) for split in ("train", "heldout"))

@@ -7,12 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from utils.errors import UsageError
 from utils.files import canonical_json
+from utils.machine import hardware
 from utils.profiles import Experiment, Profile
-from utils.profiles.schema import Decoder, DecoderExperiment, Fraction, ModelReference, NO_ALPHA, Positive, Rate, \
-    RunGroup, Targets, TaskSizes, Variant
+from utils.profiles.schema import (
+    NO_ALPHA,
+    Decoder,
+    DecoderExperiment,
+    Fraction,
+    ModelReference,
+    Positive,
+    Rate,
+    RunGroup,
+    Targets,
+    TaskSizes,
+    Variant,
+)
 from utils.sources.models import resolve
 from utils.sources.tasks import task
-from utils.training.device import hardware
 
 _LATER = ("durations", "weight_decay", "decay_towards", "attention_dropout", "gradient_accumulation", "objective",
           "template", "beta", "max_new_tokens")

@@ -23,13 +23,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from utils.errors import CourseError
-from utils.files import canonical_json, replacing, sha256_of, write_json
-from utils.paths import cache_dir, writable
+from utils.files import atomic_write, canonical_json, sha256_of, write_json
+from utils.paths import cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
-from utils.training.spec import RunSpec
 from utils.training.checkpoints import checkpoint_path
+from utils.training.spec import RunSpec
 from utils.training.train import train
 from utils.training.weights import Tensors, base_matrices, load_into, merged
 
@@ -127,11 +127,11 @@ class Run:
         compute : callable
             Takes the run and returns a DataFrame without the run's own columns.
         """
-        frame = kept_table(self.folder / "measurements" / f"{name}.csv", settings, lambda: compute(self))
+        frame = cached_table(self.folder / "measurements" / f"{name}.csv", settings, lambda: compute(self))
         return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
 
 
-def kept_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def cached_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """A table computed once and kept as CSV, with the settings in its first line; other settings compute it anew."""
     tag = canonical_json(settings)
     if path.exists():
@@ -139,7 +139,7 @@ def kept_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]) 
         if first == f"# {tag}":
             return pd.read_csv(StringIO(rest))
     frame = compute().reset_index(drop=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(f"# {tag}\n" + frame.to_csv(index=False), encoding="utf-8")
     return frame
 
@@ -180,7 +180,7 @@ class RunStore:
 
     @cached_property
     def folder(self) -> Path:
-        return writable(self._folder or cache_dir() / "runs")
+        return ensure_dir(self._folder or cache_dir() / "runs")
 
     def get(self, spec: RunSpec) -> Run:
         """The finished run of a specification, trained now if it is not stored.

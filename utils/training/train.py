@@ -3,18 +3,26 @@
 import math
 import tempfile
 import time
-from functools import partial
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DataCollatorWithPadding, \
-    PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from utils.errors import CourseError
+from utils.machine import compute_dtype, device_name, limit_threads, quiet_libraries
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training import preferences
@@ -22,7 +30,6 @@ from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
 from utils.training.data import classification_data, evaluation_batches, rows_checksum, tokenizer_of
-from utils.training.device import compute_dtype, device_name, limit_threads, quiet_libraries
 from utils.training.metrics import accuracy, causal_loss, predict
 from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from utils.training.device import device_name
+from utils.machine import device_name
 
 COMPLETE = "COMPLETE"  # written into a resume point after everything else
 EPOCH_STATE = "epoch_rng_state.safetensors"

@@ -11,16 +11,32 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from peft import AdaLoraConfig, GraloraConfig, LoraConfig, LoraGAConfig, PeftConfig, RandLoraConfig, VeraConfig, \
-    get_peft_model
+from peft import (
+    AdaLoraConfig,
+    GraloraConfig,
+    LoraConfig,
+    LoraGAConfig,
+    PeftConfig,
+    RandLoraConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
 from transformers import TrainerCallback
 
 from utils.errors import UsageError
-from utils.training.initialisations import GRALORA_PARTS, STABLE_GAMMA, base_gradients, check_shapes, \
-    gradient_factors, minor_factors, put_in, uniform_factors
+from utils.training.initialisations import (
+    GRALORA_PARTS,
+    STABLE_GAMMA,
+    base_gradients,
+    check_shapes,
+    gradient_factors,
+    minor_factors,
+    put_in,
+    uniform_factors,
+)
 from utils.training.loft import LoFT
 from utils.training.spec import Method
 from utils.training.targets import tuned_modules

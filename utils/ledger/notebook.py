@@ -1,0 +1,83 @@
+"""What every notebook begins and ends with: profile and seeds, the cost card, the verdicts, the self-check."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.display import Markdown, display
+
+from utils.ledger.claims import own_verdicts
+from utils.ledger.page import keep_own
+from utils.ledger.reference import reference_note
+from utils.machine import limit_threads, quiet_libraries
+from utils.paths import reference_dir
+from utils.profiles import Profile, load_profile
+from utils.reporting.style import use_style
+
+
+def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> tuple[Profile, tuple[int, ...]]:
+    """Load the profile, set up the libraries, and show what the notebook cost where it was measured.
+
+    Parameters
+    ----------
+    notebook : str
+        The two-digit number.
+    profile_name : str
+        The notebook's parameter ``PROFILE``.
+    seeds : list of int, optional
+        The notebook's parameter ``SEEDS``; the profile's own seeds if empty.
+    """
+    profile = load_profile(profile_name)
+    limit_threads()
+    quiet_libraries()
+    use_style()
+    chosen = tuple(seeds or profile.seeds)
+    display(Markdown(f"**Profile `{profile.profile}`**, seeds {list(chosen)}. {profile.summary}"))
+    display(Markdown(cost_card(notebook)))
+    display(Markdown(reference_note(profile)))
+    return profile, chosen
+
+
+def cost_card(notebook: str) -> str:
+    """Measured seconds and memory of a notebook at each profile where it was run, as a Markdown table."""
+    lines = ["| profile | runs trained | seconds, first run | seconds, run again | peak GiB |", "|---|---|---|---|---|"]
+    for path in sorted(reference_dir().glob("*/course.json")):
+        for name, cost in json.loads(path.read_text(encoding="utf-8"))["notebooks"].items():
+            if name.startswith(notebook):
+                cold, warm = cost.get("cold", {}), cost.get("warm", {})
+                peak = max(entry["peak_gib"] for entry in cost.values())
+                lines.append(f"| {path.parent.name} | {cold.get('trained_runs', '')} | {cold.get('seconds', '')} | "
+                             f"{warm.get('seconds', '')} | {peak} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not measured on any machine yet."
+
+
+def conclude(tables: dict[str, pd.DataFrame], profile: Profile, notebook: str) -> None:
+    """Show each claim of the notebook: the verdict of the reference results, and whether the reader's runs agree.
+
+    What the reader's runs say is kept for the ledger of notebook 17.
+    """
+    table = own_verdicts(tables, profile, notebook)
+    keep_own(table, profile, notebook)
+    display(table.style.hide(axis="index").format(precision=3, na_rep="").set_properties(
+        subset=["sentence"], **{"white-space": "normal"}))
+    if not profile.evidence:
+        display(Markdown("*This profile's own numbers are no evidence; only the reference's verdicts count.*"))
+
+
+def check(answer: object, expected: Callable[[], float], *, tolerance: float = 1e-6, hint: str = "") -> None:
+    """Compare the reader's answer with the computed one, without showing it.
+
+    Parameters
+    ----------
+    answer : float, int or None
+        None means "not answered yet", which is no error.
+    expected : callable
+        Computes the right value; only called once there is an answer.
+    """
+    if answer is None:
+        print("Not answered yet: replace None above and run the cell again.")
+    elif math.isclose(float(answer), float(expected()), rel_tol=tolerance, abs_tol=tolerance):
+        print("Right.")
+    else:
+        print(f"Not yet. {hint}".strip())

@@ -1,0 +1,90 @@
+"""Reference results: the same measurements with more seeds than a reader waits for, committed with provenance."""
+
+import json
+
+import pandas as pd
+
+from utils.errors import UsageError
+from utils.files import write_json, write_text
+from utils.paths import PAPER, ensure_dir, reference_dir
+from utils.profiles import Profile
+from utils.provenance import provenance
+from utils.reporting.registry import MEASUREMENTS
+from utils.reporting.runs import Seeds
+
+PROVENANCE = "provenance.json"
+
+
+def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None) -> list[str]:
+    """Measure everything with the profile's reference seeds and write ``data/reference/<profile>``.
+
+    Parameters
+    ----------
+    only : list of str, optional
+        These measurements alone; the other tables stay as they are.
+
+    Raises
+    ------
+    UsageError
+        If the profile's results are no evidence (smoke), or a measurement is unknown.
+    """
+    if not profile.evidence:
+        raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
+    seeds = seeds or profile.reference_seeds
+    folder = ensure_dir(reference_dir() / profile.profile)
+    whole = profile.with_reference_runs()
+    for name in only or ():
+        if name not in MEASUREMENTS:
+            raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
+    for name, measure in MEASUREMENTS.items():
+        if only and name not in only:
+            continue
+        table = measure(whole, seeds)
+        if table.empty:
+            continue  # a profile without a learning-rate sweep, or without leave to run generated code
+        # Digits that mean something, and not decimals: scales and rates reach 1e-6.
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.7g"))
+        print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
+    write_json(folder / PROVENANCE, {"seeds": list(seeds), "measurements": list(MEASUREMENTS),
+                                     "provenance": provenance()})
+    return only or list(MEASUREMENTS)
+
+
+def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
+    """The committed table of a measurement, or None where this profile has none yet.
+
+    The smoke profile is shown against the laptop's reference, so that its figures have the same parts.
+    """
+    if name not in MEASUREMENTS:
+        raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
+    profile_name = profile if isinstance(profile, str) else profile.profile
+    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / f"{name}.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def reference_note(profile: Profile | str) -> str:
+    """One line on where the reference results come from."""
+    profile_name = profile if isinstance(profile, str) else profile.profile
+    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / PROVENANCE
+    if not path.exists():
+        return f"No reference results are committed for {profile_name}: only your own are drawn."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    made = content["provenance"]
+    return (f"Reference: seeds {content['seeds']}, {made['hardware']['device']} "
+            f"({made['hardware']['threads']} threads), {made['date'][:10]}, torch {made['packages']['torch']}.")
+
+
+def paper_accuracies() -> pd.DataFrame:
+    """Tables 1 and 2 of arXiv 2410.21228v3.
+
+    Columns ``table``, ``lora_alpha_rule``, ``method``, ``r`` (0 for full), ``task``, ``accuracy``.
+    """
+    return pd.read_csv(PAPER / "accuracy_tables.csv")
+
+
+def paper_scaling() -> pd.DataFrame:
+    """Tables 3 and 4 of arXiv 2410.21228v3: percent change of accuracy and forgetting when intruders are scaled.
+
+    Columns ``table``, ``base``, ``task``, ``r``, ``factor``, ``accuracy_change``, ``forgetting_change``.
+    """
+    return pd.read_csv(PAPER / "scaling_tables.csv")

@@ -1,0 +1,175 @@
+"""Runs as tables: the runs of an experiment, what is measured on one of them, and the columns that name it.
+
+Each result is kept beside its run; asking again reads it.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import pandas as pd
+
+from utils.errors import UsageError
+from utils.evaluation.pseudo import corpus_loss, pseudo_loss
+from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.profiles import Profile
+from utils.profiles.schema import PseudoLoss, Spectra
+from utils.reporting.selection import last_steps
+from utils.sources.corpora import pretraining_passages
+from utils.sources.models import BaseModel
+from utils.spectra import Factors, LowRank, Pair, SpectrumCache, leading_cosines, leading_table, thin_svd, update_table
+from utils.training.data import tokenizer_of
+from utils.training.spec import run_specs
+from utils.training.store import Run, RunStore
+from utils.training.targets import split_name
+from utils.training.weights import base_matrices
+
+Seeds = tuple[int, ...] | None
+ALL_VECTORS = 2**31
+RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alpha", "learning_rate", "run")
+
+
+def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None, *, diverged: bool = False) -> list[Run]:
+    """The finished runs of an experiment, trained now where missing; diverged ones are left out unless asked for."""
+    quiet_libraries()
+    store = RunStore()
+    runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
+    if diverged:
+        return runs
+    for run in runs:
+        if run.diverged:
+            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "
+                  "diverged, left out of every table.")
+    return [run for run in runs if not run.diverged]
+
+
+def find_run(profile: Profile, *, method: str, r: int = 0, experiment: str = "ranks", seeds: Seeds = None) -> Run:
+    """The first run of a method and rank in an experiment, such as ``find_run(profile, method="full")``."""
+    for run in experiment_runs(profile, experiment, seeds):
+        if run.spec.method.kind == method and (run.spec.method.r or 0) == r:
+            return run
+    raise UsageError(f"Experiment '{experiment}' of profile {profile.profile} has no finished run of method "
+                     f"'{method}' with r={r}.")
+
+
+@lru_cache(maxsize=2)
+def base_factors(base: BaseModel) -> dict[str, Factors]:
+    """Thin SVD of every W0 of a base model, computed once per process."""
+    return {name: thin_svd(weight, name=f"base matrix {name}") for name, weight in base_matrices(base.folder).items()}
+
+
+@lru_cache(maxsize=1)
+def base_spectra() -> SpectrumCache:
+    """The spectra of base matrices, kept on disk for all runs."""
+    return SpectrumCache(device=device_name())
+
+
+def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
+    """W0 and what a run made of it, matrix by matrix: the factors of LoRA, the whole weight of full fine-tuning."""
+    base, factors = run.base_matrices(), run.factors(step)
+    if factors:
+        return [Pair(name, lambda name=name: (base[name], LowRank(*factors[name]))) for name in base]
+    tuned = run.tuned_matrices(step)
+    return [Pair(name, lambda name=name: (base[name], tuned[name])) for name in base]
+
+
+def cosine_table(pairs: list[Pair], spectra: Spectra, k: int | None = None) -> pd.DataFrame:
+    """Vector table of the k leading vectors, or of all, whose counts are the definition's at the profile's epsilons."""
+    limit_threads()
+    return leading_table(leading_cosines(pairs, k=k or ALL_VECTORS, epsilons=spectra.epsilons,
+                                         spectrum=base_spectra().spectrum, device=device_name()))
+
+
+def run_vectors(run: Run, spectra: Spectra, step: int | None = None, k: int | None = None) -> pd.DataFrame:
+    """Vector table of a run at a step, of its k leading vectors or of all, with ``layer`` and ``type``; kept."""
+    step = step or run.steps[-1]
+    table = run.measured(
+        f"vectors-{step:06d}" + (f"-k{k}" if k else ""), {"version": 2, "step": step, "epsilons": spectra.epsilons},
+        lambda run: cosine_table(run_pairs(run, step), spectra, k).assign(step=step))
+    return with_places(table)
+
+
+def with_places(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``matrix``, and its ``layer`` and ``type``."""
+    named = {name: split_name(name) for name in table["matrix"].unique()}
+    return table.assign(layer=table["matrix"].map(lambda name: named[name][0]),
+                        type=table["matrix"].map(lambda name: named[name][1]))
+
+
+def run_intruders(run: Run, spectra: Spectra, step: int | None = None) -> int:
+    """Intruders of a run at a step among the k leading vectors of all matrices, at the profile's epsilon."""
+    return int((run_vectors(run, spectra, step, spectra.k)["max_cosine"] < spectra.epsilon).sum())
+
+
+def least_alike(run: Run, spectra: Spectra) -> pd.Series:
+    """The row of a run's least pretrained-like leading vector: a clear example, not a typical one."""
+    leading = run_vectors(run, spectra, k=spectra.k)
+    return leading.loc[leading["max_cosine"].idxmin()]
+
+
+def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Vector tables of the final weights of every run."""
+    return collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments)
+
+
+def checkpoint_metrics(profile: Profile, seeds: Seeds = None,
+                        experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Test accuracy with its binomial standard error at each checkpoint of each run."""
+    return collect(profile, seeds, lambda run: run.metrics(), experiments)
+
+
+def update_sizes(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Relative norm and effective rank of each matrix's update, for every run."""
+    def measure(run: Run) -> pd.DataFrame:
+        return run.measured("updates", {"version": 1}, lambda run: update_table(
+            run.base_matrices(), run.tuned_matrices(), run.factors()))
+
+    return collect(profile, seeds, measure, experiments)
+
+
+def run_pseudo_loss(run: Run, settings: PseudoLoss, step: int | None = None) -> float:
+    """Pseudo-loss of a run at a step (the last by default) in nats per token; kept beside the run."""
+    at = "" if step in (None, run.steps[-1]) else f"-{step:06d}"
+    return corpus_loss(run.measured(f"pseudo_loss{at}", {"version": 1} | settings.model_dump(), lambda run: (
+        model_pseudo_loss(run.base, run.masked_lm(step), settings))))
+
+
+@lru_cache(maxsize=4)
+def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
+    """Pseudo-loss of the untouched base, nats per token."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32).eval()
+    return corpus_loss(model_pseudo_loss(base, model, settings))
+
+
+def model_pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
+    """Pseudo-loss of each passage of the settings' text, for a masked-LM on a base's tokenizer."""
+    limit_threads()
+    texts = pretraining_passages(settings.corpus, settings.passages)
+    return pseudo_loss(model.to(device_name()), tokenizer_of(base.folder), texts, tokens=settings.tokens)
+
+
+def identity(profile: Profile, experiment: str, run: Run) -> dict:
+    """The columns that say which run of which experiment a row is about."""
+    return {"profile": profile.profile, "experiment": experiment} | run.spec.columns
+
+
+def with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of one run with profile and experiment as its first columns."""
+    return pd.DataFrame({"profile": profile.profile, "experiment": experiment}, index=table.index).join(table)
+
+
+def collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
+            experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """One tidy table of what `measure` returns for every run of the experiments, the main ones by default."""
+    parts = [with_identity(profile, experiment, measure(run))
+             for experiment in experiments or profile.shown_experiments
+             for run in experiment_runs(profile, experiment, seeds)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Each run's accuracy at its last step, with its binomial standard error, by run."""
+    last = last_steps(checkpoint_metrics(profile, seeds, experiments), by=["run"])
+    return last[["run", "accuracy", "accuracy_se"]].reset_index(drop=True)

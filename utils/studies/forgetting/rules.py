@@ -1,0 +1,28 @@
+"""The rules that judge claims: each takes a measurement's table and the claim's parameters, and returns one effect per
+seed, positive where the claim holds. A seed in which a run that the rule needs is missing or diverged gives NaN.
+"""
+
+import pandas as pd
+
+from utils.reporting.registry import rule
+from utils.reporting.rules import by_seed, full_row, with_every
+
+
+@rule
+def full_forgets_more(table: pd.DataFrame, rule: dict) -> pd.Series:
+    """Full's pseudo-loss minus the largest one of LoRA up to the given rank."""
+    at = table[(table["experiment"] == "ranks") & (table["r"] <= rule["max_rank"])]
+    return by_seed(at, lambda part: full_row(part)["pseudo_loss"] - with_every(part, at, "r")[
+        part["r"] > 0]["pseudo_loss"].max())
+
+
+@rule
+def u_shape(table: pd.DataFrame, rule: dict) -> pd.Series:
+    """The smaller of: r = 1 minus the low rank, and the highest rank minus the low rank, in pseudo-loss."""
+    width = table["r"].max()
+
+    def effect(part: pd.DataFrame) -> float:
+        lora = part.set_index("r")["pseudo_loss"]
+        return min(lora.loc[1], lora.loc[width]) - lora.loc[rule["low_rank"]]
+
+    return by_seed(table, effect)

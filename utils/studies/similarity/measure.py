@@ -1,0 +1,105 @@
+"""Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
+
+import pandas as pd
+import torch
+
+from utils.profiles import Profile
+from utils.reporting.registry import measurement
+from utils.reporting.runs import (
+    RUN_COLUMNS,
+    Seeds,
+    base_factors,
+    base_spectra,
+    collect,
+    experiment_runs,
+    identity,
+    least_alike,
+    run_pairs,
+)
+from utils.spectra import count_intruders, similarity, thin_svd, toy_sweep, window_level, window_table
+from utils.training.store import Run
+
+TOP = 64  # leading vectors of a similarity map
+RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+WINDOWS = (1, 2, 4, 8, 16)
+DRAWS = 3
+
+
+def clearest_matrix(run: Run, profile: Profile) -> str:
+    """The matrix that holds a run's least pretrained-like leading vector."""
+    return least_alike(run, profile.spectra)["matrix"]
+
+
+@measurement
+def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in the clearest matrix of each seed.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per run: ``shift`` (median of tuned index minus best-matching pretrained index over the leading
+        vectors beyond the k-th; positive where others were pushed down), ``mean_cosine`` (of the leading vectors' best
+        matches), ``blank_rows`` (intruders among the k leading), ``flattest`` (best match of the least alike).
+    """
+    spectra, rows = profile.spectra, []
+    runs = [run for run in experiment_runs(profile, "ranks", seeds)
+            if run.spec.method.r in (None, spectra.showcase_rank)]
+    for full in (run for run in runs if run.spec.method.r is None):
+        for lora in (run for run in runs if run.spec.method.r and run.spec.seed == full.spec.seed):
+            matrix = clearest_matrix(lora, profile)
+            rows += [identity(profile, "ranks", run) | {"matrix": matrix} | _alignment(run, matrix, profile)
+                     for run in (full, lora)]
+    return pd.DataFrame(rows)
+
+
+def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
+    cosines = similarity(thin_svd(run.tuned_matrices()[matrix]), base_factors(run.base)[matrix], top=TOP)
+    best, place = cosines.max(1)
+    k = profile.spectra.k
+    beyond = torch.arange(len(place))[k:] - place[k:]
+    alike = best[k:] >= profile.spectra.epsilon  # where nothing matches, the best match's place means nothing
+    return {"shift": beyond[alike].double().median().item() if alike.any() else float("nan"),
+            "mean_cosine": best.mean().item(), "blank_rows": int((best[:k] < profile.spectra.epsilon).sum()),
+            "flattest": best[:k].min().item()}
+
+
+@measurement
+def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
+    rows = []
+    for run in experiment_runs(profile, "ranks", seeds):
+        if run.spec.method.r == profile.spectra.showcase_rank:
+            matrix = clearest_matrix(run, profile)
+            sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
+                              base_factors=base_factors(run.base)[matrix])
+            rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
+    return pd.concat(rows, ignore_index=True)
+
+
+def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Each leading vector's projection onto windows of pretrained ones, for full fine-tuning and the showcase rank.
+
+    Width 1 is the maximal cosine; a vector that is an intruder there and none at width 8 only turned within a cluster.
+    """
+    spectra = profile.spectra
+
+    def measure(run: Run) -> pd.DataFrame:
+        return run.measured("windows", {"version": 1, "k": spectra.k, "widths": WINDOWS}, lambda run: window_table(
+            run_pairs(run), WINDOWS, k=spectra.k, spectrum=base_spectra().spectrum))
+
+    table = collect(profile, seeds, measure, ("ranks",))
+    return table[table["r"].isin([0, spectra.showcase_rank])]
+
+
+@measurement
+def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Intruders at the profile's epsilon by window width."""
+    table = window_cosines(profile, seeds)
+    counts = count_intruders(table, [profile.spectra.epsilon], [profile.spectra.k], by=(*RUN_COLUMNS, "width"))
+    return counts.drop(columns=["epsilon", "k"])
+
+
+def window_levels(profile: Profile) -> dict[int, float]:
+    """What a random direction reaches at each width, at most: in the model's narrowest output."""
+    shapes = {tuple(weight.shape) for weight in experiment_runs(profile, "ranks")[0].base_matrices().values()}
+    return {width: max(window_level(out, min(out, wide), width) for out, wide in shapes) for width in WINDOWS}

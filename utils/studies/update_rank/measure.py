@@ -1,0 +1,82 @@
+"""The rank of what training changed (notebook 12): spectra of updates by layer, type and duration."""
+
+import pandas as pd
+
+from utils.evaluation.memory import memory_table
+from utils.profiles import Profile
+from utils.reporting.registry import measurement
+from utils.reporting.runs import Seeds, experiment_runs, identity, with_identity, with_places
+from utils.spectra.controls import random_updates
+from utils.spectra.perturbation import bf16_effect, deviation_sweep, update_ranks
+from utils.studies.update_rank.published import published_memory
+from utils.training.store import Run
+
+VERSION = 1
+EXPERIMENTS = ("code", "mathematics", "instruction")
+
+
+@measurement
+def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Rank for 90 % of each update's squared spectrum, by matrix and duration, beside the Gaussian null (Fig 6)."""
+    parts = []
+    for experiment in EXPERIMENTS:
+        for run in experiment_runs(profile, experiment, seeds):
+            for step in run.steps if run.spec.durations else run.steps[-1:]:
+                table = run.measured(f"update_ranks-{step:06d}", {"version": VERSION},
+                                     lambda run, step=step: _ranks(run, step))
+                parts.append(with_identity(profile, experiment, with_places(table)).assign(
+                    step=step, train_tokens=step * run.spec.batch_size * run.spec.gradient_accumulation
+                    * run.spec.sizes.max_length))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _ranks(run: Run, step: int) -> pd.DataFrame:
+    # The weights' own ranks take two SVDs each: at the end of a curve alone.
+    whole = run.spec.durations is not None and step == run.steps[-1]
+    return update_ranks(run.base_matrices(), run.tuned_matrices(step), run.factors(step), update_only=not whole)
+
+
+@measurement
+def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """What bfloat16 rounding of the tuned weights does to the update's rank, for full fine-tuning on code."""
+    parts = []
+    for run in experiment_runs(profile, "code", seeds):
+        if run.spec.method.kind != "full":
+            continue
+        for step in sorted({run.steps[0], run.steps[-1]}):
+            table = run.measured(f"rounding-{step:06d}", {"version": VERSION}, lambda run, step=step: bf16_effect(
+                run.base_matrices(), run.tuned_matrices(step)))
+            parts.append(with_identity(profile, "code", with_places(table)).assign(step=step))
+    return pd.concat(parts, ignore_index=True)
+
+
+@measurement
+def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """The control of Fig 6: a random update of the same norm, matrix by matrix, and its rank for 90 %."""
+    parts = []
+    for run in experiment_runs(profile, "code", seeds):
+        if run.spec.method.kind == "full":
+            moved = random_updates(run.base_matrices(), run.tuned_matrices(), rank=None, seed=run.spec.seed)
+            table = with_places(update_ranks(run.base_matrices(), moved, None, update_only=True))
+            parts.append(pd.DataFrame(identity(profile, "code", run), index=table.index).join(table))
+    return pd.concat(parts, ignore_index=True)
+
+
+@measurement
+def toy_deviations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Mean shift of the singular values of a Gaussian matrix by a scaled second one, by scale (Fig S8b)."""
+    parts = [deviation_sweep(seed=seed).assign(seed=seed) for seed in seeds or profile.seeds]
+    return pd.concat([part.assign(profile=profile.profile, experiment="toy") for part in parts], ignore_index=True)
+
+
+@measurement
+def memory_formulas(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """The published cells of Tables S14 to S16 beside the formula's; the printed decimals round or cut off."""
+    published = published_memory()
+    sizes = published.drop_duplicates("model").set_index("model")["parameters_billion"].to_dict()
+    ours = memory_table(sizes, sorted(published["gpus"].unique()))
+    keys = ["model", "method", "gpus"]
+    both = published.merge(ours[[*keys, "gigabytes"]], on=keys, suffixes=("_published", ""))
+    unit = both["gigabytes_published"].map(lambda value: 10.0 ** -len(f"{value:g}".partition(".")[2]))
+    return both.assign(agrees=(both["gigabytes"] - both["gigabytes_published"]).abs() < unit - 1e-9, seed=0,
+                       profile=profile.profile, experiment="formula")
