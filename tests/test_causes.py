@@ -462,7 +462,7 @@ def test_every_run_keeps_its_own_table_under_the_measurements_name(plant, profil
     assert {"kind", "removed"} <= set(removals) and {"intruders", "norm"} <= set(matched)
     assert set(removals["method"]) == {"LoRA r=2, 0.01", "LoRA r=2, 0.02", "LoRA r=2, 0.03"}
     for run in runs:
-        assert sorted(path.name for path in run.folder.glob("measurements/*")) == ["norm-matched.csv", "removals.csv"]
+        assert sorted(path.name for path in run.folder.glob("measurements/*")) == ["norm-matched.parquet", "removals.parquet"]
     count = len(seen)
     pd.testing.assert_frame_equal(cause_measure.removals(profile), removals)
     pd.testing.assert_frame_equal(cause_measure.norm_matched(profile), matched)

@@ -456,11 +456,11 @@ def inside_unknown_choice() -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         profile = load_profile(shrunk_profile(Path(folder), choice_tasks=["winogrande", "hellaswagg"]))
-    before = {str(path) for path in cache_dir().rglob("measurements/*.csv")}
+    before = {str(path) for path in cache_dir().rglob("measurements/*.parquet")}
     try:
         learning_curves(profile)
     except UsageError as error:
-        after = {str(path) for path in cache_dir().rglob("measurements/*.csv")}
+        after = {str(path) for path in cache_dir().rglob("measurements/*.parquet")}
         return {"sentence": str(error), "kept": len(before & after), "lost": sorted(before - after)}
     return {}
 

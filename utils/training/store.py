@@ -1,6 +1,6 @@
 """The run store: a specification in, a finished run out; trained once, resumed, verified, shared.
 
-``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.csv`` and
+``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.parquet`` and
 ``result.json``, which is written last. A run without a valid ``result.json`` is unfinished and goes on from its last
 whole resume point; one whose files do not match their checksums is set aside under ``damaged/`` and done again.
 """
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +22,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from utils.errors import CourseError
-from utils.files import atomic_write, canonical_json, sha256_of, write_json
+from utils.files import sha256_of, write_json
 from utils.paths import cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
+from utils.tables import cached_table
 from utils.training.checkpoints import checkpoint_path
 from utils.training.spec import RunSpec
 from utils.training.train import train
@@ -127,21 +127,13 @@ class Run:
         compute : callable
             Takes the run and returns a DataFrame without the run's own columns.
         """
-        frame = cached_table(self.folder / "measurements" / f"{name}.csv", settings, lambda: compute(self))
+        frame = cached_table(self.folder / "measurements" / f"{name}.parquet", settings, lambda: compute(self))
         return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
 
 
-def cached_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """A table computed once and kept as CSV, with the settings in its first line; other settings compute it anew."""
-    tag = canonical_json(settings)
-    if path.exists():
-        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
-        if first == f"# {tag}":
-            return pd.read_csv(StringIO(rest))
-    frame = compute().reset_index(drop=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"# {tag}\n" + frame.to_csv(index=False), encoding="utf-8")
-    return frame
+def base_folder(base: BaseModel) -> Path:
+    """Where measurements of an untouched base are kept: one folder for each of its revisions."""
+    return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
 
 
 _CHECKSUMS: dict[tuple[Path, int, int], str] = {}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -29,7 +28,7 @@ from utils.evaluation.costs import (
 )
 from utils.evaluation.harness import item_results, paired_difference
 from utils.machine import device_name, hardware, limit_threads, quiet_libraries
-from utils.paths import PAPER, cache_dir
+from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import Seeds, base_spectra
@@ -37,12 +36,13 @@ from utils.reporting.selection import pareto_front
 from utils.sources.models import BaseModel, resolve
 from utils.spectra import Pair, count_intruders, leading_cosines, leading_table
 from utils.spectra.compress import bits_per_weight, compressed, relative_error
+from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.data import tokenizer_of
 from utils.training.footprint import available, measure
 from utils.training.metrics import causal_loss
 from utils.training.recipe import Recipe
-from utils.training.store import cached_table
+from utils.training.store import base_folder
 from utils.training.weights import Tensors, base_matrices, load_into
 
 VERSION = 1
@@ -205,12 +205,7 @@ def _kept_footprint(base: BaseModel, recipe: Recipe) -> dict:
         print(f"measuring {recipe.label} in a process of its own", flush=True)
         return pd.DataFrame([measure(base.folder, recipe)])
 
-    found = cached_table(_folder(base) / f"footprint-{name}.csv", settings, compute).iloc[0].to_dict()
-    return found | {"note": "" if found["note"] != found["note"] else found["note"]}
-
-
-def _folder(base: BaseModel) -> Path:
-    return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
+    return cached_table(base_folder(base) / f"footprint-{name}.parquet", settings, compute).iloc[0].to_dict()
 
 
 def calculator(model: str | Shape, gpu_name: str, recipe: Recipe) -> pd.DataFrame:
@@ -310,7 +305,7 @@ def compression(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     base = resolve(profile.continued)
     settings = {"version": VERSION, "k": profile.spectra.k, "epsilon": profile.spectra.epsilon,
                 "blocks": profile.decoder_evaluation.blocks, "general": profile.decoder_evaluation.general}
-    table = cached_table(_folder(base) / "compression.csv", settings, lambda: _compression(base, profile))
+    table = cached_table(base_folder(base) / "compression.parquet", settings, lambda: _compression(base, profile))
     return table.assign(seed=0, profile=profile.profile, experiment="compression")
 
 
@@ -359,7 +354,7 @@ def compressed_encoder(profile: Profile) -> pd.DataFrame:
                          "relative_error": sum(errors) / len(errors)} | _intruders(matrices, after, profile))
         return pd.DataFrame(rows)
 
-    return cached_table(_folder(base) / "compression.csv", settings, compute)
+    return cached_table(base_folder(base) / "compression.parquet", settings, compute)
 
 
 @measurement
@@ -377,7 +372,7 @@ def evaluation_costs(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     base = resolve(profile.continued)
     settings = {"version": VERSION, "shots": list(profile.costs.shots), "rows": profile.costs.choice_rows,
                 "tasks": list(profile.decoder_evaluation.choice_tasks)}
-    table = cached_table(_folder(base) / "few-shot.csv", settings, lambda: _few_shot(base, profile))
+    table = cached_table(base_folder(base) / "few-shot.parquet", settings, lambda: _few_shot(base, profile))
     return table.assign(seed=0, profile=profile.profile, experiment="few_shot")
 
 

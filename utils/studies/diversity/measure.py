@@ -3,7 +3,6 @@
 Generated code is run only where the profile was given leave, in the sandbox; without it the outcome is "not run".
 """
 
-import json
 
 import pandas as pd
 import torch
@@ -13,15 +12,15 @@ from utils.evaluation.code import STOP_WORDS, check, completions, pass_at_k_tabl
 from utils.evaluation.diversity import diversity_table
 from utils.evaluation.generation import next_token_entropy, sample
 from utils.machine import device_name, limit_threads, quiet_libraries
-from utils.paths import cache_dir
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
 from utils.reporting.runs import Seeds, experiment_runs, identity
 from utils.sources.models import BaseModel
+from utils.tables import cached_table
 from utils.training.blocks import text_blocks
 from utils.training.data import tokenizer_of
-from utils.training.store import Run, cached_table
+from utils.training.store import Run, base_folder
 
 VERSION = 1
 EXPERIMENT = "instruction"
@@ -91,9 +90,8 @@ def _models(profile: Profile, seeds: Seeds):
 def _kept(base: BaseModel, run: Run | None, name: str, settings: dict, profile: Profile, compute) -> pd.DataFrame:
     """A table beside its run, or in the cache's folder of the base; without the run's columns."""
     tag = {"version": VERSION, "task": EXPERIMENT} | settings
-    folder = run.folder / "measurements" if run else (
-        cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}")
-    return cached_table(folder / f"{name}.csv", tag, compute)
+    folder = run.folder / "measurements" if run else base_folder(base)
+    return cached_table(folder / f"{name}.parquet", tag, compute)
 
 
 def _model(base: BaseModel, run: Run | None):
@@ -105,7 +103,7 @@ def _model(base: BaseModel, run: Run | None):
 
 def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, temperature: float,
                profile: Profile) -> pd.DataFrame:
-    """The completions of one model; texts are kept as JSON, since a CSV takes an empty one for a missing value."""
+    """The completions of one model, an empty one as an empty string."""
     problems = problem_subset(settings.problems)
 
     def compute() -> pd.DataFrame:
@@ -114,12 +112,10 @@ def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, te
                        seed=run.spec.seed if run else 0, stop=STOP_WORDS,
                        batch_size=16 if device_name() == "cpu" else 128,
                        label=f"{run.spec.method.label if run else 'base'}, temperature {temperature:g}")
-        table = completions(drawn, list(problems))
-        return table.assign(completion=table["completion"].map(json.dumps))
+        return completions(drawn, list(problems))
 
     tag = {name: settings.model_dump(mode="json")[name] for name in ("problems", "samples", "max_new_tokens", "top_p")}
-    table = _kept(base, run, f"generations-{temperature:g}", tag | {"temperature": temperature}, profile, compute)
-    return table.assign(completion=table["completion"].map(json.loads))
+    return _kept(base, run, f"generations-{temperature:g}", tag | {"temperature": temperature}, profile, compute)
 
 
 def _checked(base: BaseModel, run: Run | None, profile: Profile, temperature: float) -> pd.DataFrame:

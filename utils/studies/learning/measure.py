@@ -16,7 +16,6 @@ from utils.evaluation.distance import kl_from_base
 from utils.evaluation.exact import exact_match
 from utils.evaluation.harness import FORGETTING_METRICS, choice_accuracy, remembering
 from utils.machine import device_name, limit_threads, quiet_libraries
-from utils.paths import cache_dir
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
@@ -25,11 +24,12 @@ from utils.sources.domains import mathematics_questions
 from utils.sources.models import BaseModel
 from utils.sources.tasks import load_task, task
 from utils.spectra.controls import random_updates
+from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.data import tokenizer_of
 from utils.training.metrics import causal_loss
 from utils.training.spec import RunSpec
-from utils.training.store import Run, cached_table
+from utils.training.store import Run, base_folder
 from utils.training.train import completion_batches
 
 VERSION = 1
@@ -136,9 +136,8 @@ def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -
                              | {"loss_nats_per_token": causal_loss(model, task_batches(spec, base))[
                                  "loss_nats_per_token"]}])
 
-    folder = cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
     tag = _tag(settings) | {"sizes": spec.sizes.model_dump()}
-    return cached_table(folder / f"learning-{spec.task}.csv", tag, compute).iloc[0].to_dict()
+    return cached_table(base_folder(base) / f"learning-{spec.task}.parquet", tag, compute).iloc[0].to_dict()
 
 
 def measures(model: nn.Module, base: BaseModel, spec: RunSpec, settings: DecoderEvaluation, *, choice: bool) -> dict:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import nn
 
 from utils.errors import CourseError, UsageError
 from utils.evaluation.language import text_loss
-from utils.files import atomic_write, canonical_json
+from utils.files import canonical_json
 from utils.machine import compute_dtype, device_name, limit_threads, quiet_libraries
 from utils.paths import cache_dir, ensure_dir
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
@@ -40,6 +39,7 @@ from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, store
 from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets, merged_weight
 from utils.spectra.intervention import Direction, leading_intruder, require_factor, scaled
 from utils.spectra.intruders import count_intruders, first_intruders
+from utils.tables import cached_table
 from utils.training.targets import split_name
 
 VERSION = 1  # raise it when what is kept means something else
@@ -82,10 +82,10 @@ def released_vectors(pair: ReleasedPair, spectra: Spectra, k: int | float | None
     opened, k = open_released(pair, matrices), spectra.k if k is None else k
     asked = _asked(opened) | {"k": k, "epsilons": sorted({*spectra.epsilons, spectra.epsilon})}
     folder, spectrum = _folder(pair, asked), SpectrumCache(device=device_name())
-    missing = [name for name in opened.sources if _read_kept(folder / f"{name}.csv", asked) is None]
+    missing = [name for name in opened.sources if not (folder / f"{name}.parquet").exists()]
     if missing:
         print(f"{pair.group}, {pair.label}: {len(missing)} of {len(opened.sources)} matrices to compute.", flush=True)
-    table = pd.concat([_kept(folder / f"{name}.csv", asked, lambda name=name: _matrix_vectors(
+    table = pd.concat([cached_table(folder / f"{name}.parquet", asked, lambda name=name: _matrix_vectors(
         opened, name, asked, spectrum)) for name in opened.sources], ignore_index=True)
     places = {name: _place(name) for name in opened.sources}
     return pd.DataFrame(_identity(pair, opened), index=table.index).join(table).assign(
@@ -232,12 +232,12 @@ def released_interventions(pair: ReleasedPair, texts: Sequence[str], spectra: Sp
         tokenizer = _tokenizer(opened)  # first: it may be missing, and a model takes minutes to load
         return pd.DataFrame([text_loss(load(), tokenizer, texts, tokens=tokens, batch_size=batch_size)])
 
-    base = _kept(folder / "base.csv", asked, lambda: loss(lambda: _loaded(opened, adapted=False)))
+    base = cached_table(folder / "base.parquet", asked, lambda: loss(lambda: _loaded(opened, adapted=False)))
     gc.collect()  # the base is not to be in memory beside the tuned model
     rows = []
     for factor in lambdas if model.matrices else [1.0]:
-        row = _kept(folder / f"lambda-{factor!r}.csv", asked,
-                    lambda factor=factor: loss(lambda: model.scaled_by(factor)))
+        row = cached_table(folder / f"lambda-{factor!r}.parquet", asked,
+                           lambda factor=factor: loss(lambda: model.scaled_by(factor)))
         rows.append(row.assign(**{"lambda": factor, "n_scaled": len(model.matrices)}))
     table = pd.concat(rows, ignore_index=True)
     table["base_loss_nats_per_token"] = base["loss_nats_per_token"].item()
@@ -319,36 +319,8 @@ def _folder(pair: ReleasedPair, asked: dict) -> Path:
     return ensure_dir(cache_dir() / "released" / f"{name}-{_digest(canonical_json(asked))[:16]}")
 
 
-def _kept(path: Path, asked: dict, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """A table from its file, or computed and written; a file that is damaged counts as none."""
-    if (found := _read_kept(path, asked)) is not None:
-        return found
-    text = compute().to_csv(index=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(_header(path, asked, text) + text, encoding="utf-8", newline="")
-    return _parsed(text)
-
-
-def _read_kept(path: Path, asked: dict) -> pd.DataFrame | None:
-    try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            header, text = stream.readline(), stream.read()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return _parsed(text) if header == _header(path, asked, text) else None
-
-
-def _header(path: Path, asked: dict, text: str) -> str:
-    """What the first line of a file has to be: what was asked for, the file's own name, a checksum of the rest."""
-    return f"# {canonical_json(asked | {'file': path.stem, 'checksum': _digest(text)})}\n"
-
-
 def _digest(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def _parsed(text: str) -> pd.DataFrame:
-    return pd.read_csv(StringIO(text), float_precision="round_trip")  # the default errs in the last bit
 
 
 @dataclass

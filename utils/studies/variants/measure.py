@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from utils.machine import device_name, limit_threads
-from utils.paths import PAPER, cache_dir
+from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import Seeds, experiment_runs, identity, run_intruders
@@ -15,10 +15,11 @@ from utils.sources.models import BaseModel
 from utils.spectra import update_table
 from utils.studies.learning.measure import base_causal_lm, task_batches
 from utils.studies.sensitivity.tables import best_rates
+from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.metrics import causal_loss, token_accuracy
 from utils.training.spec import RunSpec
-from utils.training.store import Run, cached_table
+from utils.training.store import Run, base_folder
 
 VERSION = 1
 EXPERIMENTS = ("vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations")
@@ -85,9 +86,8 @@ def _base_row(base: BaseModel, spec: RunSpec, profile: Profile) -> dict:
         return pd.DataFrame([{LOSS: causal_loss(model, task_batches(spec, base))[LOSS]}
                              | _measures(model, base, spec, profile)])
 
-    folder = cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
     tag = _settings(profile) | {"sizes": spec.sizes.model_dump()}
-    return cached_table(folder / f"variant-{spec.task}.csv", tag, compute).iloc[0].to_dict()
+    return cached_table(base_folder(base) / f"variant-{spec.task}.parquet", tag, compute).iloc[0].to_dict()
 
 
 def _measures(model, base: BaseModel, spec: RunSpec, profile: Profile) -> dict:
