@@ -48,9 +48,10 @@ LENGTH, BATCH, RATE, SEED, WARMUP, HELD_OUT = 16, 2, 1e-2, 3, 2, 4
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Matrices of 16 x 16 gain nothing from a second thread, and lose a lot beside other work."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "limit_threads", lambda: torch.set_num_threads(1))
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +299,10 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from utils.training import checkpoints, store as module, train as train_module
+from utils.training import checkpoints, store as module
 from utils.training.spec import RunSpec
 
-train_module.limit_threads = lambda: torch.set_num_threads(1)
+torch.set_num_threads(1)
 spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
 real_train, real_save, saved = module.train, checkpoints.save_file, []
 

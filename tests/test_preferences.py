@@ -49,10 +49,10 @@ FIVE = [{"role": "assistant", "content": "5"}]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    with pytest.MonkeyPatch.context() as patch:
-        for place in (train_module, reporting):
-            patch.setattr(place, "limit_threads", lambda: torch.set_num_threads(1))
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

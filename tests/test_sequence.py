@@ -22,7 +22,6 @@ from utils.sources.models import resolve
 from utils.spectra.base import base_spectrum
 from utils.studies.continual import measure as continual_measure
 from utils.training import store as store_module
-from utils.training import train as train_module
 from utils.training.checkpoints import Checkpoints, checkpoint_path
 from utils.training.data import classification_data, evaluation_batches
 from utils.training.spec import Method, RunSpec, continual_specs
@@ -37,10 +36,10 @@ FULL = Method(kind="full")
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Matrices of 32 x 32 gain nothing from a second thread, and lose a lot beside other work."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "limit_threads", lambda: torch.set_num_threads(1))
-        patch.setattr(sequence, "limit_threads", lambda: torch.set_num_threads(1))
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build_spec(folder, **changes) -> RunSpec:

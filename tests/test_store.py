@@ -36,9 +36,10 @@ FULL = Method(kind="full")
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Matrices of 32 x 32 gain nothing from a second thread, and lose a lot beside other work."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "limit_threads", lambda: torch.set_num_threads(1))
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -238,11 +239,11 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import torch
-from utils.training import store as module, train as train_module
+from utils.training import store as module
 from utils.training.spec import RunSpec
 from utils.training.checkpoints import Checkpoints
 
-train_module.limit_threads = lambda: torch.set_num_threads(1)
+torch.set_num_threads(1)
 spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
 real_train, real_step = module.train, Checkpoints.on_step_end
 

@@ -20,7 +20,6 @@ from utils.files import canonical_json
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.spectra import LowRank, Pair, leading_cosines, max_cosines, thin_svd
-from utils.training import train as train_module
 from utils.training.checkpoints import Checkpoints, read_metrics
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
@@ -52,9 +51,10 @@ every_variant = pytest.mark.parametrize("variant", METHODS)
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
     """Matrices of 32 x 32 gain nothing from a second thread, and lose a lot beside other work."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "limit_threads", lambda: torch.set_num_threads(1))
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def prepared(kind: str, method: Method, steps: int = 20) -> tuple[dict[str, torch.Tensor], nn.Module]:

@@ -25,10 +25,21 @@ def quiet_libraries() -> None:
     import transformers
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()  # offline, two lines of warnings for every split read from the cache
     for module in ("transformers", "torch", "trl", "peft", "accelerate", "huggingface_hub", "pyarrow"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def set_up_process() -> None:
+    """What a process of the course begins with: its threads, and silence from the libraries.
+
+    Called where a process enters (a notebook's first cell, a command, a worker) and nowhere else: a library that
+    set either behind its caller's back would undo what the caller has chosen.
+    """
+    limit_threads()
+    quiet_libraries()
 
 
 def limit_threads() -> None:

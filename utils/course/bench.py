@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from utils.errors import CourseError
 from utils.files import write_json
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.provenance import provenance
 from utils.sources.checkpoints import open_checkpoint
 from utils.spectra.cache import SpectrumCache
@@ -45,8 +45,6 @@ def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps
     training_steps, passages : int
         Size of the other two comparisons; 0 leaves them out.
     """
-    limit_threads()
-    quiet_libraries()
     folder = Path(tempfile.mkdtemp(prefix="lora-bench-"))
     try:
         rows = count_rows(folder, rounds=rounds, layers=layers, width=width)

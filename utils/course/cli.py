@@ -178,7 +178,9 @@ def _doctor(options) -> int:
 
 def _fetch(options) -> None:
     from utils.course.fetch import fetch_profile, fetch_sources
+    from utils.machine import set_up_process
 
+    set_up_process()
     if options.source:
         fetch_sources(options.source)
     else:
@@ -215,10 +217,10 @@ def _summary(profile, outcomes) -> None:
 def _intruders(options) -> None:
     from utils.course.intruders import analyse, draw, summary
     from utils.files import write_json
-    from utils.machine import quiet_libraries
+    from utils.machine import set_up_process
     from utils.paths import ensure_dir
 
-    quiet_libraries()
+    set_up_process()
     for file in filter(None, (options.json, options.figure)):  # before the work, not after it
         if file.is_dir():
             raise UsageError(f"{file} is a folder; give the file to write.")
@@ -239,8 +241,10 @@ def _bench(options) -> None:
     from utils.course.bench import bench, bench_table
     from utils.course.publish import BENCH_RECORD, update_readme
     from utils.files import write_json
+    from utils.machine import set_up_process
     from utils.paths import ensure_dir
 
+    set_up_process()
     if options.json:
         ensure_dir(options.json.parent)
     small = {"layers": 1, "width": 192, "training_steps": 2, "passages": 1} if options.quick else {}
@@ -253,9 +257,11 @@ def _bench(options) -> None:
 
 
 def _build_base(options) -> None:
+    from utils.machine import set_up_process
     from utils.training.masked_lm import build_encoder_base
     from utils.training.small_decoder import build_decoder_base
 
+    set_up_process()
     build = {"encoder": build_encoder_base, "decoder": build_decoder_base}[options.which]
     print(f"written: {build(**({'steps': options.steps} if options.steps else {}))}")
 
@@ -264,9 +270,11 @@ def _reference(options) -> None:
     from utils.course.doctor import require
     from utils.ledger.claims import write_ledger
     from utils.ledger.reference import build_reference
+    from utils.machine import set_up_process
 
     profile = _profile(options)
     require(profile)
+    set_up_process()
     build_reference(profile.with_generated_code(options.run_code), tuple(options.seeds) if options.seeds else None,
                     only=options.only)
     write_ledger(profile)

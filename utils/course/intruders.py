@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.errors import CourseError, UsageError
 from utils.files import atomic_write
-from utils.machine import device_name, limit_threads
+from utils.machine import device_name
 from utils.progress import track
 from utils.provenance import provenance
 from utils.sources.checkpoints import Adapter, Checkpoint, some
@@ -54,7 +54,6 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     """
     epsilons = epsilons or [round(0.1 * part, 1) for part in range(1, 10)]
     device = _device(device)
-    limit_threads()
     pair = open_pair(base, tuned, layers=layers, allow_pickle=allow_pickle, allow_base_pickle=allow_pickle)
     original, changed, sources, base = pair.original, pair.changed, pair.sources, pair.original.name
     notes = []

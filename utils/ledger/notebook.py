@@ -10,7 +10,7 @@ from IPython.display import Markdown, display
 from utils.ledger.claims import own_verdicts
 from utils.ledger.page import keep_own
 from utils.ledger.reference import reference_note
-from utils.machine import limit_threads, quiet_libraries
+from utils.machine import set_up_process
 from utils.paths import reference_dir
 from utils.profiles import Profile, load_profile
 from utils.reporting.style import use_style
@@ -29,8 +29,7 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
         The notebook's parameter ``SEEDS``; the profile's own seeds if empty.
     """
     profile = load_profile(profile_name)
-    limit_threads()
-    quiet_libraries()
+    set_up_process()
     use_style()
     chosen = tuple(seeds or profile.seeds)
     display(Markdown(f"**Profile `{profile.profile}`**, seeds {list(chosen)}. {profile.summary}"))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.errors import UsageError
 from utils.evaluation.pseudo import corpus_loss, pseudo_loss
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
 from utils.reporting.selection import last_steps
@@ -30,7 +30,6 @@ RUN_COLUMNS = ("profile", "experiment", "task", "seed", "method", "r", "lora_alp
 
 def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None, *, diverged: bool = False) -> list[Run]:
     """The finished runs of an experiment, trained now where missing; diverged ones are left out unless asked for."""
-    quiet_libraries()
     store = RunStore()
     runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
     if diverged:
@@ -74,7 +73,6 @@ def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
 
 def cosine_table(pairs: list[Pair], spectra: Spectra, k: int | None = None) -> pd.DataFrame:
     """Vector table of the k leading vectors, or of all, whose counts are the definition's at the profile's epsilons."""
-    limit_threads()
     return leading_table(leading_cosines(pairs, k=k or ALL_VECTORS, epsilons=spectra.epsilons,
                                          spectrum=base_spectra().spectrum, device=device_name()))
 
@@ -145,7 +143,6 @@ def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
 
 def model_pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:
     """Pseudo-loss of each passage of the settings' text, for a masked-LM on a base's tokenizer."""
-    limit_threads()
     texts = pretraining_passages(settings.corpus, settings.passages)
     return pseudo_loss(model.to(device_name()), tokenizer_of(base.folder), texts, tokens=settings.tokens)
 

@@ -7,7 +7,6 @@ from the Arrow cache, which are unrelated folders; ``python -m utils fetch`` fil
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
-from datasets.utils.logging import set_verbosity_error
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,7 +22,6 @@ from utils.errors import CourseError, UsageError
 
 # Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-set_verbosity_error()  # offline, two lines of warnings for every split that is read from the cache
 _UNREACHABLE = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, OSError)
 
 

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from utils.errors import CourseError
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name, set_up_process
 from utils.paths import ROOT
 from utils.training.recipe import Recipe
 
@@ -233,8 +233,6 @@ def _timed(model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe) -
 
 
 def _measure_here(folder: Path, recipe: Recipe) -> dict:
-    limit_threads()
-    quiet_libraries()
     torch.manual_seed(0)
     _warm_up(recipe)
     before = _resident("VmRSS")
@@ -254,6 +252,7 @@ def _measure_here(folder: Path, recipe: Recipe) -> dict:
 
 def main(job: str) -> None:
     """Print one line of JSON with what was measured."""
+    set_up_process()
     content = json.loads(job)
     recipe = Recipe(**content["recipe"])
     try:

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from utils.files import atomic_write, write_json
-from utils.machine import limit_threads
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.archives import fetch
@@ -156,7 +155,6 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
         The folder with ``adapter_config.json``, ``adapter_model.safetensors``, ``head.safetensors``, ``curve.csv``
         and ``provenance.json``.
     """
-    limit_threads()
     set_seed(RECIPE["seed"])
     target = ensure_dir(target or MODELS / BASE_NAME)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")

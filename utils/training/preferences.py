@@ -6,7 +6,6 @@ two answers that the policy draws, the one that a reward model scores higher.
 """
 
 import copy
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -218,7 +217,6 @@ def _rows(spec: RunSpec, pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Da
 def trainer(model: nn.Module, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec, *,
             reward: nn.Module | None = None) -> Trainer:
     """TRL's trainer of the run's objective. Its configurations ask for bfloat16 and checkpointing by default."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     common = dict(train_dataset=rows, callbacks=callbacks, processing_class=chat_tokenizer(base.folder, spec.template),
                   optimizers=(optimiser_of(model, spec.method, arguments), None))
     settings = arguments | dict(gradient_checkpointing=False, gradient_accumulation_steps=spec.gradient_accumulation,

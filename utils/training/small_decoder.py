@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from utils.files import atomic_write, write_json
-from utils.machine import limit_threads, quiet_libraries
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.domains import domain_texts
@@ -60,8 +59,6 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     Path
         The folder, with the weights as float16.
     """
-    limit_threads()
-    quiet_libraries()
     target = ensure_dir(target or MODELS / BASE_NAME)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = _tokenizer(scratch)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from utils.errors import CourseError
-from utils.machine import compute_dtype, device_name, limit_threads, quiet_libraries
+from utils.machine import compute_dtype, device_name
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training import preferences
@@ -56,8 +56,6 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
     dict
         The ``run`` and ``measured`` blocks of ``result.json``.
     """
-    limit_threads()
-    quiet_libraries()
     kind = task(spec.task).kind
     model, rows, measure, steps, total_parameters = built(spec, base, start)
     checkpoints = _checkpoints(spec, folder, steps, measure, rows)
@@ -149,7 +147,6 @@ def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
 
     With the defaults only what says the same task stays: rows, batch size, learning rate and method. For ``bench``.
     """
-    limit_threads()
     set_seed(spec.seed)
     base = resolve(spec.base)
     model, rows, _ = _classifier(spec, base)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.errors import CourseError
 from utils.evaluation.pseudo import corpus_loss
-from utils.machine import device_name, limit_threads
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import (
@@ -48,7 +48,6 @@ class Changed:
     """One run whose matrices can be exchanged: accuracy and pseudo-loss of what results."""
 
     def __init__(self, run: Run, profile: Profile):
-        limit_threads()
         self.run, self.settings = run, profile.pseudo_loss
         self.classifier, self.masked_lm = (model.to(device_name()) for model in (run.classifier(), run.masked_lm()))
         _, test = classification_data(run.spec.task, run.spec.sizes, run.base.folder)

@@ -9,7 +9,7 @@ from transformers import AutoModel
 from utils.errors import CourseError
 from utils.evaluation.continual import sequence_summary
 from utils.evaluation.probe import first_token_states, head_accuracy
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting.registry import measurement
@@ -33,7 +33,6 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
     CourseError
         If that leaves none of the chains.
     """
-    quiet_libraries()
     store, chains, wanted = RunStore(), [], continual_specs(profile, seeds)
     for chain in wanted:
         runs: list[Run] = []
@@ -125,7 +124,6 @@ def _probe(base: BaseModel, matrices: Tensors | None, sizes: dict[str, TaskSizes
     """Head-only accuracy on each task for the base (no `matrices`) or what a run made of it."""
     if matrices is None:
         return pd.DataFrame(_base_probe(base, tuple(sizes.items())))
-    limit_threads()
     body = AutoModel.from_pretrained(base.folder, dtype=torch.float32).eval()
     load_into(body, matrices).to(device_name())
     rows = []

@@ -27,7 +27,7 @@ from utils.evaluation.costs import (
     training_hours,
 )
 from utils.evaluation.harness import item_results, paired_difference
-from utils.machine import device_name, hardware, limit_threads, quiet_libraries
+from utils.machine import device_name, hardware
 from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
@@ -197,7 +197,6 @@ def _left_out(profile: Profile, recipe: Recipe) -> str:
 
 
 def _kept_footprint(base: BaseModel, recipe: Recipe) -> dict:
-    limit_threads()
     settings = {"version": VERSION, "recipe": asdict(recipe), "hardware": hardware()}
     name = "-".join(str(value) for value in asdict(recipe).values())
 
@@ -310,8 +309,6 @@ def compression(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _compression(base: BaseModel, profile: Profile) -> pd.DataFrame:
-    limit_threads()
-    quiet_libraries()
     matrices, batches = base_matrices(base.folder), _general_batches(base, profile)
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
     untouched, rows = causal_loss(model, batches)["loss_nats_per_token"], []
@@ -345,7 +342,6 @@ def compressed_encoder(profile: Profile) -> pd.DataFrame:
     settings = {"version": VERSION, "k": profile.spectra.k, "epsilon": profile.spectra.epsilon, "ways": list(ways)}
 
     def compute() -> pd.DataFrame:
-        limit_threads()
         matrices, rows = base_matrices(base.folder), []
         for way in ways:
             after = compressed(matrices, ways=(way,))[way]
@@ -377,8 +373,6 @@ def evaluation_costs(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _few_shot(base: BaseModel, profile: Profile) -> pd.DataFrame:
-    limit_threads()
-    quiet_libraries()
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
     tokenizer, rows = tokenizer_of(base.folder), []
     for task in profile.decoder_evaluation.choice_tasks:

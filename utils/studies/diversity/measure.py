@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from utils.evaluation.code import STOP_WORDS, check, completions, pass_at_k_table, problem_subset, prompts
 from utils.evaluation.diversity import diversity_table
 from utils.evaluation.generation import next_token_entropy, sample
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
@@ -95,8 +95,6 @@ def _kept(base: BaseModel, run: Run | None, name: str, settings: dict, profile: 
 
 
 def _model(base: BaseModel, run: Run | None):
-    quiet_libraries()
-    limit_threads()
     model = run.causal_lm() if run else AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     return model.to(device_name()).eval()
 

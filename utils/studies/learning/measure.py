@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from utils.evaluation.distance import kl_from_base
 from utils.evaluation.exact import exact_match
 from utils.evaluation.harness import FORGETTING_METRICS, choice_accuracy, remembering
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
@@ -104,7 +104,6 @@ def _settings(spec: RunSpec) -> dict:
 def run_measures(run: Run, step: int, settings: DecoderEvaluation, *, choice: bool) -> dict:
     """Everything about one checkpoint, kept beside the run; multiple choice where `choice` says so."""
     def compute(run: Run) -> pd.DataFrame:
-        limit_threads()
         model, base = run.causal_lm(step).to(device_name()), base_causal_lm(run.base)
         batches = task_batches(run.spec, run.base)
         found = measures(model, run.base, run.spec, settings, choice=choice)
@@ -129,8 +128,6 @@ def _train_tokens(spec: RunSpec, step: int) -> int:
 def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -> dict:
     """The same of the untouched base, kept in the cache; its own loss on the task included."""
     def compute() -> pd.DataFrame:
-        limit_threads()
-        quiet_libraries()
         model = base_causal_lm(base)
         return pd.DataFrame([measures(model, base, spec, settings, choice=True)
                              | {"loss_nats_per_token": causal_loss(model, task_batches(spec, base))[
@@ -206,7 +203,6 @@ def norm_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _after_random(run: Run, settings: DecoderEvaluation, control: str) -> pd.DataFrame:
-    limit_threads()
     tuned, base = run.tuned_matrices(), run.base_matrices()
     if control != "trained":
         rank = run.spec.method.r if control.endswith("rank r") else None

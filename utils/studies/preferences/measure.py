@@ -5,7 +5,6 @@ the base for runs that start there. Agreement is the share of held-out pairs who
 """
 
 import copy
-import os
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from utils.evaluation.distance import kl_from_base
 from utils.evaluation.generation import sample
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import Preferences, Spectra, TaskSizes
 from utils.reporting import selection as selection
@@ -58,8 +57,6 @@ def preference_runs(profile: Profile, seeds: Seeds = None) -> dict[str, list[Run
     """Every finished run by experiment, trained now where missing; diverged ones are reported and left out."""
     if profile.preferences is None:
         return {}
-    quiet_libraries()
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     store, found = RunStore(), {}
     for name, specs in preference_specs(profile, seeds).items():
         runs = [store.get(spec) for spec in specs]
@@ -132,7 +129,6 @@ def _kept(run: Run, name: str, settings: dict, compute: Callable[[Run], pd.DataF
 
 
 def _logps(run: Run, step: int | None = None) -> pd.DataFrame:
-    limit_threads()
     return pair_logps(run.causal_lm(step).to(device_name()), held_out_batches(run.spec, run.base))
 
 
@@ -146,7 +142,6 @@ def _reference_logps(run: Run) -> pd.DataFrame:
 
 @lru_cache(maxsize=2)
 def _base_logps(base: BaseModel, name: str, sizes: TaskSizes, template: str | None) -> pd.DataFrame:
-    limit_threads()
     spec = RunSpec.model_construct(task=name, sizes=sizes, template=template)
     return pair_logps(base_causal_lm(base), held_out_batches(spec, base))
 
@@ -209,7 +204,6 @@ def _costs(run: Run, profile: Profile) -> dict:
     settings = profile.preferences
 
     def compute(run: Run) -> pd.DataFrame:
-        limit_threads()
         tuned = run.tuned_matrices()
         return pd.DataFrame([_model_costs(run, tuned, settings) | _matrix_costs(run, tuned, profile.spectra)])
 
@@ -302,7 +296,6 @@ def greedy_answers(model: nn.Module, run: Run, settings: Preferences) -> pd.Data
     pairs = held_out_pairs(run.spec, run.base)[:settings.prompts]
     texts = [tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, tokenize=False)
              for pair in pairs]
-    limit_threads()
     drawn = sample(model, tokenizer, texts, n=1, temperature=0, max_new_tokens=settings.max_new_tokens, seed=0,
                    batch_size=64, label="answers")
     wanted = [pair["chosen"][-1]["content"].strip() for pair in pairs]
@@ -339,7 +332,6 @@ def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict
         return {name: found[name] for name in CONTROL_COLUMNS}
 
     def compute(run: Run) -> pd.DataFrame:
-        limit_threads()
         start = run.start.tuned_matrices()
         tuned = random_updates(start, run.tuned_matrices(), rank=rank, seed=run.spec.seed)
         model = run.causal_lm(matrices=tuned).to(device_name())
@@ -382,7 +374,6 @@ def _reading(run: Run, profile: Profile, reading: str) -> dict:
         return {name: last[name] for name in ("accuracy", "accuracy_se", "n", "margin")}
 
     def compute(run: Run) -> pd.DataFrame:
-        limit_threads()
         tokenizer = chat_tokenizer(run.base.folder, run.spec.template)
         if reading == "policy's":
             tokenizer = under_other_template(tokenizer, chat_tokenizer(resolve(settings.model).folder,

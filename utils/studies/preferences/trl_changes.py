@@ -4,7 +4,6 @@
 """
 
 import inspect
-import os
 import re
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pandas as pd
 from datasets import Dataset
 
 from utils.errors import UsageError
-from utils.machine import device_name, quiet_libraries
+from utils.machine import device_name
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,6 @@ def changes_table(base: Path) -> pd.DataFrame:
     """
     if not (base / "config.json").exists():
         raise UsageError(f"{base} holds no model; give the folder of a small causal model.")
-    quiet_libraries()
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     with tempfile.TemporaryDirectory() as folder:
         names = _names(base, folder)
         return pd.DataFrame([_row(change, names) for change in CHANGES if change.device in ("", device_name())])

@@ -25,7 +25,7 @@ from torch import nn
 from utils.errors import CourseError, UsageError
 from utils.evaluation.language import text_loss
 from utils.files import canonical_json
-from utils.machine import compute_dtype, device_name, limit_threads, quiet_libraries
+from utils.machine import compute_dtype, device_name
 from utils.paths import cache_dir, ensure_dir
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
 from utils.reporting.registry import measurement
@@ -77,8 +77,6 @@ def released_vectors(pair: ReleasedPair, spectra: Spectra, k: int | float | None
     CourseError
         If the files cannot be had, are damaged, or do not go together; one sentence.
     """
-    quiet_libraries()
-    limit_threads()
     opened, k = open_released(pair, matrices), spectra.k if k is None else k
     asked = _asked(opened) | {"k": k, "epsilons": sorted({*spectra.epsilons, spectra.epsilon})}
     folder, spectrum = _folder(pair, asked), SpectrumCache(device=device_name())
@@ -171,7 +169,6 @@ def released_similarity(pair: ReleasedPair, matrix: str, top: int = 10) -> np.nd
     CourseError
         If the pair cannot be had, or has no such matrix.
     """
-    limit_threads()
     opened = open_released(pair)
     if matrix not in opened.sources:
         raise UsageError(f"{pair.tuned} has no matrix '{matrix}' that is counted; it has "
@@ -389,7 +386,6 @@ def _loaded(opened: CheckpointPair, *, adapted: bool, allow_pickle: bool = False
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    quiet_libraries()
     whole = adapted and not isinstance(opened.changed, Adapter)
     source = opened.changed if whole else opened.original
     with _one_sentence(source.name, "causal language model"):

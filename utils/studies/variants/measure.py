@@ -5,7 +5,7 @@ out. What the tables say is compared at the end of this module: tables in, table
 import numpy as np
 import pandas as pd
 
-from utils.machine import device_name, limit_threads
+from utils.machine import device_name
 from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
@@ -69,7 +69,6 @@ def _what(run: Run) -> dict:
 
 def _run_row(run: Run, profile: Profile) -> dict:
     def compute(run: Run) -> pd.DataFrame:
-        limit_threads()
         updates = update_table(run.base_matrices(), run.tuned_matrices(), run.factors())
         return pd.DataFrame([_measures(run.causal_lm().to(device_name()), run.base, run.spec, profile)
                              | {"relative_norm": updates["relative_norm"].mean()}])
@@ -81,7 +80,6 @@ def _run_row(run: Run, profile: Profile) -> dict:
 
 def _base_row(base: BaseModel, spec: RunSpec, profile: Profile) -> dict:
     def compute() -> pd.DataFrame:
-        limit_threads()
         model = base_causal_lm(base)
         return pd.DataFrame([{LOSS: causal_loss(model, task_batches(spec, base))[LOSS]}
                              | _measures(model, base, spec, profile)])

@@ -3,7 +3,7 @@
 import pandas as pd
 import torch
 
-from utils.machine import device_name, limit_threads, quiet_libraries
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import Sharpness
 from utils.reporting.registry import measurement
@@ -45,7 +45,6 @@ def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         the gradient's share; module only); ``preconditioned`` (largest eigenvalue in AdamW's coordinates; whole
         adapter, trained); ``best_learning_rate``, ``threshold`` (what full-batch Adam allows at that rate).
     """
-    quiet_libraries()
     best = best_of_each(variant_sweep(profile, seeds)).set_index("variant")["learning_rate"]
     rows = []
     for run in experiment_runs(profile, "vanilla", seeds):
@@ -64,7 +63,6 @@ def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def measure(run: Run, at: str, settings: Sharpness) -> pd.DataFrame:
     """Two rows, the module's adapter and the whole one, of a run before its first step or after its last."""
-    limit_threads()
     model, rows, *_ = built(run.spec, run.base)
     batches = first_batches(rows, run.base, run.spec, settings.rows)
     training = first_batches(rows, run.base, run.spec, settings.moment_rows)
