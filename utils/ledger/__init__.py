@@ -1,5 +1,1 @@
-"""The ledger: claims, verdicts, the reference results and the page. Importing it imports every study."""
-
-from utils.studies import load_studies
-
-load_studies()
+"""The ledger: the claims of all studies, the reference results, and the page that sets both beside the reader's runs."""

@@ -1,66 +1,98 @@
-"""The ledger: what the papers say, and what our tables say to it. A verdict is computed, never typed.
-
-A rule takes a measurement's table and returns one effect per seed, positive where the claim holds. All seeds positive
-is "reproduced", some "partly", none "not reproduced"; fewer seeds than the claim asks for is no verdict at all.
-"""
+"""All claims of all studies, and what the reference results and the reader's runs say to them."""
 
 import json
 import tomllib
 from functools import cache
+from pathlib import Path
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
 
+import utils.studies
 from utils.errors import CourseError
-from utils.files import write_text
-from utils.ledger.reference import reference_note, reference_table
-from utils.paths import NOTEBOOKS, PAPER, ensure_dir, reference_dir
-from utils.profiles import Profile
-from utils.reporting.registry import RULES
-from utils.reporting.statistics import mean_interval
+from utils.ledger.reference import reference_table
+from utils.paths import NOTEBOOKS
+from utils.profiles import PROFILE_NAMES, Profile, load_profile
+from utils.reporting.claims import Claim, check_claim, judge_claim
+from utils.reporting.registry import nearest
+from utils.studies import load_studies
 
-REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
-OUT_OF_REACH, TOO_FEW = "out of reach at this scale", "too few seeds to say"
-
-
-class Claim(BaseModel):
-    """One entry of ``data/paper/claims.toml``; further keys are the rule's own parameters."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    id: str
-    notebook: str
-    paper: str
-    figure: str
-    sentence: str
-    published: str
-    measurement: str
-    rule: str
-    control: str
-    min_seeds: int
-    out_of_reach: tuple[str, ...] = ()
+STUDIES = Path(utils.studies.__file__).parent
 
 
 @cache
 def claims() -> tuple[Claim, ...]:
-    """Every claim, in the order of the file."""
-    with open(PAPER / "claims.toml", "rb") as stream:
-        found = tuple(Claim(**entry) for entry in tomllib.load(stream)["claim"])
+    """Every claim of every study, by notebook and then in the order of the study's file.
+
+    Raises
+    ------
+    CourseError
+        If a claim cannot be read, is there twice, or names what does not exist.
+    """
+    load_studies()
+    found = [claim for path in sorted(STUDIES.glob("*/claims.toml")) for claim in _read(path)]
+    seen: dict[str, str] = {}
     for claim in found:
-        if claim.rule not in RULES:
-            raise CourseError(f"claims.toml: claim '{claim.id}' names the rule '{claim.rule}'; the known ones are "
-                              f"{', '.join(RULES)}.")
+        if claim.id in seen:
+            raise CourseError(f"Expected one claim of each id, got '{claim.id}' in {seen[claim.id]} and in "
+                              f"{claim.study}; rename one.")
+        seen[claim.id] = claim.study
+    return tuple(sorted(found, key=lambda claim: claim.notebook))
+
+
+def _read(path: Path) -> list[Claim]:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("claim", [])
+    except tomllib.TOMLDecodeError as error:
+        raise CourseError(f"{where} is not TOML: {error}; mend that line.") from error
+    found = []
+    for entry in entries:
+        try:
+            claim = Claim(**entry, study=path.parent.name)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the claim"
+            raise CourseError(f"{where}: claim '{entry.get('id', '?')}', {place}: {first['msg']}.") from error
+        check_claim(claim, where)
+        _check_experiments(claim, where)
+        found.append(claim)
     return found
+
+
+def _check_experiments(claim: Claim, where: str) -> None:
+    given = claim.parameters.get("in_experiment", claim.parameters.get("experiments", ()))
+    for name in [given] if isinstance(given, str) else given:
+        if name not in _experiments():
+            raise CourseError(f"{where}: claim '{claim.id}' names the experiment '{name}', which no profile has "
+                              f"({nearest(name, _experiments())}).")
+
+
+@cache
+def _experiments() -> frozenset[str]:
+    names: set[str] = set()
+    for profile in map(load_profile, PROFILE_NAMES):
+        names |= {*profile.experiments, *profile.decoder_experiments}
+        names |= set(profile.preferences.runs) if profile.preferences else set()
+    return frozenset(names)
+
+
+def claim_named(claim_id: str) -> Claim:
+    """The claim of an id; CourseError with the nearest ids where there is none."""
+    for claim in claims():
+        if claim.id == claim_id:
+            return claim
+    raise CourseError(f"There is no claim '{claim_id}' ({nearest(claim_id, [claim.id for claim in claims()])}).")
 
 
 @cache
 def claim_link(claim_id: str) -> str:
     """Where a claim's table is measured: notebook and heading, such as ``04_….ipynb#Random-controls``.
 
-    The heading is the last one before the first cell that calls the claim's measurement, in the form that Jupyter's
-    links have; the notebook alone where no cell names it.
+    The heading is the last one before the first cell that asks for the claim's measurement, in the form that
+    Jupyter's links have; the notebook alone where no cell names it.
     """
-    claim = next(claim for claim in claims() if claim.id == claim_id)
+    claim = claim_named(claim_id)
     path = next(iter(sorted(NOTEBOOKS.glob(f"{claim.notebook}_*.ipynb"))), None)
     if path is None:
         return ""
@@ -69,86 +101,60 @@ def claim_link(claim_id: str) -> str:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             heading = next((line for line in reversed(source.splitlines()) if line.startswith("#")), heading)
-        elif f".{claim.measurement}(" in source:
-            break
-    else:
-        heading = ""
-    return path.name + (f"#{heading.lstrip('# ').replace(' ', '-')}" if heading else "")
-
-
-def verdict(claim: Claim, table: pd.DataFrame | None, profile: str) -> dict:
-    """Judge one claim from a measurement's table.
-
-    Returns
-    -------
-    dict
-        ``verdict``, ``seeds`` (how many were judged), ``holds`` (in how many it holds), ``effect`` (mean over seeds)
-        with its 95 % t-interval ``low`` … ``high``.
-    """
-    empty = {"seeds": 0, "holds": 0, "effect": None, "low": None, "high": None}
-    if profile in claim.out_of_reach:
-        return {"verdict": OUT_OF_REACH} | empty
-    if table is None or table.empty:
-        return {"verdict": TOO_FEW} | empty
-    effects = RULES[claim.rule](table, claim.model_extra).dropna()
-    if len(effects) < claim.min_seeds:
-        word = TOO_FEW
-    else:
-        share = (effects > 0).mean()
-        word = REPRODUCED if share == 1 else PARTLY if share > 0 else NOT_REPRODUCED
-    if effects.empty:
-        return {"verdict": TOO_FEW} | empty
-    mean, low, high = mean_interval(effects)
-    return {"verdict": word, "seeds": len(effects), "holds": int((effects > 0).sum()), "effect": round(mean, 4),
-            "low": round(low, 4), "high": round(high, 4)}
+        elif claim.measurement and f'measured("{claim.measurement}"' in source:
+            return f"{path.name}#{heading.lstrip('# ').replace(' ', '-')}" if heading else path.name
+    return path.name
 
 
 def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFrame:
-    """The ledger as a table: every claim (of one notebook) judged on the profile's reference results."""
+    """The ledger as a table: every claim (of one notebook) judged on the profile's reference results.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per claim, two for a claim about counts (``epsilon``): ``notebook``, ``study``, ``claim``, ``kind``,
+        ``paper``, ``place``, ``sentence``, ``published``, ``numbers``, ``control``, ``unit``, ``expect``, ``epsilon``,
+        and the fields of :class:`utils.reporting.verdicts.Verdict`.
+    """
     name = profile if isinstance(profile, str) else profile.profile
-    rows = []
-    for claim in claims():
-        if notebook in (None, claim.notebook):
-            judged = verdict(claim, reference_table(claim.measurement, name), name)
-            rows.append({"notebook": claim.notebook, "claim": claim.id, "paper": claim.paper, "figure": claim.figure,
-                         "sentence": claim.sentence, "published": claim.published, "control": claim.control} | judged)
-    return pd.DataFrame(rows)
+    rows = [_row(claim, epsilon) | judge_claim(claim, _reference(claim, name), name, epsilon).__dict__
+            for claim in claims() if notebook in (None, claim.notebook) for epsilon in claim.epsilons]
+    numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
+    return pd.DataFrame(rows).astype(numbers)
+
+
+def _reference(claim: Claim, profile_name: str) -> pd.DataFrame | None:
+    return None if claim.measurement is None else reference_table(claim.measurement, profile_name)
+
+
+def _row(claim: Claim, epsilon: float | None) -> dict:
+    published = claim.published
+    return {"notebook": claim.notebook, "study": claim.study, "claim": claim.id, "kind": claim.kind,
+            "paper": claim.paper, "place": published.place if published else "", "sentence": claim.sentence,
+            "published": published.statement if published else "", "numbers": published.numbers if published else "",
+            "control": claim.control, "unit": claim.unit, "expect": str(claim.expect or ""), "epsilon": epsilon}
 
 
 def own_verdicts(tables: dict[str, pd.DataFrame], profile: Profile, notebook: str) -> pd.DataFrame:
-    """For each claim of a notebook: the reference's verdict, and whether it holds in the reader's own runs.
+    """What the reader's own runs say to each claim of a notebook.
 
     Parameters
     ----------
     tables : dict of str to DataFrame
-        The reader's own measurements by name.
+        The reader's own measurements by name; a claim whose measurement is not among them has no row.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``claim``, ``epsilon``, ``own_effect``, ``own_agree``, ``own_seeds``.
     """
     rows = []
     for claim in claims():
-        if claim.notebook != notebook or profile.profile in claim.out_of_reach or claim.measurement not in tables:
+        if claim.notebook != notebook or claim.measurement not in tables:
             continue
-        judged = verdict(claim, tables[claim.measurement], profile.profile)
-        rows.append({"claim": claim.id, "holds in your seeds": f"{judged['holds']} of {judged['seeds']}",
-                     "your effect": judged["effect"]})
-    ledger = verdicts(profile, notebook)[["claim", "figure", "sentence", "verdict", "seeds", "effect", "low", "high"]]
-    own = pd.DataFrame(rows, columns=["claim", "holds in your seeds", "your effect"])
-    return ledger.merge(own, on="claim", how="left")
-
-
-def write_ledger(profile: Profile) -> str:
-    """Write ``data/reference/<profile>/LEDGER.md`` from the reference results and return its text."""
-    table = verdicts(profile)
-    lines = [f"# Ledger of claims, profile {profile.profile}", "", reference_note(profile), "",
-             "Generated by `python -m utils claims`. An effect is positive where the sentence holds; the interval is "
-             "the 95 % t-interval over seeds. Where it includes zero, the seeds agree on the sign and not yet on "
-             "the size.", "",
-             "| claim | where | the sentence | published | verdict | holds | effect | control | measured in |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for row in table.to_dict("records"):
-        effect = "" if pd.isna(row["effect"]) else f"{row['effect']:g} ({row['low']:g} … {row['high']:g})"
-        lines.append(f"| {row['claim']} | {row['paper']}, {row['figure']} | {row['sentence']} | {row['published']} | "
-                     f"**{row['verdict']}** | {row['holds']} of {row['seeds']} seeds | {effect} | {row['control']} | "
-                     f"[{row['notebook']}](../../../notebooks/{claim_link(row['claim'])}) |")
-    text = "\n".join(lines) + "\n"
-    write_text(ensure_dir(reference_dir() / profile.profile) / "LEDGER.md", text)
-    return text
+        for epsilon in claim.epsilons:
+            found = judge_claim(claim, tables[claim.measurement], profile.profile, epsilon)
+            rows.append({"claim": claim.id, "epsilon": epsilon, "own_effect": found.effect, "own_agree": found.agree,
+                         "own_seeds": found.seeds})
+    columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]
+    return pd.DataFrame(rows, columns=columns).astype({"epsilon": float, "own_effect": float})

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pandas as pd
 from IPython.display import Markdown, display
 
-from utils.ledger.claims import own_verdicts
-from utils.ledger.page import keep_own
+from utils.ledger.claims import own_verdicts, verdicts
+from utils.ledger.page import effect_text, keep_own, own_text
 from utils.ledger.reference import reference_note
-from utils.machine import set_up_process
+from utils.ledger.session import measured_tables, start_session
+from utils.machine import limit_threads, quiet_libraries
 from utils.paths import reference_dir
 from utils.profiles import Profile, load_profile
 from utils.reporting.style import use_style
@@ -29,8 +30,10 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
         The notebook's parameter ``SEEDS``; the profile's own seeds if empty.
     """
     profile = load_profile(profile_name)
-    set_up_process()
+    limit_threads()
+    quiet_libraries()
     use_style()
+    start_session()
     chosen = tuple(seeds or profile.seeds)
     display(Markdown(f"**Profile `{profile.profile}`**, seeds {list(chosen)}. {profile.summary}"))
     display(Markdown(cost_card(notebook)))
@@ -51,15 +54,22 @@ def cost_card(notebook: str) -> str:
     return "\n".join(lines) if len(lines) > 2 else "Not measured on any machine yet."
 
 
-def conclude(tables: dict[str, pd.DataFrame], profile: Profile, notebook: str) -> None:
-    """Show each claim of the notebook: the verdict of the reference results, and whether the reader's runs agree.
+def conclude(profile: Profile, notebook: str) -> None:
+    """Show each claim of the notebook: the verdict of the reference results, and what the reader's runs say.
 
-    What the reader's runs say is kept for the ledger of notebook 17.
+    The reader's runs are what :func:`utils.ledger.session.measured` gave since ``begin``; what they say is kept for
+    the ledger of notebook 17.
     """
-    table = own_verdicts(tables, profile, notebook)
-    keep_own(table, profile, notebook)
-    display(table.style.hide(axis="index").format(precision=3, na_rep="").set_properties(
-        subset=["sentence"], **{"white-space": "normal"}))
+    own = own_verdicts(measured_tables(profile), profile, notebook)
+    keep_own(own, profile, notebook)
+    table = verdicts(profile, notebook).merge(own, on=["claim", "epsilon"], how="left")
+    shown = pd.DataFrame({
+        "claim": [row.sentence + ("" if pd.isna(row.epsilon) else f" (ε = {row.epsilon:g})")
+                  for row in table.itertuples()],
+        "verdict": table["verdict"], "effect, 95 % interval": [effect_text(row) for row in table.to_dict("records")],
+        "expected": table["expect"], "yours": [own_text(row) for row in table.to_dict("records")],
+        "control": table["control"]})
+    display(shown.style.hide(axis="index").set_properties(subset=["claim", "control"], **{"white-space": "normal"}))
     if not profile.evidence:
         display(Markdown("*This profile's own numbers are no evidence; only the reference's verdicts count.*"))
 

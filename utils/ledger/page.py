@@ -6,23 +6,40 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from utils.files import write_text
-from utils.ledger.claims import NOT_REPRODUCED, OUT_OF_REACH, PARTLY, REPRODUCED, TOO_FEW, claim_link, verdicts
-from utils.paths import cache_dir, ensure_dir
+from utils.ledger.claims import claim_link, verdicts
+from utils.ledger.reference import reference_note
+from utils.paths import cache_dir, ensure_dir, reference_dir
 from utils.profiles import Profile
+from utils.reporting.drawn import Drawn, figure
 from utils.reporting.panels import panels
+from utils.reporting.verdicts import (
+    ARITHMETIC,
+    DOES_NOT_HOLD,
+    HOLDS,
+    NO_POWER,
+    NOT_REPRODUCED,
+    OUT_OF_REACH,
+    REPRODUCED,
+    SAME_DIRECTION,
+    TOO_FEW,
+    UNDECIDED,
+    chance,
+)
 
+OURS = "What this course adds"
+BY_ARITHMETIC = "True by arithmetic, no evidence"
 ILLUSION = "LoRA vs Full Fine-tuning: An Illusion of Equivalence (arXiv 2410.21228)"
 PAPERS = {"Illusion v3": ILLUSION, "Illusion v1": ILLUSION,
           "Learns less v2": "LoRA Learns Less and Forgets Less (arXiv 2405.09673v2)",
           "Rates v2": "Learning Rate Matters: Vanilla LoRA May Suffice (arXiv 2602.04998v2)",
-          "PEFT benchmark": "PEFT's method comparison on MetaMathQA (huggingface/peft)",
-          "ours": "What this course adds"}
-LOOKS = {REPRODUCED: ("#0173b2", ""), PARTLY: ("#56b4e9", "//"), NOT_REPRODUCED: ("#de8f05", "xx"),
-         TOO_FEW: ("#cccccc", ".."), OUT_OF_REACH: ("#ffffff", "")}
-YOURS = ("holds in your seeds", "your effect")
+          "PEFT benchmark": "PEFT's method comparison on MetaMathQA (huggingface/peft)"}
+TITLES = (*dict.fromkeys(PAPERS.values()), OURS, BY_ARITHMETIC)
+LOOKS = {REPRODUCED: ("#0173b2", ""), HOLDS: ("#0173b2", "||"), SAME_DIRECTION: ("#56b4e9", "//"),
+         UNDECIDED: ("#ece133", ".."), NOT_REPRODUCED: ("#de8f05", "xx"), DOES_NOT_HOLD: ("#de8f05", "++"),
+         NO_POWER: ("#cccccc", "--"), TOO_FEW: ("#e8e8e8", "oo"), OUT_OF_REACH: ("#ffffff", ""),
+         ARITHMETIC: ("#949494", "")}
 
 
 def _verdict_file(profile: Profile, notebook: str) -> Path:
@@ -30,18 +47,20 @@ def _verdict_file(profile: Profile, notebook: str) -> Path:
 
 
 def keep_own(table: pd.DataFrame, profile: Profile, notebook: str) -> None:
-    """Keep what a notebook's claims came to in the reader's runs, for the ledger (of :func:`own_verdicts`)."""
+    """Keep what a notebook's claims came to in the reader's runs, for the ledger (of ``own_verdicts``)."""
     path = _verdict_file(profile, notebook)
     ensure_dir(path.parent)
-    write_text(path, table[["claim", *YOURS]].to_csv(index=False))
+    write_text(path, table.to_csv(index=False))
 
 
 def own_kept(profile: Profile) -> pd.DataFrame:
-    """What every notebook that was run here left: ``claim``, ``holds in your seeds``, ``your effect``."""
-    folder = _verdict_file(profile, "00").parent
-    parts = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
-    empty = pd.DataFrame(columns=["claim", *YOURS])
-    return pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else empty
+    """What every notebook that was run here left, in the columns of ``own_verdicts``; those of older forms are left out.
+    """
+    columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]
+    parts = [pd.read_csv(path) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
+    parts = [part for part in parts if len(part) and list(part.columns) == columns]
+    found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return found.astype({"epsilon": float, "own_effect": float})
 
 
 def ledger(profile: Profile) -> pd.DataFrame:
@@ -50,49 +69,49 @@ def ledger(profile: Profile) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per claim, paper by paper in the order of ``claims.toml``: ``paper`` (its title), ``claim``,
-        ``sentence``, ``figure``, ``published``, ``verdict`` (of the reference), ``reference`` (effect with its 95 %
-        interval and in how many seeds it holds, as text), ``yours`` (the same of the reader's runs, empty before the
-        notebook has run), ``agrees`` (whether the reader's runs all say what the verdict says; None where either is
-        silent), ``control``, ``notebook``, ``link``.
+        The columns of :func:`utils.ledger.claims.verdicts`, and ``title`` (the paper's, or that of our own claims),
+        ``reference`` and ``yours`` (effects in words), ``agrees`` (whether the reader's seeds all lie on the side that
+        the verdict says; None where either is silent), ``link``. Title by title in the order of the notebooks.
     """
-    table = verdicts(profile).merge(own_kept(profile), on="claim", how="left")
-    rows = pd.DataFrame([_row(row) for row in table.to_dict("records")])
-    titles = list(dict.fromkeys(PAPERS.values()))
-    return rows.sort_values("paper", key=lambda papers: papers.map(titles.index), kind="stable", ignore_index=True)
+    table = verdicts(profile).merge(own_kept(profile), on=["claim", "epsilon"], how="left")
+    records = table.to_dict("records")
+    table = table.assign(title=[title_of(row) for row in records], reference=[effect_text(row) for row in records],
+                         yours=[own_text(row) for row in records], agrees=[_agrees(row) for row in records],
+                         link=[claim_link(row["claim"]) for row in records])
+    return table.sort_values("title", key=lambda titles: titles.map(TITLES.index), kind="stable", ignore_index=True)
 
 
-def _row(row: dict) -> dict:
-    named = {name: row[name] for name in ("claim", "sentence", "figure", "published", "verdict")}
-    return {"paper": PAPERS.get(row["paper"], row["paper"])} | named | {
-        "reference": _reference_text(row), "yours": _own_text(row), "agrees": _agrees(row), "control": row["control"],
-        "notebook": row["notebook"], "link": claim_link(row["claim"])}
+def title_of(row: dict) -> str:
+    """Under which heading a claim stands: its paper's if it judges the paper's own statement."""
+    return {"ours": OURS, "arithmetic": BY_ARITHMETIC}.get(row["kind"]) or PAPERS[row["paper"]]
 
 
-def _reference_text(row: dict) -> str:
+def effect_text(row: dict) -> str:
+    """A reference's effect with interval and unit in words, or why there is none."""
     if pd.isna(row["effect"]):
-        return ""
-    interval = "" if pd.isna(row["low"]) else f" ({row['low']:.3g} … {row['high']:.3g})"
-    return f"{row['effect']:.3g}{interval}, {row['holds']} of {row['seeds']} seeds"
+        return row["why"]
+    text = f"{row['effect']:.3g}"
+    if not pd.isna(row["low"]):
+        text += f" ({row['low']:.3g} … {row['high']:.3g})"
+    seeds = f"{row['agree']} of {row['seeds']} seeds"
+    return f"{text} {row['unit']}, {seeds}" + (f"; {row['why']}" if row["why"] else "")
 
 
-def _own_text(row: dict) -> str:
-    holds, effect = (row[name] for name in YOURS)
-    if not isinstance(holds, str) or holds.endswith("of 0"):
+def own_text(row: dict) -> str:
+    """The reader's effect in words; empty before the notebook has run."""
+    if pd.isna(row.get("own_effect")):
         return ""
-    return f"{effect:.3g}, {holds} seeds"
+    return f"{row['own_effect']:.3g}, {row['own_agree']:.0f} of {row['own_seeds']:.0f} seeds"
 
 
 def _agrees(row: dict) -> bool | None:
-    text = _own_text(row)
-    if not text or row["verdict"] not in (REPRODUCED, NOT_REPRODUCED):
+    if not own_text(row) or row["verdict"] not in (REPRODUCED, HOLDS, NOT_REPRODUCED, DOES_NOT_HOLD):
         return None
-    held, seeds = (int(part) for part in row[YOURS[0]].split(" of "))
-    return held == (seeds if row["verdict"] == REPRODUCED else 0)
+    return row["own_agree"] == (row["own_seeds"] if row["verdict"] in (REPRODUCED, HOLDS) else 0)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How many claims of each paper came to which verdict, and in how many of them the reader's runs agree.
+    """How many claims under each title came to which verdict, and in how many of them the reader's runs agree.
 
     Returns
     -------
@@ -100,20 +119,29 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         ``paper``, ``claims``, one column per verdict, ``yours agree``, ``yours judged``.
     """
     rows = []
-    for paper, part in table.groupby("paper", sort=False):
+    for title, part in table.groupby("title", sort=False):
         judged = part["agrees"].dropna()
-        rows.append({"paper": paper, "claims": len(part)}
+        rows.append({"paper": title, "claims": len(part)}
                     | {verdict: int((part["verdict"] == verdict).sum()) for verdict in LOOKS}
                     | {"yours agree": int(judged.astype(bool).sum()), "yours judged": len(judged)})
     return pd.DataFrame(rows)
 
 
-def verdict_bars(table: pd.DataFrame) -> Figure:
+def chance_note(table: pd.DataFrame) -> str:
+    """How much of the ledger chance could have made, in two sentences (of :func:`ledger` or ``verdicts``)."""
+    found = chance(table)
+    return (f"Of {found['tested']} claims with a test, about {found['expected']:.1f} would come out reproduced (or "
+            f"hold) by chance if none were true; {found['positive']} did. At a false discovery rate of 5 % "
+            f"(Benjamini–Hochberg over all of them) {found['standing']} of those stand.")
+
+
+@figure("17_verdicts", place="the ledger")
+def verdict_bars(profile: Profile, table: pd.DataFrame) -> Drawn:
     """The summary as a figure: one bar per paper, a colour and a hatch per verdict, numbers inside.
 
     `table` is that of :func:`summary`.
     """
-    figure, (axis,) = panels(1, width=9, height=1.2 + 0.7 * len(table))
+    drawn, (axis,) = panels(1, width=9, height=1.6 + 0.7 * len(table))
     left = pd.Series(0, index=table.index)
     for verdict, (colour, hatch) in LOOKS.items():
         axis.barh(table.index, table[verdict], left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6,
@@ -124,42 +152,77 @@ def verdict_bars(table: pd.DataFrame) -> Figure:
     axis.set(yticks=list(table.index), yticklabels=names, xlabel="claims")
     axis.invert_yaxis()
     axis.grid(visible=False)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    return figure
+    drawn.legend(loc="outside lower center", ncols=4, fontsize="small")
+    parts = "; ".join(f"{name}: " + ", ".join(f"{row[verdict]} {verdict}" for verdict in LOOKS if row[verdict])
+                      for name, row in zip(names, table.to_dict("records"), strict=True))
+    return Drawn(drawn, f"Stacked bars of the number of claims by verdict. {parts}.",
+                 "Verdicts on the claims of each paper, on those that this course adds, and on what is true by "
+                 "arithmetic.", table)
 
 
 def _numbers(axis: Axes, counts: pd.Series, left: pd.Series) -> None:
     for place, count in counts.items():
         if count:
-            axis.text(left[place] + count / 2, place, str(count), ha="center", va="center", fontsize="small",
+            axis.text(left[place] + count / 2, place, str(count), ha="center", va="center", fontsize="x-small",
                       bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"})
 
 
-def as_page(table: pd.DataFrame, paper: str) -> str:
-    """The claims of one paper (its title) as a Markdown table, each with a link to the cell that measures it."""
-    columns = ("sentence", "figure", "published", "verdict", "reference", "yours", "control")
-    lines = ["| claim | where | published | verdict | reference | yours | control | cell |", "|---|" + "---|" * 7]
-    for row in table[table["paper"] == paper].to_dict("records"):
-        cells = [f"**{row[name]}**" if name == "verdict" else row[name] for name in columns]
-        lines.append("| " + " | ".join([*cells, f"[{row['notebook']}]({row['link']})"]) + " |")
+def sentence_of(row: dict) -> str:
+    """A claim's sentence, with the epsilon that it was judged at."""
+    return row["sentence"] + ("" if pd.isna(row["epsilon"]) else f" (ε = {row['epsilon']:g})")
+
+
+def as_page(table: pd.DataFrame, title: str) -> str:
+    """The claims under one title as a Markdown table, each with a link to the cell that measures it."""
+    lines = ["| claim | published | verdict | effect, 95 % interval | yours | cell |", "|---|---|---|---|---|---|"]
+    for row in table[table["title"] == title].to_dict("records"):
+        published = f"{row['published']} ({row['place']})" if row["place"] else row["published"]
+        lines.append(f"| {sentence_of(row)} | {published} | **{row['verdict']}** | {row['reference']} | {row['yours']} | "
+                     f"[{row['notebook']}]({row['link']}) |")
     return "\n".join(lines)
 
 
+def write_ledger(profile: Profile) -> str:
+    """Write ``data/reference/<profile>/LEDGER.md`` from the reference results and return its text."""
+    table = ledger(profile)
+    lines = [f"# Ledger of claims, profile {profile.profile}", "", reference_note(profile), "",
+             "Generated by `python -m utils claims --publish`. An effect is a mean over seeds in the unit named with it, "
+             "with its 95 % interval; a verdict follows from where the interval lies. " + chance_note(table), "",
+             "What the words mean: reproduced (ours: holds) – the interval lies where the claim says; same direction – "
+             "every seed does, the interval does not; undecided – neither; not reproduced (does not hold) – the "
+             "interval lies on the other side; no power – the claim could not have failed or held on these runs.", ""]
+    for title in dict.fromkeys(table["title"]):
+        lines += [f"## {title}", "", "| claim | the sentence | published | verdict | expected | effect, 95 % interval | "
+                  "control | measured in |", "|---|---|---|---|---|---|---|---|"]
+        for row in table[table["title"] == title].to_dict("records"):
+            published = "; ".join(filter(None, (row["published"], row["numbers"], row["place"])))
+            lines.append(f"| {row['claim']} | {sentence_of(row)} | {published} | **{row['verdict']}** | {row['expect']} | "
+                         f"{row['reference']} | {row['control']} | "
+                         f"[{row['notebook']}](../../../notebooks/{row['link']}) |")
+        lines.append("")
+    text = "\n".join(lines)
+    write_text(ensure_dir(reference_dir() / profile.profile) / "LEDGER.md", text)
+    return text
+
+
 def summary_markdown(profile: Profile) -> str:
-    """The summary of the reference's verdicts as a Markdown table, for the README."""
-    table = summary(ledger(profile)).drop(columns=["yours agree", "yours judged"])
+    """The summary of the reference's verdicts as a Markdown table with the note on chance, for the README."""
+    whole = ledger(profile)
+    table = summary(whole).drop(columns=["yours agree", "yours judged"])
+    table = table.loc[:, (table != 0).any()]
     header = "| " + " | ".join(table.columns) + " |\n|" + "---|" * len(table.columns)
-    return header + "\n" + "\n".join("| " + " | ".join(str(value) for value in row) + " |" for row in table.to_numpy())
+    rows = "\n".join("| " + " | ".join(str(value) for value in row) + " |" for row in table.to_numpy())
+    return f"{header}\n{rows}\n\n{chance_note(whole)}"
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """The ledger for a terminal: claims grouped by paper, each with its verdict, the numbers and the link."""
+    """The ledger for a terminal: claims grouped by title, each with its verdict, the numbers and the link."""
     lines = []
-    for paper, part in table.groupby("paper", sort=False):
-        lines += ["", paper]
+    for title, part in table.groupby("title", sort=False):
+        lines += ["", title]
         for row in part.to_dict("records"):
-            lines.append(f"  [{row['verdict']}] {row['sentence']} ({row['figure']})")
-            numbers = [f"published: {row['published']}"] + [
-                f"{name}: {row[name]}" for name in ("reference", "yours") if row[name]]
+            lines.append(f"  [{row['verdict']}] {sentence_of(row)} ({row['claim']})")
+            numbers = [f"published: {row['published']}"] if row["published"] else []
+            numbers += [f"{name}: {row[name]}" for name in ("reference", "yours") if row[name]]
             lines += [f"      {'; '.join(numbers)}", f"      control: {row['control']}; notebooks/{row['link']}"]
-    return "\n".join(lines[1:])
+    return "\n".join(lines).lstrip("\n")

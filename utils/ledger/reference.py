@@ -6,11 +6,13 @@ import pandas as pd
 
 from utils.errors import UsageError
 from utils.files import write_json, write_text
-from utils.paths import PAPER, ensure_dir, reference_dir
+from utils.paths import ensure_dir, reference_dir, relative
 from utils.profiles import Profile
 from utils.provenance import provenance
-from utils.reporting.registry import MEASUREMENTS
+from utils.reporting.registry import MEASUREMENTS, Measurement, nearest
 from utils.reporting.runs import Seeds
+from utils.reporting.selection import marked
+from utils.studies import load_studies
 
 PROVENANCE = "provenance.json"
 
@@ -33,13 +35,13 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     seeds = seeds or profile.reference_seeds
     folder = ensure_dir(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
+    load_studies()
     for name in only or ():
-        if name not in MEASUREMENTS:
-            raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
-    for name, measure in MEASUREMENTS.items():
+        measurement_named(name)
+    for name, one in MEASUREMENTS.items():
         if only and name not in only:
             continue
-        table = measure(whole, seeds)
+        table = one.checked(one.function(whole, seeds), f"what {one.function.__module__} returns")
         if table.empty:
             continue  # a profile without a learning-rate sweep, or without leave to run generated code
         # Digits that mean something, and not decimals: scales and rates reach 1e-6.
@@ -51,15 +53,29 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
 
 
 def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
-    """The committed table of a measurement, or None where this profile has none yet.
+    """The committed table of a measurement with ``learnt`` marked, or None where this profile has none yet.
 
     The smoke profile is shown against the laptop's reference, so that its figures have the same parts.
+
+    Raises
+    ------
+    CourseError
+        If the table lacks a column that the measurement declares.
     """
-    if name not in MEASUREMENTS:
-        raise UsageError(f"Unknown measurement '{name}'; the known ones are {', '.join(MEASUREMENTS)}.")
+    chosen = measurement_named(name)
     profile_name = profile if isinstance(profile, str) else profile.profile
     path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / f"{name}.csv"
-    return pd.read_csv(path) if path.exists() else None
+    if not path.exists():
+        return None
+    return marked(chosen.checked(pd.read_csv(path), f"{relative(path)}"))
+
+
+def measurement_named(name: str) -> Measurement:
+    """The registered measurement; UsageError with the nearest names where there is none."""
+    load_studies()
+    if name not in MEASUREMENTS:
+        raise UsageError(f"Unknown measurement '{name}' ({nearest(name, MEASUREMENTS)}).")
+    return MEASUREMENTS[name]
 
 
 def reference_note(profile: Profile | str) -> str:
@@ -72,19 +88,3 @@ def reference_note(profile: Profile | str) -> str:
     made = content["provenance"]
     return (f"Reference: seeds {content['seeds']}, {made['hardware']['device']} "
             f"({made['hardware']['threads']} threads), {made['date'][:10]}, torch {made['packages']['torch']}.")
-
-
-def paper_accuracies() -> pd.DataFrame:
-    """Tables 1 and 2 of arXiv 2410.21228v3.
-
-    Columns ``table``, ``lora_alpha_rule``, ``method``, ``r`` (0 for full), ``task``, ``accuracy``.
-    """
-    return pd.read_csv(PAPER / "accuracy_tables.csv")
-
-
-def paper_scaling() -> pd.DataFrame:
-    """Tables 3 and 4 of arXiv 2410.21228v3: percent change of accuracy and forgetting when intruders are scaled.
-
-    Columns ``table``, ``base``, ``task``, ``r``, ``factor``, ``accuracy_change``, ``forgetting_change``.
-    """
-    return pd.read_csv(PAPER / "scaling_tables.csv")

@@ -4,6 +4,8 @@ No function here reads a file or a model: give it tables. Own results are lines 
 from its smallest to its largest seed with a thin line at its mean, published values are hollow grey symbols.
 """
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,33 +15,75 @@ from matplotlib.ticker import NullFormatter
 from utils.reporting.style import method_styles, use_style
 
 PANEL = (5.2, 4.0)  # inches of one panel
+MOST_COLUMNS = 2  # panels in a row: more cannot be read at the 900 pixels of a code host
 
 
-def panels(count: int, *, height: float = PANEL[1], width: float = PANEL[0], sharey: bool = False):
-    """A figure in the project's style with `count` panels side by side, and their axes."""
+def panels(count: int, *, height: float = PANEL[1], width: float = PANEL[0], sharey: bool = False,
+           columns: int = MOST_COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure in the project's style with `count` panels, at most two in a row, and their axes in reading order."""
     use_style()
-    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, sharey=sharey)
-    return figure, axes[0]
+    across = min(count, columns)
+    down = -(-count // across)
+    figure, axes = plt.subplots(down, across, figsize=(width * across, height * down), squeeze=False, sharey=sharey)
+    flat = list(axes.flat)
+    for spare in flat[count:]:
+        spare.remove()
+    if sharey:
+        for axis in flat[:count]:
+            axis.tick_params(labelleft=True)
+    return figure, flat[:count]
+
+
+def outer_legend(figure: Figure, axes: Iterable[Axes], *, title: str | None = None, columns: int | None = None) -> None:
+    """One legend of all panels' labels under the figure, where it hides no data; a label in several panels once."""
+    handles = dict(pair for axis in axes for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    for axis in axes:
+        if axis.get_legend():
+            axis.get_legend().remove()
+    width = figure.get_size_inches()[0]
+    longest = max((len(label) for label in handles), default=1)
+    fitting = max(1, int(width * 10 / (longest + 6)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", title=title,
+                  ncols=columns or min(len(handles) or 1, fitting))
 
 
 def draw_lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
                styles: dict[str, dict]) -> None:
     """One line per method of `own` (mean over its seeds) over the reference's smallest-to-largest band.
 
-    The thin line is the reference's mean: where it holds a single seed, a band alone would not be seen.
+    The thin line is the reference's mean: where it holds a single seed, a band alone would not be seen. Rows whose
+    ``learnt`` is False enter neither mean nor band; they are drawn as hollow markers.
     """
     for method, style in styles.items():
         if reference is not None:
-            band = reference[reference["method"] == method].groupby(x)[y].agg(["min", "mean", "max"])
+            rows, failed = _by_learning(reference[reference["method"] == method])
+            band = rows.groupby(x)[y].agg(["min", "mean", "max"])
             axis.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
             axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference",
                       marker=style["marker"] if len(band) == 1 else None)  # a line of one point is not seen
-        line = own[own["method"] == method].groupby(x)[y].mean()
+            _hollow(axis, failed, x, y, style)
+        rows, failed = _by_learning(own[own["method"] == method])
+        line = rows.groupby(x)[y].mean()
         axis.plot(line.index, line.values, label=method, markersize=4, **style)
+        _hollow(axis, failed, x, y, style)
 
 
-def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str):
-    """One panel per task with one line per method; the legend, of the first task's methods, stands outside."""
+def _by_learning(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if "learnt" not in rows:
+        return rows, rows.iloc[:0]
+    learnt = rows["learnt"].astype(bool)
+    return rows[learnt], rows[~learnt]
+
+
+def _hollow(axis: Axes, failed: pd.DataFrame, x: str, y: str, style: dict) -> None:
+    """Runs that did not learn their task, as hollow markers without a line."""
+    if len(failed):
+        axis.plot(failed[x], failed[y], linestyle="none", marker=style["marker"], markersize=5, markerfacecolor="none",
+                  markeredgecolor=style["color"], alpha=0.6, label="_did not learn")
+
+
+def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """One panel per task with one line per method; one legend for all under the figure."""
     tasks = list(own["task"].unique())
     figure, axes = panels(len(tasks))
     styles = method_styles(list(own["method"].unique()))
@@ -48,7 +92,7 @@ def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y:
         band = None if reference is None else reference[reference["task"] == task]
         draw_lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in part["method"].unique()})
         axis.set_title(f"task: {task}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    outer_legend(figure, axes)
     return figure, axes
 
 
@@ -78,10 +122,16 @@ def panel_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: 
         if xscale == "log":
             axis.xaxis.set_minor_formatter(NullFormatter())  # below a decade their labels run into each other
         axis.set_yscale(yscale, **({"linthresh": 1} if yscale == "symlog" else {}))
-    axes[0].set_ylabel(ylabel)
-    handles = dict(pair for axis in axes for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", title=None if by == "method" else by)
+    label_left(axes, ylabel)
+    outer_legend(figure, axes, title=None if by == "method" else by)
     return figure
+
+
+def label_left(axes: Iterable[Axes], ylabel: str) -> None:
+    """`ylabel` on the panels that stand leftmost in their row."""
+    for axis in axes:
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(ylabel)
 
 
 def by_value(table: pd.DataFrame | None, values: dict[str, str]) -> pd.DataFrame | None:

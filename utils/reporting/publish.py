@@ -1,51 +1,50 @@
-"""Publishing a figure: image, table and provenance under one name, shown with its alt text."""
+"""Publishing a figure: image, table and provenance under one name; shown with caption, small table and what was found.
+
+A reader's figures go to ``figures/yours/<profile>/``, which git ignores; only ``course --publish`` writes the
+committed ones in ``figures/<profile>/``.
+"""
 
 import io
 import json
+import os
+from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import Image, Markdown, display
-from matplotlib.figure import Figure
 
 from utils.errors import CourseError
 from utils.files import atomic_write, write_json, write_text
-from utils.paths import ensure_dir, figures_dir
+from utils.paths import ensure_dir, figures_dir, relative
 from utils.profiles import Profile
 from utils.provenance import provenance
+from utils.reporting.drawn import MOST_COLUMNS, MOST_ROWS, Drawn, Found
+from utils.reporting.registry import FINDINGS, nearest
 
 STAMP = "smoke: not evidence"
+PUBLISH_VARIABLE = "LORA_COURSE_PUBLISH"
+MET = {True: "As expected.", False: "Not what was expected.", None: "Whether that was expected cannot be said here."}
 
 
-def publish(figure: Figure, table: pd.DataFrame, identifier: str, *, alt: str, profile: Profile,
-            rows_shown: int = 12) -> None:
-    """Write a figure's image, table and provenance, and show image, alt text and the table's first rows.
+def figure_folder(profile: Profile) -> Path:
+    """Where this process writes a profile's figures: the reader's own folder, or the committed one when publishing."""
+    root = figures_dir()
+    return (root if os.environ.get(PUBLISH_VARIABLE) == "1" else root / "yours") / profile.profile
 
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-    table : pandas.DataFrame
-        Exactly what was drawn of our own results.
-    identifier : str
-        File name without suffix, such as ``"04_count_against_epsilon"``.
-    alt : str
-        What a reader who cannot see the figure needs: the kind of plot, its axes and what it shows, with numbers.
-    profile : Profile
-        Decides the folder, and the stamp where its results are no evidence.
-    rows_shown : int
-        Rows of the table printed under the figure; the CSV holds all.
+
+def publish(drawn: Drawn) -> None:
+    """Write a figure's image, table and provenance, and show image, caption and small table.
 
     Raises
     ------
     CourseError
-        If the table is empty or the alt text too short to say anything.
+        If the table is empty, the alt text too short to say anything, the caption no single sentence, or the small
+        table larger than a reader takes in.
     """
-    if table.empty or len(alt) < 40:
-        raise CourseError(f"Figure {identifier} needs a table with rows and an alt text that describes it; got "
-                          f"{len(table)} rows and {len(alt)} characters.")
+    _check(drawn)
+    profile, identifier, figure = drawn.profile, drawn.identifier, drawn.figure
     if not profile.evidence:
         figure.text(0.5, 0.5, STAMP, fontsize=28, color="grey", alpha=0.35, ha="center", va="center", rotation=25)
-    folder = ensure_dir(figures_dir() / profile.profile)
+    folder = ensure_dir(figure_folder(profile))
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     with atomic_write(folder / f"{identifier}.png") as temporary:
@@ -53,17 +52,45 @@ def publish(figure: Figure, table: pd.DataFrame, identifier: str, *, alt: str, p
     with atomic_write(folder / f"{identifier}.svg") as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     plt.close(figure)
+    table = drawn.table
     write_text(folder / f"{identifier}.csv", table.to_csv(index=False))
     write_json(folder / f"{identifier}.json", {
-        "figure": identifier, "profile": profile.profile, "evidence": profile.evidence, "alt": alt,
-        "rows": len(table), "columns": list(table.columns), "runs": sorted(set(table.get("run", []))),
-        "provenance": provenance()})
-    display(Image(png.getvalue(), width=min(900, int(figure.get_size_inches()[0] * 80)), alt=alt))
-    display(Markdown(f"*{alt}* Table: `figures/{profile.profile}/{identifier}.csv`, {len(table)} rows."))
-    display(table.head(rows_shown).style.hide(axis="index").format(precision=4))
+        "figure": identifier, "profile": profile.profile, "evidence": profile.evidence, "alt": drawn.alt,
+        "caption": drawn.caption, "rows": len(table), "columns": list(table.columns),
+        "runs": sorted(set(table.get("run", []))), "provenance": provenance()})
+    display(Image(png.getvalue(), width=min(900, int(figure.get_size_inches()[0] * 80)), alt=drawn.alt))
+    display(Markdown(f"*{drawn.caption}* Table: `{relative(folder / identifier)}.csv`, {len(table)} rows."))
+    if drawn.shown is not None:
+        display(drawn.shown.style.hide(axis="index").format(precision=3, na_rep=""))
+
+
+def _check(drawn: Drawn) -> None:
+    if not drawn.identifier:
+        raise CourseError("Expected what a registered figure function returns, got a figure without a name; decorate "
+                          "the function with @figure.")
+    if drawn.table.empty or len(drawn.alt) < 40:
+        raise CourseError(f"Figure {drawn.identifier} needs a table with rows and an alt text that describes it; got "
+                          f"{len(drawn.table)} rows and {len(drawn.alt)} characters.")
+    if not drawn.caption.endswith(".") or len(drawn.caption) < 20 or len(drawn.caption) > 300:
+        raise CourseError(f"Figure {drawn.identifier} needs a caption of one sentence, 20 to 300 characters with a "
+                          f"full stop; got '{drawn.caption}'.")
+    if drawn.shown is not None and (drawn.shown.shape[1] > MOST_COLUMNS or len(drawn.shown) > MOST_ROWS):
+        raise CourseError(f"The table under figure {drawn.identifier} has {len(drawn.shown)} rows and "
+                          f"{drawn.shown.shape[1]} columns; show at most {MOST_ROWS} and {MOST_COLUMNS}, the CSV holds "
+                          "all.")
+
+
+def found(drawn: Drawn) -> None:
+    """Print what the figure shows, computed from its tables, and whether that was expected."""
+    if drawn.identifier not in FINDINGS:
+        raise CourseError(f"Figure '{drawn.identifier}' has no finding; write one beside its function and decorate it "
+                          f"with @finding('{drawn.identifier}') ({nearest(drawn.identifier, FINDINGS)}).")
+    args, keywords = drawn.inputs
+    result: Found = FINDINGS[drawn.identifier](*args, **keywords)
+    display(Markdown(f"**Found.** {result.text} *{MET[result.met]}*"))
 
 
 def published_alt(identifier: str, profile_name: str) -> str:
-    """The alt text that a figure was published with."""
+    """The alt text that a committed figure was published with."""
     path = figures_dir() / profile_name / f"{identifier}.json"
     return json.loads(path.read_text(encoding="utf-8"))["alt"]

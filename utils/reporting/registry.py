@@ -1,22 +1,136 @@
 """What the studies register by decorator: measurements, rules, figures and findings, each known by its name.
 
-A study's modules are imported by :func:`utils.studies.load_studies`; only then are the registries whole.
+A study's modules are imported by :func:`utils.studies.load_studies`; only then are the registries whole. A decorated
+function stays the plain function that it was; only a figure is wrapped, so that it knows its own name.
 """
 
-from collections.abc import Callable
+import difflib
+import inspect
+import string
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from utils.errors import CourseError
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A function of profile and seeds that returns a tidy table with declared columns."""
+
+    name: str
+    function: Callable[..., pd.DataFrame]
+    columns: tuple[str, ...]
+    published: Callable[[], pd.DataFrame] | None
+
+    def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
+        """`table` itself if it has the declared columns (or no rows); CourseError naming the first that it lacks."""
+        lacking = [name for name in self.columns if name not in table.columns]
+        if lacking and len(table):
+            raise CourseError(f"Expected the column '{lacking[0]}' of measurement '{self.name}' in {where}, got "
+                              f"{', '.join(map(str, table.columns))}; declare what it returns, or make the table anew.")
+        return table
 
 
-RULES: dict[str, Callable] = {}
-MEASUREMENTS: dict[str, Callable] = {}
+@dataclass(frozen=True)
+class Rule:
+    """A function of a measurement's table and a claim's parameters that returns one effect per seed.
+
+    `needs` are the columns that it reads; one in braces, such as ``"{column}"``, is named by the claim's parameter.
+    """
+
+    name: str
+    function: Callable
+    needs: tuple[str, ...]
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The rule's own parameters: everything after the table, keyword-only."""
+        return dict(list(inspect.signature(self.function).parameters.items())[1:])
+
+    def columns(self, given: dict) -> list[str]:
+        """The columns that the rule reads under these parameters."""
+        found: list[str] = []
+        for need in self.needs:
+            names = [field for _, field, _, _ in string.Formatter().parse(need) if field]
+            values = given.get(names[0]) if names else need
+            found += [values] if isinstance(values, str) else list(values or ())
+        return found
 
 
-def rule(function: Callable) -> Callable:
-    RULES[function.__name__] = function
-    return function
+@dataclass(frozen=True)
+class FigureEntry:
+    """A figure function, the measurements that it draws, and where the paper has the figure."""
+
+    identifier: str
+    function: Callable
+    measurements: tuple[str, ...]
+    place: str
 
 
-def measurement(function: Callable) -> Callable:
-    MEASUREMENTS[function.__name__] = function
-    return function
+RULES: dict[str, Rule] = {}
+MEASUREMENTS: dict[str, Measurement] = {}
+FIGURES: dict[str, FigureEntry] = {}
+FINDINGS: dict[str, Callable] = {}  # by the figure's identifier
+
+
+def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame] | None = None) -> Callable:
+    """Register a measurement under its function's name.
+
+    Parameters
+    ----------
+    columns : iterable of str
+        What its table has at least, whatever the profile.
+    published : callable, optional
+        Returns the paper's own numbers in a table, drawn and told beside ours.
+    """
+    def register(function: Callable) -> Callable:
+        _add(MEASUREMENTS, function.__name__, Measurement(function.__name__, function, tuple(columns), published),
+             "measurement", function)
+        return function
+
+    return register
+
+
+def rule(*, needs: Iterable[str]) -> Callable:
+    """Register a rule under its function's name; see :class:`Rule` for `needs`."""
+    def register(function: Callable) -> Callable:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
+            raise CourseError(f"Rule '{function.__name__}' takes a table and keyword-only parameters; got "
+                              f"{inspect.signature(function)}.")
+        _add(RULES, function.__name__, Rule(function.__name__, function, tuple(needs)), "rule", function)
+        return function
+
+    return register
+
+
+def add_figure(entry: FigureEntry) -> None:
+    """Register a figure; :func:`utils.reporting.drawn.figure` does it for every figure function."""
+    _add(FIGURES, entry.identifier, entry, "figure", entry.function)
+
+
+def add_finding(identifier: str, function: Callable) -> None:
+    """Register what is found in a figure; :func:`utils.reporting.drawn.finding` does it."""
+    _add(FINDINGS, identifier, function, "finding", function)
+
+
+def _add(register: dict, name: str, entry, what: str, function: Callable) -> None:
+    other = register.get(name)
+    other_function = getattr(other, "function", other)
+    if other is not None and (other_function.__module__, other_function.__qualname__) != (
+            function.__module__, function.__qualname__):  # a reloaded module registers its own again
+        raise CourseError(f"There are two {what}s named '{name}', in {other_function.__module__} and in "
+                          f"{function.__module__}; give one another name.")
+    register[name] = entry
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names most like `name`, for an error's last words.
+
+    >>> nearest("intruder_count", ["intruder_counts", "forgetting"])
+    'the nearest: intruder_counts'
+    """
+    known = list(known)
+    return f"the nearest: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3])}"

@@ -1,48 +1,140 @@
-"""What the rules of every study share: one effect per seed, and the helpers that find a run or say that it is missing."""
+"""What the rules of every study share: one effect per seed in natural units, and the rows that a rule asks for.
 
-from collections.abc import Callable
+A rule returns :class:`Effects`. A run that is missing or diverged raises :class:`MissingRun`, which
+:func:`by_seed` turns into a seed without a value; nothing else is caught, so a renamed column stops the ledger.
+"""
 
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+CLAIM_EPSILONS = (0.5, 0.8)  # every claim about counts is judged at both: the paper's own, and a lenient one
 Effect = Callable[[pd.DataFrame], float]
 
 
-def by_seed(table: pd.DataFrame, effect: Effect, experiment: str | None = "ranks") -> pd.Series:
-    """Apply `effect` to the rows of each seed of an experiment (of all for None)."""
-    def effect_or_nan(part: pd.DataFrame) -> float:
-        try:
-            return effect(part)
-        except (IndexError, KeyError, ValueError):
-            return float("nan")
+class MissingRun(Exception):
+    """A run that a rule needs is not in the table, or diverged: the only reason for a seed without an effect."""
 
+
+@dataclass(frozen=True)
+class Effects:
+    """One effect per seed, in the claim's unit, and the outcomes that it was taken from.
+
+    Attributes
+    ----------
+    values : pandas.Series
+        By seed; NaN where a run is missing.
+    outcomes : numpy.ndarray
+        The measured values that the effect compares, over all seeds: where they are all equal or at their floor, the
+        claim could neither have held nor have failed.
+    outcome : str
+        Their column, which decides about floor and ceiling; empty where there is none.
+    missing : dict
+        Seed -> which run is missing.
+    items : pandas.DataFrame, optional
+        ``seed``, ``item``, ``difference``: effects test item by test item, for a bootstrap over both.
+    """
+
+    values: pd.Series
+    outcomes: np.ndarray = field(default_factory=lambda: np.array([]))
+    outcome: str = ""
+    missing: dict[Hashable, str] = field(default_factory=dict)
+    items: pd.DataFrame | None = None
+
+
+def by_seed(table: pd.DataFrame, effect: Effect, *, outcome: str | pd.Series | None,
+            experiment: str | None = None) -> Effects:
+    """Apply `effect` to the rows of each seed (of one experiment).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``seed``, and ``experiment`` where one is chosen.
+    effect : callable
+        Takes one seed's rows and returns a number in the claim's unit; raises MissingRun where a run is not there.
+    outcome : str, Series or None
+        The column whose values in these rows the effect compares, or those values; None where the effect is no
+        comparison of measured values, such as a share of cells.
+    """
     chosen = table if experiment is None else table[table["experiment"] == experiment]
-    return pd.Series({seed: effect_or_nan(part) for seed, part in chosen.groupby("seed")}, dtype=float)
+    values, missing = {}, {}
+    for seed, part in chosen.groupby("seed"):
+        try:
+            values[seed] = float(effect(part))
+        except MissingRun as reason:
+            values[seed], missing[seed] = float("nan"), str(reason)
+    column = chosen[outcome] if isinstance(outcome, str) else outcome
+    outcomes = np.array([]) if column is None else column.dropna().to_numpy(dtype=float)
+    return Effects(pd.Series(values, dtype=float), outcomes, "" if column is None else str(column.name), missing)
+
+
+def rows_where(part: pd.DataFrame, **where) -> pd.DataFrame:
+    """The rows whose columns have these values; MissingRun naming them if there is none.
+
+    >>> rows_where(pd.DataFrame({"r": [0, 8], "accuracy": [0.9, 0.8]}), r=8)["accuracy"].tolist()
+    [0.8]
+    """
+    found = part
+    for column, value in where.items():
+        found = found[found[column] == value]
+    if found.empty:
+        raise MissingRun(", ".join(f"{column} = {value}" for column, value in where.items()))
+    return found
 
 
 def full_row(part: pd.DataFrame) -> pd.Series:
-    return part[part["r"] == 0].iloc[0]
+    """The first row of full fine-tuning; MissingRun without one."""
+    return rows_where(part, method_kind="full").iloc[0]
+
+
+def value_at(values: pd.Series, key):
+    """`values.loc[key]` (one key or a list of keys); MissingRun naming the first that is not there."""
+    for one in key if isinstance(key, list) else [key]:
+        if one not in values.index:
+            raise MissingRun(f"{values.index.name or 'setting'} = {one}")
+    return values.loc[key]
+
+
+def at_least(count: int, least: int, what: str) -> None:
+    """MissingRun where there are fewer than `least` of `what`."""
+    if count < least:
+        raise MissingRun(f"{count} {what} where {least} are needed")
 
 
 def with_every(part: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.DataFrame:
     """One seed's rows, if they have every value of `column` that any seed has: for sentences about all of them."""
-    if set(table[column]) - set(part[column]):
-        raise ValueError(f"a run of those that differ in {column} is missing")
+    lacking = sorted(set(table[column]) - set(part[column]), key=str)
+    if lacking:
+        raise MissingRun(f"{column} = {lacking[0]}")
     return part
 
 
 def trend(setting: pd.Series, outcome: pd.Series) -> float:
-    """Spearman's rho: 0 where all outcomes are equal (no trend), NaN where fewer than two settings are left."""
-    if setting.nunique() < 2:
-        return float("nan")
+    """Spearman's rho of an outcome over a setting; 0 where all outcomes are equal, MissingRun below two settings."""
+    at_least(setting.nunique(), 2, f"values of {setting.name or 'the setting'}")
     return 0.0 if outcome.nunique() == 1 else float(spearmanr(setting, outcome).statistic)
 
 
-def of_experiment(table: pd.DataFrame, rule: dict) -> pd.DataFrame:
-    return table[table["experiment"] == rule["in_experiment"]] if "in_experiment" in rule else table
+def of_experiment(table: pd.DataFrame, experiment: str | None) -> pd.DataFrame:
+    """The rows of an experiment, or all for None."""
+    return table if experiment is None else table[table["experiment"] == experiment]
 
 
-def rank_of(table: pd.DataFrame, rule: dict) -> int:
-    """The rank that a rule speaks of: ``full``, or the ``lowest`` or ``highest`` rank of LoRA in the table."""
-    ranks = table.loc[table["r"] > 0, "r"]
-    return {"full": 0, "lowest": ranks.min(), "highest": ranks.max()}[rule["rank"]]
+def rank_of(table: pd.DataFrame, rank: str) -> int:
+    """The rank that a rule speaks of: ``full`` (0), or the ``lowest`` or ``highest`` rank of LoRA in the table."""
+    ranks = table.loc[table["method_kind"] == "lora", "r"]
+    if rank != "full" and ranks.empty:
+        raise MissingRun("any run of LoRA")
+    return {"full": lambda: 0, "lowest": ranks.min, "highest": ranks.max}[rank]()
+
+
+def joined(effects: Iterable[Effects], combine: Callable[[pd.Series], float]) -> Effects:
+    """Several effects of the same seeds as one, such as the smallest of two; NaN where one of them is."""
+    parts = list(effects)
+    table = pd.concat([one.values for one in parts], axis=1)
+    values = table.apply(lambda row: float("nan") if row.isna().any() else combine(row), axis=1).astype(float)
+    missing = {seed: reason for one in parts for seed, reason in one.missing.items()}
+    return Effects(values, np.concatenate([one.outcomes for one in parts]), parts[0].outcome, missing)

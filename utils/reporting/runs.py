@@ -16,7 +16,16 @@ from utils.profiles.schema import PseudoLoss, Spectra
 from utils.reporting.selection import last_steps
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import BaseModel
-from utils.spectra import Factors, LowRank, Pair, SpectrumCache, leading_cosines, leading_table, thin_svd, update_table
+from utils.spectra import (
+    Pair,
+    SingularTriplets,
+    SpectrumCache,
+    is_intruder,
+    leading_cosines,
+    leading_table,
+    thin_svd,
+    update_table,
+)
 from utils.training.data import tokenizer_of
 from utils.training.spec import run_specs
 from utils.training.store import Run, RunStore
@@ -51,7 +60,7 @@ def find_run(profile: Profile, *, method: str, r: int = 0, experiment: str = "ra
 
 
 @lru_cache(maxsize=2)
-def base_factors(base: BaseModel) -> dict[str, Factors]:
+def base_triplets(base: BaseModel) -> dict[str, SingularTriplets]:
     """Thin SVD of every W0 of a base model, computed once per process."""
     return {name: thin_svd(weight, name=f"base matrix {name}") for name, weight in base_matrices(base.folder).items()}
 
@@ -66,7 +75,7 @@ def run_pairs(run: Run, step: int | None = None) -> list[Pair]:
     """W0 and what a run made of it, matrix by matrix: the factors of LoRA, the whole weight of full fine-tuning."""
     base, factors = run.base_matrices(), run.factors(step)
     if factors:
-        return [Pair(name, lambda name=name: (base[name], LowRank(*factors[name]))) for name in base]
+        return [Pair(name, lambda name=name: (base[name], factors[name])) for name in base]
     tuned = run.tuned_matrices(step)
     return [Pair(name, lambda name=name: (base[name], tuned[name])) for name in base]
 
@@ -95,7 +104,7 @@ def with_places(table: pd.DataFrame) -> pd.DataFrame:
 
 def run_intruders(run: Run, spectra: Spectra, step: int | None = None) -> int:
     """Intruders of a run at a step among the k leading vectors of all matrices, at the profile's epsilon."""
-    return int((run_vectors(run, spectra, step, spectra.k)["max_cosine"] < spectra.epsilon).sum())
+    return int(is_intruder(run_vectors(run, spectra, step, spectra.k)["max_cosine"], spectra.epsilon).sum())
 
 
 def least_alike(run: Run, spectra: Spectra) -> pd.Series:

@@ -5,20 +5,67 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from utils.sources.tasks import TASKS
+
+LEARNT_SHARE = 2 / 3
+
 
 def last_steps(table: pd.DataFrame, by: tuple[str, ...] | list[str] = ("experiment", "run")) -> pd.DataFrame:
     """Of a table with one row per checkpoint, the row of each run's last step."""
     return table.loc[table.groupby(list(by))["step"].idxmax()]
 
 
-def runs_that_learnt(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table with ``seed``, ``run``, ``step``, ``accuracy``: the runs within 0.1 of their seed's best at the end.
+def marked(table: pd.DataFrame) -> pd.DataFrame:
+    """A measurement's table as figures and rules read it: with ``method_kind`` and ``learnt`` where they can be told.
 
-    A run that did not learn its task has intruders and forgetting that say nothing about a method.
+    ``method_kind`` is "full", "lora" or "base" (the untouched model), from ``method`` and ``r``: r = 0 alone would
+    not tell full fine-tuning from the base.
     """
-    last = last_steps(table, by=["run"])
-    best = last.groupby("seed")["accuracy"].transform("max")
-    return table[table["run"].isin(last.loc[last["accuracy"] >= best - 0.1, "run"])]
+    if {"method", "r"} <= set(table.columns):
+        kinds = np.where(table["method"] == "base", "base", np.where(table["r"] == 0, "full", "lora"))
+        table = table.assign(method_kind=kinds)
+    return mark_learnt(table)
+
+
+def mark_learnt(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column ``learnt``: whether each row's run has learnt its task; unchanged where that is unknown.
+
+    The one definition of the whole course: a run has learnt if, at its last step, it has gained at least two thirds
+    of what the best run of the same seed, task and number of steps gained over the start. The gain is the accuracy
+    above guessing among the task's labels, or the nats per token below the base's loss (``learning``). What a run
+    that did not learn has of intruders or forgetting says nothing about a method: it is drawn hollow and enters no
+    mean and no claim.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``run``, ``seed``, ``task`` and ``accuracy`` or ``learning``; ``step`` where there are several checkpoints.
+    """
+    gain = _gain(table)
+    if gain is None or table.empty:
+        return table
+    rows = table.assign(gain=gain, step=table["step"] if "step" in table else 0)
+    last = rows.sort_values("step", kind="stable").drop_duplicates("run", keep="last")
+    best = last.groupby(["seed", "task", "step"])["gain"].transform("max")
+    learnt = pd.Series((last["gain"] >= LEARNT_SHARE * best).to_numpy(), index=last["run"])
+    return table.assign(learnt=table["run"].map(learnt).astype(bool))
+
+
+def _gain(table: pd.DataFrame) -> pd.Series | None:
+    if not {"run", "seed", "task"} <= set(table.columns):
+        return None
+    if "learning" in table:
+        return table["learning"]
+    if "accuracy" not in table or not set(table["task"]) <= set(TASKS):
+        return None
+    guessing = {name: 1 / len(TASKS[name].labels) for name in table["task"].unique() if TASKS[name].labels}
+    return table["accuracy"] - table["task"].map(guessing) if len(guessing) == table["task"].nunique() else None
+
+
+def runs_that_learnt(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that learnt their task, by :func:`mark_learnt`; all rows where that cannot be told."""
+    marked = table if "learnt" in table else mark_learnt(table)
+    return marked[marked["learnt"].astype(bool)] if "learnt" in marked else marked
 
 
 def best_rates(table: pd.DataFrame) -> pd.DataFrame:

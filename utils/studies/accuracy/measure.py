@@ -4,10 +4,10 @@ import pandas as pd
 
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, checkpoint_metrics
+from utils.reporting.runs import RUN_COLUMNS, Seeds, checkpoint_metrics
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "step", "train_seconds", "accuracy", "accuracy_se", "n",))
 def accuracy_over_steps(profile: Profile, seeds: Seeds = None,
                         experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Test accuracy with its binomial standard error at each checkpoint of each run."""

@@ -14,6 +14,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import (
+    RUN_COLUMNS,
     Seeds,
     base_pseudo_loss,
     base_spectra,
@@ -136,7 +137,8 @@ def _picked(found: Directions, kind: str, *, seed: int) -> list[Direction]:
             "random direction": [random_direction(first, seed=seed)]}[kind]
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "kind", "factor", "changed", "accuracy", "pseudo_loss", "base_pseudo_loss",
+                      "forgetting", "accuracy_change", "forgetting_change", "loss_change",))
 def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy and forgetting against lambda for each kind of change (Figs 8 and 12, Tables 3 and 4, controls).
 
@@ -176,7 +178,7 @@ def _percentages(table: pd.DataFrame) -> pd.DataFrame:
         forgetting_change=100 * moved / at_one["forgetting"], loss_change=100 * moved / at_one["pseudo_loss"])
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "kind", "removed", "accuracy", "pseudo_loss", "base_pseudo_loss", "forgetting",))
 def removals(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Forgetting against how many intruders are removed, the strongest first; their neighbours removed as control.
 
@@ -224,7 +226,8 @@ def doubling(most: int) -> list[int]:
     return counts + ([most] if most else [])
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "intruders", "norm", "relative_norm", "accuracy", "pseudo_loss",
+                      "base_pseudo_loss", "forgetting",))
 def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Norm and intruders taken apart: the update with and without its intruders, each at two norms. Ours.
 

@@ -5,14 +5,14 @@ from scipy.stats import mannwhitneyu
 
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, base_spectra, collect, experiment_runs, run_pairs, run_vectors
+from utils.reporting.runs import RUN_COLUMNS, Seeds, base_spectra, collect, experiment_runs, run_pairs, run_vectors
 from utils.spectra import adapter_strengths, critical_strength, measured_critical_strength
 from utils.studies.similarity.measure import DRAWS
 from utils.training.store import Run
 from utils.training.targets import split_name
 
 
-@measurement
+@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest",))
 def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The strength at which a random direction becomes an intruder in each base matrix, predicted and measured. Ours.
 
@@ -37,7 +37,7 @@ def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "matrix", "out", "in", "strength", "critical", "ratio", "n_intruders",))
 def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Each trained matrix's strength over the critical one, and its number of intruders, for the sweep's LoRA runs."""
     spectra = profile.spectra

@@ -50,7 +50,8 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
     return chains
 
 
-@measurement
+@measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
+                      "trained_task", "tested_task", "accuracy", "base_accuracy", "tested_place",))
 def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy on every task after every stage, each by a head refitted on the frozen body (Figs 9a, 17, 21).
 
@@ -74,7 +75,8 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table.assign(tested_place=table["tested_task"].map(places))
 
 
-@measurement
+@measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "average_accuracy",
+                      "average_forgetting", "backward_transfer", "forward_transfer",))
 def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`utils.evaluation.continual.sequence_summary` of every chain."""
     rows, table = [], sequence_accuracies(profile, seeds)
@@ -85,7 +87,8 @@ def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement
+@measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
+                      "trained_task", "n_intruders", "pseudo_loss", "forgetting",))
 def sequence_spectra(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders against the original base, and pseudo-loss, after every stage of every chain (Figs 9b, 9c, 18)."""
     spectra, settings, rows = profile.spectra, profile.pseudo_loss, []

@@ -99,7 +99,9 @@ def small_models(*, batch: int = 4, length: int = 512) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement
+@measurement(columns=("method", "variant", "r", "accuracy", "forgetting", "trained", "memory_gib", "seconds",
+                      "learning_rate", "date", "source", "accuracy_se", "on_front", "on_front_3", "near_front",
+                      "seed", "profile", "experiment",))
 def peft_benchmark(profile: Profile | None = None, seeds: Seeds = None) -> pd.DataFrame:
     """PEFT's public benchmark with its error and its Pareto front: Llama-3.2-3B on MetaMathQA, one seed each.
 
@@ -163,7 +165,12 @@ def measured_shape(profile: Profile) -> Shape:
     return shape_of(AutoConfig.from_pretrained(resolve(profile.costs.model).folder))
 
 
-@measurement
+@measurement(columns=("model", "recipe", "method", "optimiser", "checkpointing", "batch", "length", "trained",
+                      "moment", "predicted_gib", "weights_gib", "adapter_gib", "gradients_gib", "optimiser_gib",
+                      "activations_gib", "temporary_gib", "flops_per_token", "peak_gib", "live_gib",
+                      "seconds_per_step", "cpu_seconds_per_step", "tokens_per_second", "trained_measured",
+                      "threads", "device", "note", "ratio", "time_ratio", "flops_ratio", "seed", "profile",
+                      "experiment",))
 def footprints(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Predicted and measured memory and time of a few training steps, a row per recipe.
 
@@ -289,7 +296,8 @@ def parameter_table(shape: Shape, ranks: tuple[int, ...] = (1, 8, 64)) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-@measurement
+@measurement(columns=("model", "matrices", "way", "bits", "relative_error", "n_intruders", "lowest_cosine",
+                      "loss_nats_per_token", "base_loss", "loss_rise", "seed", "profile", "experiment",))
 def compression(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What quantising and pruning do to the base of continued pretraining: size, error, spectrum, held-out loss.
 
@@ -353,7 +361,9 @@ def compressed_encoder(profile: Profile) -> pd.DataFrame:
     return cached_table(base_folder(base) / "compression.parquet", settings, compute)
 
 
-@measurement
+@measurement(columns=("task", "shots", "num_fewshot", "accuracy", "standard_error", "rows", "tokens",
+                      "tokens_per_question", "seconds", "longest", "difference", "difference_se", "window",
+                      "token_ratio", "seed", "profile", "experiment",))
 def evaluation_costs(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What worked examples before each question cost and change, on the choice tasks that forgetting is measured with.
 

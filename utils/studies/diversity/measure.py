@@ -15,7 +15,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, experiment_runs, identity
+from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity
 from utils.sources.models import BaseModel
 from utils.tables import cached_table
 from utils.training.blocks import text_blocks
@@ -28,13 +28,14 @@ ENTROPY_TEXTS, ENTROPY_TOKENS = 24, 128
 COMMON = 8  # samples that unique counts are rarefied to
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "temperature", "task_id", "outcome", "n", "unique", "unique_ratio", "rarefied",
+                      "m", "distinct_1", "distinct_2", "self_bleu", "mean_tokens",))
 def diversity(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Unique strings, distinct-n and self-BLEU by model, temperature, problem and outcome (Fig 5)."""
     return _over_models(profile, seeds, lambda checked, tokens: diversity_table(checked, tokens, m=COMMON))
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "temperature", "k", "pass_at_k", "low", "high", "problems",))
 def pass_rates(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """pass@k by model and temperature with an interval over problems (Fig S9); empty where no code was run."""
     if not profile.run_code:
@@ -43,7 +44,7 @@ def pass_rates(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return _over_models(profile, seeds, lambda checked, tokens: pass_at_k_table(checked, ks))
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "text", "entropy_nats", "tokens",))
 def token_entropy(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Mean entropy of the next token in nats, on held-out general text and on the problems' own solutions."""
     rows = []

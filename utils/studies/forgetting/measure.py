@@ -9,6 +9,7 @@ import pandas as pd
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import (
+    RUN_COLUMNS,
     Seeds,
     base_pseudo_loss,
     experiment_runs,
@@ -20,7 +21,8 @@ from utils.reporting.runs import (
 )
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
+                      "forgetting", "relative_norm",))
 def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Pseudo-loss of every run and of its base, with the final accuracy, the update's norm and the intruder count."""
     rows = []
@@ -36,7 +38,8 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
     return table.assign(forgetting=table["pseudo_loss"] - table["base_pseudo_loss"]).merge(norms, on="run")
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
+                      "forgetting", "relative_norm",))
 def learning_rate_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`forgetting` over the learning-rate sweep."""
     return forgetting(profile, seeds, ("learning_rates",))

@@ -16,7 +16,7 @@ from utils.reporting.runs import (
     RUN_COLUMNS,
     Seeds,
     all_vectors,
-    base_factors,
+    base_triplets,
     collect,
     cosine_table,
     experiment_runs,
@@ -27,7 +27,7 @@ from utils.reporting.runs import (
     run_vectors,
     with_identity,
 )
-from utils.spectra import Pair, count_intruders, thin_svd, trace_direction, vector_table
+from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_direction, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.fast import merged_weight
 from utils.training.store import Run
@@ -63,7 +63,7 @@ def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",))
 def intruder_counts(profile: Profile, seeds: Seeds = None,
                     experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
@@ -73,7 +73,7 @@ def intruder_counts(profile: Profile, seeds: Seeds = None,
     return counts.merge(final_accuracy(profile, seeds, experiments), on="run")
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders",))
 def intruder_counts_by_k(profile: Profile, seeds: Seeds = None,
                          experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon against the fraction of each matrix's vectors that is examined."""
@@ -81,7 +81,7 @@ def intruder_counts_by_k(profile: Profile, seeds: Seeds = None,
     return count_intruders(vectors, [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "layer", "type", "epsilon", "k", "n_intruders",))
 def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders by layer and matrix type at the profile's epsilon and k."""
     spectra = profile.spectra
@@ -89,7 +89,8 @@ def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                            by=(*RUN_COLUMNS, "layer", "type"))
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "step", "accuracy", "n_intruders", "strongest_ratio", "first_index",
+                      "least_cosine",))
 def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Count and largest singular value of the intruders at every checkpoint, for full and the showcase rank.
 
@@ -102,7 +103,7 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             continue
         for metric in run.metrics().to_dict("records"):
             leading = run_vectors(run, spectra, metric["step"], spectra.k)
-            found = leading[leading["max_cosine"] < spectra.epsilon]
+            found = leading[is_intruder(leading["max_cosine"], spectra.epsilon)]
             ratio = found["singular_value"] / found["base_largest"]
             rows.append(identity(profile, "ranks", run) | {
                 "step": metric["step"], "accuracy": metric["accuracy"], "n_intruders": len(found),
@@ -120,14 +121,14 @@ def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
         The matrix, and :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
     """
     row = least_alike(run, spectra)
-    name, base = row["matrix"], base_factors(run.base)[row["matrix"]]
+    name, base = row["matrix"], base_triplets(run.base)[row["matrix"]]
     direction = thin_svd(run.tuned_matrices()[name]).u[:, int(row["index"]) - 1]
     steps = {0: run.base_matrices()[name]} | {step: run.tuned_matrices(step)[name] for step in run.steps}
     table = trace_direction(base, steps, direction).merge(run.metrics()[["step", "accuracy"]], on="step", how="left")
     return name, table.assign(method=run.spec.method.label, matrix=name, run=run.spec.key)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "control",))
 def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Counts after random updates of the same Frobenius norm, matrix by matrix: full rank, and the run's own rank."""
     spectra, rows = profile.spectra, []
@@ -146,19 +147,19 @@ def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se", "train_rows",))
 def data_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, left: count against epsilon by the number of training rows seen; the main runs are the largest."""
     return _with_rows(intruder_counts(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "train_rows",))
 def data_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, right: count against the share of vectors examined, by the number of training rows seen."""
     return _with_rows(intruder_counts_by_k(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",))
 def variant_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 10 and 23: count against epsilon for LoRA's variants, with accuracy."""
     return intruder_counts(profile, seeds, ("variants",))

@@ -19,7 +19,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import DecoderEvaluation
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, experiment_runs, identity
+from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity
 from utils.sources.domains import mathematics_questions
 from utils.sources.models import BaseModel
 from utils.sources.tasks import load_task, task
@@ -39,19 +39,31 @@ MAIN = ("code", "mathematics")
 CHOSEN = (*MAIN, "regularisers", "instruction")  # whose last checkpoints answer multiple choice, which takes longest
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
+                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
+                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
+                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
+                      "base_loss_nats_per_token", "forgetting", "learning",))
 def learning_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Continued pretraining on each domain: one row per run and cooled-down duration (Figs 1 and 2, A and C)."""
     return _table(profile, seeds, MAIN)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
+                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
+                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
+                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
+                      "base_loss_nats_per_token", "forgetting", "learning",))
 def instruction_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Instruction tuning: one row per run and checkpoint, with the rates tried (Figs 1 and 2, B and D)."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name.startswith("instruction")))
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
+                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
+                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
+                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
+                      "base_loss_nats_per_token", "forgetting", "learning",))
 def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Weight decay and attention dropout beside plain full fine-tuning and LoRA, on code (Fig 4)."""
     table = _table(profile, seeds, ("regularisers", "code"))
@@ -60,13 +72,21 @@ def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table[table["step"].isin(durations)].reset_index(drop=True)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
+                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
+                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
+                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
+                      "base_loss_nats_per_token", "forgetting", "learning",))
 def sensitivity(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Every short run on code: rate, optimiser, alpha, modules, batch, scaling (Figs S1 to S3 and 7)."""
     return _table(profile, seeds, ("rates", "optimisers", "alpha", "modules", "batches", "scalings"))
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
+                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
+                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
+                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
+                      "base_loss_nats_per_token", "forgetting", "learning",))
 def shuffled_answers(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of the mathematics: trained on questions whose answers belong to others."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name == "shuffled"))
@@ -178,7 +198,8 @@ def task_batches(spec: RunSpec, base: BaseModel) -> list[dict]:
     return completion_batches(rows, base.folder, spec.sizes.max_length, batch_size=16)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "control", "general_loss", "loss_nats_per_token", "kl_nats_per_token",
+                      "forgetting",))
 def norm_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Forgetting after a random update of the trained one's norm, matrix by matrix: full rank, and the run's own rank.
 

@@ -21,7 +21,7 @@ from utils.profiles import Profile
 from utils.profiles.schema import Preferences, Spectra, TaskSizes
 from utils.reporting import selection as selection
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds
+from utils.reporting.runs import RUN_COLUMNS, Seeds
 from utils.sources.models import BaseModel, resolve
 from utils.sources.preferences import conversations
 from utils.sources.tasks import load_task
@@ -151,7 +151,11 @@ def _start_model(run: Run) -> nn.Module:
     return run.start.causal_lm().to(device_name()) if run.start else base_causal_lm(run.base)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "beta", "step", "raw_accuracy", "raw_accuracy_se", "accuracy", "accuracy_se",
+                      "n", "margin", "preference_loss", "chosen_reward", "rejected_reward", "chosen_logp",
+                      "rejected_logp", "loss_nats_per_token", "train_seconds", "general_loss", "kl_nats_per_token",
+                      "n_intruders", "n_intruders_start", "relative_norm", "base_general_loss", "forgetting",
+                      "forgetting_since_start", "exact_match", "answer_reward", "exact_match_se", "ended",))
 def preference_outcomes(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What every policy is like at its last step: the preference learnt, and what it cost.
 
@@ -305,7 +309,9 @@ def greedy_answers(model: nn.Module, run: Run, settings: Preferences) -> pd.Data
                          "stopped": drawn.sort_values("prompt")["stopped"].tolist()})
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "beta", "control", "accuracy", "accuracy_se", "margin",
+                      "forgetting_since_start", "kl_nats_per_token", "n_intruders", "n_intruders_start",
+                      "relative_norm",))
 def preference_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Each DPO run beside a random update of its start of the same norm, matrix by matrix.
 
@@ -350,7 +356,7 @@ CONTROL_COLUMNS = ("accuracy", "accuracy_se", "margin", "forgetting_since_start"
                    "n_intruders_start", "relative_norm")
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "beta", "template", "accuracy", "accuracy_se", "n", "margin",))
 def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The reward models' agreement with the held-out pairs, read under their own template and under the policy's.
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import by_seed
+from utils.reporting.rules import Effects, by_seed
 from utils.studies.preferences.measure import best_rates
 
 
@@ -17,57 +17,57 @@ def _by_kind(part: pd.DataFrame, column: str) -> pd.Series:
     return part.groupby(part["r"].map(lambda r: "lora" if r else "full"))[column].mean()
 
 
-@rule
-def prefers_more_than_control(table: pd.DataFrame, rule: dict) -> pd.Series:
+@rule(needs=("experiment", "seed"))
+def prefers_more_than_control(table: pd.DataFrame, *, least) -> Effects:
     """Least agreement of DPO minus that of DPO on swapped pairs, over the methods that have both, less `least`."""
     both = pd.concat([_of(table, "dpo"), _of(table, "swapped")])
 
     def effect(part: pd.DataFrame) -> float:
         right, swapped = (_by_kind(part[part["experiment"] == name], "accuracy") for name in ("dpo", "swapped"))
-        return float((right - swapped).min() - rule["least"])
+        return float((right - swapped).min() - least)
 
-    return by_seed(both, effect, None)
+    return by_seed(both, effect, outcome=None)
 
 
-@rule
-def lora_above_full(table: pd.DataFrame, rule: dict) -> pd.Series:
+@rule(needs=("seed", "{column}"))
+def lora_above_full(table: pd.DataFrame, *, column, in_experiment, sign=1) -> Effects:
     """LoRA's `column` minus full fine-tuning's after `in_experiment`, at each one's best rate, times `sign`."""
     def effect(part: pd.DataFrame) -> float:
-        found = _by_kind(part, rule["column"])
-        return float(rule.get("sign", 1) * (found.loc["lora"] - found.loc["full"]))
+        found = _by_kind(part, column)
+        return float(sign * (found.loc["lora"] - found.loc["full"]))
 
-    return by_seed(_of(table, rule["in_experiment"]), effect, None)
+    return by_seed(_of(table, outcome=None, experiment=in_experiment), effect, outcome=None)
 
 
-@rule
-def changes_from_sft(table: pd.DataFrame, rule: dict) -> pd.Series:
+@rule(needs=("experiment", "seed", "{column}"))
+def changes_from_sft(table: pd.DataFrame, *, in_experiment, column, sign=1, least=0.0) -> Effects:
     """Least change of `column` from SFT to `in_experiment` over its methods, times `sign`, less `least`."""
-    both = pd.concat([table[table["experiment"] == "sft"], _of(table, rule["in_experiment"])])
+    both = pd.concat([table[table["experiment"] == "sft"], _of(table, in_experiment)])
 
     def effect(part: pd.DataFrame) -> float:
-        before = part.loc[part["experiment"] == "sft", rule["column"]].iloc[0]
-        after = part.loc[part["experiment"] == rule["in_experiment"], rule["column"]]
-        return float((rule.get("sign", 1) * (after - before)).min(skipna=False) - rule.get("least", 0.0))
+        before = part.loc[part["experiment"] == "sft", column].iloc[0]
+        after = part.loc[part["experiment"] == in_experiment, column]
+        return float((sign * (after - before)).min(skipna=False) - least)
 
-    return by_seed(both, effect, None)
+    return by_seed(both, effect, outcome=None)
 
 
-@rule
-def own_template_reads_better(table: pd.DataFrame, rule: dict) -> pd.Series:
+@rule(needs=("seed", "template"))
+def own_template_reads_better(table: pd.DataFrame) -> Effects:
     """Agreement of the reward model under its own template minus that under the policy's."""
     def effect(part: pd.DataFrame) -> float:
         found = part.groupby("template")["accuracy"].mean()
         return float(found.loc["own"] - found.loc["policy's"])
 
-    return by_seed(table, effect, None)
+    return by_seed(table, effect, outcome=None)
 
 
-@rule
-def trained_beyond_random(table: pd.DataFrame, rule: dict) -> pd.Series:
+@rule(needs=("seed", "{column}"))
+def trained_beyond_random(table: pd.DataFrame, *, column, sign=1) -> Effects:
     """Least of the trained update's `column` minus a random one's of equal norm, over runs, times `sign`."""
     def effect(part: pd.DataFrame) -> float:
-        values = part.pivot_table(index="run", columns="control", values=rule["column"])
+        values = part.pivot_table(index="run", columns="control", values=column)
         random = values.drop(columns="trained")
-        return float((rule.get("sign", 1) * random.rsub(values["trained"], axis=0)).min(axis=None))
+        return float((sign * random.rsub(values["trained"], axis=0)).min(axis=None))
 
-    return by_seed(table, effect, None)
+    return by_seed(table, effect, outcome=None)

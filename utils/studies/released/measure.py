@@ -90,7 +90,7 @@ def released_vectors(pair: ReleasedPair, spectra: Spectra, k: int | float | None
         layer=table["matrix"].map(lambda name: places[name][0]), type=table["matrix"].map(lambda name: places[name][1]))
 
 
-@measurement
+@measurement(columns=("profile", "group", "method", "r", "epsilon", "n_intruders"))
 def released_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices of every pair, at each epsilon (paper's Fig 4a-c).
 

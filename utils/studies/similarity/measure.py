@@ -8,7 +8,7 @@ from utils.reporting.registry import measurement
 from utils.reporting.runs import (
     RUN_COLUMNS,
     Seeds,
-    base_factors,
+    base_triplets,
     base_spectra,
     collect,
     experiment_runs,
@@ -30,7 +30,7 @@ def clearest_matrix(run: Run, profile: Profile) -> str:
     return least_alike(run, profile.spectra)["matrix"]
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "matrix", "shift", "mean_cosine", "blank_rows", "flattest",))
 def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in the clearest matrix of each seed.
 
@@ -53,7 +53,7 @@ def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
-    cosines = similarity(thin_svd(run.tuned_matrices()[matrix]), base_factors(run.base)[matrix], top=TOP)
+    cosines = similarity(thin_svd(run.tuned_matrices()[matrix]), base_triplets(run.base)[matrix], top=TOP)
     best, place = cosines.max(1)
     k = profile.spectra.k
     beyond = torch.arange(len(place))[k:] - place[k:]
@@ -63,7 +63,7 @@ def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
             "flattest": best[:k].min().item()}
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "ratio", "index", "overlap", "max_cosine", "matrix",))
 def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
     rows = []
@@ -71,7 +71,7 @@ def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         if run.spec.method.r == profile.spectra.showcase_rank:
             matrix = clearest_matrix(run, profile)
             sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
-                              base_factors=base_factors(run.base)[matrix])
+                              base_triplets=base_triplets(run.base)[matrix])
             rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
     return pd.concat(rows, ignore_index=True)
 
@@ -91,7 +91,7 @@ def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table[table["r"].isin([0, spectra.showcase_rank])]
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "width", "n_intruders",))
 def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon by window width."""
     table = window_cosines(profile, seeds)

@@ -5,7 +5,7 @@ import pandas as pd
 from utils.evaluation.memory import memory_table
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, experiment_runs, identity, with_identity, with_places
+from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity, with_identity, with_places
 from utils.spectra.controls import random_updates
 from utils.spectra.perturbation import bf16_effect, deviation_sweep, update_ranks
 from utils.studies.update_rank.published import published_memory
@@ -15,7 +15,8 @@ VERSION = 1
 EXPERIMENTS = ("code", "mathematics", "instruction")
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
+                      "type", "step", "train_tokens", "base_rank", "tuned_rank",))
 def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Rank for 90 % of each update's squared spectrum, by matrix and duration, beside the Gaussian null (Fig 6)."""
     parts = []
@@ -36,7 +37,8 @@ def _ranks(run: Run, step: int) -> pd.DataFrame:
     return update_ranks(run.base_matrices(), run.tuned_matrices(step), run.factors(step), update_only=not whole)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "null_rank", "update_rank", "tuned_rounded_rank",
+                      "both_rounded_rank", "noise", "both_noise", "layer", "type", "step",))
 def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What bfloat16 rounding of the tuned weights does to the update's rank, for full fine-tuning on code."""
     parts = []
@@ -50,7 +52,8 @@ def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
+                      "type",))
 def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of Fig 6: a random update of the same norm, matrix by matrix, and its rank for 90 %."""
     parts = []
@@ -62,14 +65,15 @@ def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@measurement
+@measurement(columns=("scale", "deviation", "seed", "profile", "experiment",))
 def toy_deviations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Mean shift of the singular values of a Gaussian matrix by a scaled second one, by scale (Fig S8b)."""
     parts = [deviation_sweep(seed=seed).assign(seed=seed) for seed in seeds or profile.seeds]
     return pd.concat([part.assign(profile=profile.profile, experiment="toy") for part in parts], ignore_index=True)
 
 
-@measurement
+@measurement(columns=("table", "model", "parameters_billion", "method", "gpus", "gigabytes_published", "gigabytes",
+                      "agrees", "seed", "profile", "experiment",))
 def memory_formulas(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The published cells of Tables S14 to S16 beside the formula's; the printed decimals round or cut off."""
     published = published_memory()

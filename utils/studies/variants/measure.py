@@ -9,7 +9,7 @@ from utils.machine import device_name
 from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, experiment_runs, identity, run_intruders
+from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity, run_intruders
 from utils.reporting.statistics import mean_interval
 from utils.sources.models import BaseModel
 from utils.spectra import update_table
@@ -29,7 +29,10 @@ LACKING = ("rsLoRA", "LoRA+", "full", "LoRA-GA (PEFT)")  # rows of ours, which t
 MEASURED = (LOSS, "token_accuracy", "token_accuracy_se", "general_loss", "n_intruders", "relative_norm")
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "variant", "batch_size", "steps", "trainable_parameters", "train_seconds",
+                      "diverged", "loss_nats_per_token", "token_accuracy", "token_accuracy_se", "general_loss",
+                      "relative_norm", "n_intruders", "base_loss_nats_per_token", "base_token_accuracy",
+                      "base_token_accuracy_se", "base_general_loss", "learning", "forgetting",))
 def variant_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Every run of the study: method by learning rate, and rank, batch size and duration varied.
 

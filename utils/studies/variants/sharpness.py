@@ -7,7 +7,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import Sharpness
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, experiment_runs, identity
+from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity
 from utils.reporting.statistics import rank_correlation
 from utils.spectra.hessian import (
     adam_threshold,
@@ -29,7 +29,9 @@ TOLERANCES = {"tolerance": 1e-3, "residual_tolerance": 1e-2}  # of the spectral 
 NOT_ADAMW = ("LoFT",)  # its steps are not AdamW's on the factors
 
 
-@measurement
+@measurement(columns=(*RUN_COLUMNS, "variant", "at", "block", "largest", "smallest", "residual_largest",
+                      "residual_smallest", "iterations", "converged", "parameters", "seconds", "gradient_bound",
+                      "gauss_newton", "preconditioned", "best_learning_rate", "threshold",))
 def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Both ends of the Hessian of every adapter, each at its best learning rate, before and after training.
 

@@ -1,0 +1,39 @@
+"""One object from measurement to verdict: what the reader's runs gave, what the reference has, what was published."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from utils.profiles import Profile
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A measurement's tables, as figures, findings and claims take them.
+
+    Attributes
+    ----------
+    own : pandas.DataFrame
+        Of the reader's own runs.
+    reference : pandas.DataFrame or None
+        The committed table of more seeds; None where the profile has none.
+    published : pandas.DataFrame or None
+        The paper's own numbers, where it prints them.
+    """
+
+    name: str
+    profile: Profile
+    seeds: tuple[int, ...]
+    own: pd.DataFrame
+    reference: pd.DataFrame | None = None
+    published: pd.DataFrame | None = None
+
+    @property
+    def best(self) -> pd.DataFrame:
+        """The reference where there is one, else the reader's own: what a sentence about the result speaks of."""
+        return self.own if self.reference is None else self.reference
+
+    def where(self, query: str) -> "Measured":
+        """The same with only the rows that a pandas query chooses, of own and reference alike."""
+        chosen = None if self.reference is None else self.reference.query(query)
+        return Measured(self.name, self.profile, self.seeds, self.own.query(query), chosen, self.published)
