@@ -9,7 +9,7 @@ from utils.course.cli import main
 from utils.sources.checkpoints import open_checkpoint
 from utils.sources.pairs import matched_names
 from utils.spectra.checkpoint_pairs import checkpoint_pairs
-from utils.spectra.fast import LowRank
+from utils.spectra.fast import LowRankUpdate
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_shapes_and_norms_are_what_the_table_claims(models):
         assert len(pairs) == 6
         for pair in pairs:
             weight, other = pair.load()
-            low_rank = isinstance(other, LowRank)
+            low_rank = isinstance(other, LowRankUpdate)
             update = other.added_to(weight) - weight if low_rank else other - weight
             assert (update.norm() / weight.norm()).item() == pytest.approx(norm, rel=1e-3)
             assert low_rank == case.startswith("LoRA")

@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
-from utils.studies.cause import measure as causes
 from utils.errors import CourseError, UsageError
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
-from utils.spectra import LowRank, Pair, thin_svd
+from utils.spectra import LowRankUpdate, Pair, thin_svd
 from utils.spectra.base import base_spectrum
 from utils.spectra.intervention import (
     Direction,
@@ -30,6 +29,7 @@ from utils.spectra.intervention import (
     with_norm,
 )
 from utils.studies.cause import measure as cause_measure
+from utils.studies.cause import measure as causes
 from utils.training.checkpoints import checkpoint_path
 from utils.training.mitigation import REDUCED, as_peft_model, mitigated_by_peft
 from utils.training.spec import Method, RunSpec
@@ -71,13 +71,13 @@ def planted_update(base: torch.Tensor, intruders: int, strength: float = 2.0) ->
 def planted_pair(intruders: int, shape: tuple[int, int] = (40, 24), low_rank: bool = True) -> Pair:
     base = gaussian(*shape, seed=5)
     b, a = planted_update(base, intruders)
-    tuned = LowRank(b, a, 1.0) if low_rank else base + b @ a
+    tuned = LowRankUpdate(b, a, 1.0) if low_rank else base + b @ a
     return Pair("w", lambda: (base, tuned))
 
 
 def tuned_of(pair: Pair) -> torch.Tensor:
     base, tuned = pair.load()
-    return tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
+    return tuned.added_to(base) if isinstance(tuned, LowRankUpdate) else tuned.double()
 
 
 @pytest.mark.parametrize("low_rank", [True, False], ids=["factors", "dense"])

@@ -14,7 +14,7 @@ from utils.spectra import cache as cache_module
 from utils.spectra import fast as fast_module
 from utils.spectra.base import base_spectrum
 from utils.spectra.cache import SpectrumCache
-from utils.spectra.fast import LowRank, Pair, cosine_bounds, leading_cosines, tuned_angles
+from utils.spectra.fast import LowRankUpdate, Pair, cosine_bounds, leading_cosines, tuned_angles
 from utils.spectra.leading import RitzPairs, dense_bound_holds, low_rank_bound_holds, starting_subspace
 from utils.spectra.svd import max_cosines, thin_svd
 
@@ -49,10 +49,10 @@ def decaying(out: int, width: int, seed: int = 0, power: float = 0.5) -> torch.T
     return with_values(out, width, torch.arange(1, min(out, width) + 1, dtype=torch.float64) ** -power, seed)
 
 
-def low_rank(base: torch.Tensor, rank: int, strength: float, seed: int) -> LowRank:
+def low_rank(base: torch.Tensor, rank: int, strength: float, seed: int) -> LowRankUpdate:
     """A LoRA update whose Frobenius norm is `strength` times W0's."""
     b, a = gaussian(base.shape[0], rank, seed=seed), gaussian(rank, base.shape[1], seed=seed + 1)
-    return LowRank(b, a, (strength * base.norm() / (b @ a).norm()).item())
+    return LowRankUpdate(b, a, (strength * base.norm() / (b @ a).norm()).item())
 
 
 def dense(base: torch.Tensor, strength: float, seed: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ def dense(base: torch.Tensor, strength: float, seed: int) -> torch.Tensor:
 
 
 def merged(base: torch.Tensor, tuned) -> torch.Tensor:
-    if isinstance(tuned, LowRank):
+    if isinstance(tuned, LowRankUpdate):
         return base.double() + tuned.scale * (tuned.b.double() @ tuned.a.double())
     return tuned.double()
 
@@ -184,9 +184,9 @@ def degenerate_case(seed: int) -> SimpleNamespace:
     if kind == "lora":
         tuned = low_rank(base, rank, strength, seed + 2)
     elif kind == "aligned lora":
-        tuned = LowRank(u[:, rng.integers(0, q, rank)], vt[rng.integers(0, q, rank)], strength)
+        tuned = LowRankUpdate(u[:, rng.integers(0, q, rank)], vt[rng.integers(0, q, rank)], strength)
     elif kind == "whole numbers":
-        tuned = LowRank(torch.as_tensor(rng.integers(-1, 2, (out, rank))).double(),
+        tuned = LowRankUpdate(torch.as_tensor(rng.integers(-1, 2, (out, rank))).double(),
                         torch.as_tensor(rng.integers(-1, 2, (rank, width))).double(), float(rng.choice([0.5, 1, 2])))
     elif kind == "rotated":
         rotation = torch.linalg.qr(torch.eye(q).double() + strength * gaussian(q, q, seed=seed + 3)).Q
@@ -256,7 +256,7 @@ def planted_dense(out: int, width: int, vectors: str, cosine: float) -> tuple[to
     return base, (torch.cat([x[:, None], rest], dim=1) * torch.linspace(2, 0.2, q, dtype=torch.float64)) @ v.T
 
 
-def planted_low_rank(out: int, width: int, vectors: str, cosine: float) -> tuple[torch.Tensor, LowRank]:
+def planted_low_rank(out: int, width: int, vectors: str, cosine: float) -> tuple[torch.Tensor, LowRankUpdate]:
     """W0 and a rank-one update whose scale is found by bisection, so that the leading vector has the given cosine."""
     base = decaying(out, width, seed=5)
     of_base = thin_svd(base)
@@ -266,7 +266,7 @@ def planted_low_rank(out: int, width: int, vectors: str, cosine: float) -> tuple
     b, a = (even, other / other.norm()) if vectors == "left" else (other / other.norm(), even)
     low, high = 0.0, 20.0  # from cosine 1 down to that of the even mixture
     for _ in range(44):
-        middle = LowRank(b[:, None], a[None, :], (low + high) / 2)
+        middle = LowRankUpdate(b[:, None], a[None, :], (low + high) / 2)
         if oracle(base, middle, 1, vectors)[0] > cosine:
             low = middle.scale
         else:
@@ -305,9 +305,10 @@ def test_an_epsilon_within_the_bound_is_left_to_the_definition(plant, out, width
 
 # --- what nothing determines ------------------------------------------------------------------------------------------
 
-def zeros_like_lora(base: torch.Tensor, rank: int = 4) -> LowRank:
+def zeros_like_lora(base: torch.Tensor, rank: int = 4) -> LowRankUpdate:
     """An adapter before its first step: B is zero."""
-    return LowRank(torch.zeros(base.shape[0], rank, dtype=torch.float64), gaussian(rank, base.shape[1], seed=4), 2.0)
+    return LowRankUpdate(torch.zeros(base.shape[0], rank, dtype=torch.float64),
+                         gaussian(rank, base.shape[1], seed=4), 2.0)
 
 
 def repeated(out: int, width: int, *, tie: slice, seed: int = 2) -> torch.Tensor:
@@ -360,7 +361,7 @@ UNDETERMINED = {
     "one value lacking, lora": lambda o, w: (lacking(o, w, 1), low_rank(lacking(o, w, 1), 3, 0.3, 3)),
     "one value lacking, dense": lambda o, w: (lacking(o, w, 1), turned(lacking(o, w, 1))),
     "five values lacking, lora": lambda o, w: (lacking(o, w, 5), low_rank(lacking(o, w, 5), 3, 0.3, 3)),
-    "five values lacking, lora within": lambda o, w: (lacking(o, w, 5), LowRank(
+    "five values lacking, lora within": lambda o, w: (lacking(o, w, 5), LowRankUpdate(
         lacking(o, w, 5) @ gaussian(w, 3, seed=4), gaussian(3, o, seed=5) @ lacking(o, w, 5), 0.01)),
     "five values lacking, dense": lambda o, w: (lacking(o, w, 5), dense(lacking(o, w, 5), 0.1, 3)),
     "five values lacking, dense within": lambda o, w: (lacking(o, w, 5), turned(lacking(o, w, 5))),
@@ -371,9 +372,9 @@ UNDETERMINED = {
     "both are zero, lora": lambda o, w: (0 * unit(o, w), zeros_like_lora(unit(o, w))),
     "unchanged": lambda o, w: (decaying(o, w, 3), decaying(o, w, 3)),
     "lora at its start": lambda o, w: (decaying(o, w, 3), zeros_like_lora(unit(o, w))),
-    "lora whose A is zero": lambda o, w: (decaying(o, w, 3), LowRank(gaussian(o, 4), 0 * gaussian(4, w), 2.0)),
-    "lora of scale zero": lambda o, w: (decaying(o, w, 3), LowRank(gaussian(o, 4), gaussian(4, w, seed=1), 0.0)),
-    "lora with columns twice": lambda o, w: (decaying(o, w, 3), LowRank(gaussian(o, 1).expand(o, 4).contiguous(),
+    "lora whose A is zero": lambda o, w: (decaying(o, w, 3), LowRankUpdate(gaussian(o, 4), 0 * gaussian(4, w), 2.0)),
+    "lora of scale zero": lambda o, w: (decaying(o, w, 3), LowRankUpdate(gaussian(o, 4), gaussian(4, w, seed=1), 0.0)),
+    "lora with columns twice": lambda o, w: (decaying(o, w, 3), LowRankUpdate(gaussian(o, 1).expand(o, 4).contiguous(),
                                                                        gaussian(4, w, seed=1), 0.02)),
     "lora of rank above the width": lambda o, w: (decaying(o, w, 3), low_rank(decaying(o, w, 3), o + w, 0.3, 4)),
 }
@@ -441,7 +442,8 @@ def test_scaling_both_matrices_changes_no_count(scale, out, width, vectors):
     """Counts are about directions: a common factor that float64 holds leaves them, of dense and LoRA updates."""
     base = decaying(out, width, seed=3)
     for tuned in (dense(base, 0.05, 4), low_rank(base, 3, 0.5, 4)):
-        scaled = LowRank(tuned.b * scale, tuned.a, tuned.scale) if isinstance(tuned, LowRank) else tuned * scale
+        scaled = (LowRankUpdate(tuned.b * scale, tuned.a, tuned.scale) if isinstance(tuned, LowRankUpdate)
+                  else tuned * scale)
         expected = library(base * scale, scaled, 5, vectors)
         epsilons = [*EPSILONS, *between(fast(base * scale, scaled, 5, vectors, []).max_cosines, expected)]
         assert counts(fast(base * scale, scaled, 5, vectors, epsilons).max_cosines, epsilons) == \
@@ -518,7 +520,7 @@ def test_the_bound_holds_for_last_singular_values_far_below_the_others(kind, tie
         if tied:
             values[-2] = 1.0001 * values[-1]
         base = (u[:, :q] * values) @ v.T
-        tuned = LowRank(2.0 * x[:, None], v[:, -1:].T.contiguous(), 1.0) if kind == "lora" else kept
+        tuned = LowRankUpdate(2.0 * x[:, None], v[:, -1:].T.contiguous(), 1.0) if kind == "lora" else kept
         expected, found = library(base, tuned, 1), fast(base, tuned, 1, epsilons=[])
         beyond.append((found.max_cosines - expected).abs().item() > found.errors.item() + 1e-13)
         upper = (found.max_cosines + found.errors).item()
@@ -730,7 +732,7 @@ def test_an_intruder_hidden_from_the_solver_is_not_missed(kind, strength, out, w
     factors = thin_svd(base)
     signs = torch.sign(gaussian(q - 30, seed=4)) * (q - 30) ** -0.5
     b, a = factors.u[:, 30:] @ signs, factors.vt[30:].T @ signs.flip(0)
-    tuned = LowRank(b[:, None], a[None, :], strength)
+    tuned = LowRankUpdate(b[:, None], a[None, :], strength)
     if kind == "wide lora without":  # above EXACT_RANK, so that the preconditioner knows nothing of it either
         monkeypatch.setattr(fast_module, "EXACT_RANK", 0)
     if "without" in kind:
@@ -820,7 +822,7 @@ def test_weights_of_low_precision_are_raised(dtype, out, width, vectors):
     """Any floating type is taken as it is stored, and compared in float64; base and update may differ in type."""
     base = decaying(out, width, seed=3)
     update = low_rank(base, 3, 0.5, 4)
-    half = LowRank(update.b.to(dtype), update.a.to(torch.float32), update.scale)
+    half = LowRankUpdate(update.b.to(dtype), update.a.to(torch.float32), update.scale)
     for tuned, method in ((half, "lowrank-core"), (dense(base, 0.1, 5).to(dtype), "leading-vectors")):
         found = fast(base.to(dtype), tuned, 6, vectors)
         assert found.method == method

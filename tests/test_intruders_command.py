@@ -36,7 +36,7 @@ from transformers import (
 
 from utils.course.cli import main
 from utils.paths import ROOT
-from utils.spectra.fast import LowRank, Pair, leading_cosines
+from utils.spectra.fast import LowRankUpdate, Pair, leading_cosines
 from utils.spectra.intervention import leading_intruder, scaled
 from utils.spectra.precision import precision_floor
 
@@ -987,7 +987,7 @@ def pair_of(shape: tuple[int, int], kind: str, sigma: float = 0.85) -> tuple[Pai
     tuned, b, a = moved(base, rank=1, strength=sigma / base.norm().item(), noise=0.05)
     if kind == "lowrank":
         tuned = base + 2.0 * (b / 2) @ a
-        return Pair("w", lambda: (base, LowRank(b / 2, a, 2.0))), base, tuned
+        return Pair("w", lambda: (base, LowRankUpdate(b / 2, a, 2.0))), base, tuned
     return Pair("w", lambda: (base, tuned)), base, tuned
 
 
@@ -1034,7 +1034,7 @@ def test_the_leading_intruder_of_an_adapter_is_peft_s(shelf):
     """From the files, by the name of a matrix, as a notebook would take it."""
     tensors, adapter = load_file(shelf.base("bert") / "model.safetensors"), load_file(
         shelf.adapter() / "adapter_model.safetensors")
-    update = LowRank(adapter[f"{FACTOR}.lora_B.weight"], adapter[f"{FACTOR}.lora_A.weight"], 8 / 4)
+    update = LowRankUpdate(adapter[f"{FACTOR}.lora_B.weight"], adapter[f"{FACTOR}.lora_A.weight"], 8 / 4)
     found = leading_intruder(Pair(QUERY, lambda: (tensors[f"{QUERY}.weight"], update)))
     before, after = standin.merged_matrices(shelf.base("bert"), shelf.adapter(), BertForMaskedLM)
     place = np.flatnonzero(definition(before[QUERY], after[QUERY])[1] < 0.5)[0]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import standin_checkpoints as standin
 import standin_hub
@@ -382,8 +383,8 @@ def inside_hub_pair() -> dict:
     pair = ReleasedPair(group="g", label="full", base=standin_hub.ROBERTA, tuned=standin_hub.SHARDED)
     counts = released_counts(profile_of(pair, pair_of(standin_hub.ROBERTA, "nobody/unknown", "unknown")))
     folder = next((Path(os.environ["LORA_COURSE_CACHE"]) / "released").iterdir())
-    header = json.loads(next(folder.iterdir()).read_text().splitlines()[0].removeprefix("# "))
-    return {"counts": counts[["method", "epsilon", "n_intruders"]].values.tolist(), "base": header["base"]}
+    tag = json.loads(pyarrow.parquet.read_schema(next(folder.iterdir())).metadata[b"tag"])
+    return {"counts": counts[["method", "epsilon", "n_intruders"]].values.tolist(), "base": tag["settings"]["base"]}
 
 
 def test_hub_names_are_read_with_the_network_shut_off(tmp_path):

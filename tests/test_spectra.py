@@ -30,7 +30,7 @@ from utils.spectra import (
 )
 from utils.spectra.controls import random_updates
 from utils.spectra.rank import update_singular_values
-from utils.spectra.svd import Factors
+from utils.spectra.svd import SingularTriplets
 
 SHAPES = {"square": (24, 24), "tall": (40, 16), "wide": (16, 40), "one row": (1, 7), "one column": (7, 1)}
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -167,13 +167,13 @@ def test_signs_of_singular_vectors_do_not_matter(seed, flips):
     tuned = tuned_by(base, rank=2, strength=0.6, seed=seed + 1)
     signs = torch.tensor([-1.0 if flip else 1.0 for flip in flips], dtype=torch.float64)
 
-    def flipped(factors: Factors, chosen: torch.Tensor) -> Factors:
-        return Factors(factors.u * chosen, factors.s, chosen[:, None] * factors.vt)
+    def flipped(factors: SingularTriplets, chosen: torch.Tensor) -> SingularTriplets:
+        return SingularTriplets(factors.u * chosen, factors.s, chosen[:, None] * factors.vt)
 
     of_base, of_tuned = thin_svd(base), thin_svd(tuned)
     assert torch.equal(max_cosines(flipped(of_tuned, signs[12:]), flipped(of_base, signs[:12])),
                        max_cosines(of_tuned, of_base))
-    assert single_counts(base, tuned, base_factors={"w": flipped(of_base, signs[:12])}) == single_counts(base, tuned)
+    assert single_counts(base, tuned, base_triplets={"w": flipped(of_base, signs[:12])}) == single_counts(base, tuned)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -423,7 +423,7 @@ def test_a_randomised_svd_would_invent_intruders():
     """`torch.svd_lowrank` at its defaults mixes neighbouring vectors of a flat spectrum: W0 itself gets intruders."""
     base = gaussian(128, 128, seed=0)
     torch.manual_seed(0)
-    approximate = Factors(*torch.svd_lowrank(base)[:2], thin_svd(base).vt[:6])
+    approximate = SingularTriplets(*torch.svd_lowrank(base)[:2], thin_svd(base).vt[:6])
     exact = thin_svd(base)
     invented = ((approximate.u.T @ exact.u).abs().amax(1) < 0.8).sum().item()
     assert invented >= 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from utils.errors import UsageError
 from utils.spectra import (
-    LowRank,
+    LowRankUpdate,
     Pair,
     adapter_strengths,
     count_intruders,
@@ -282,7 +282,7 @@ def test_a_measured_strength_makes_an_intruder_and_a_smaller_one_does_not():
     u, v = (torch.nn.functional.normalize(torch.randn(side, generator=generator, dtype=torch.float64), dim=0)
             for side in base.shape)
     for strength, count in ((found, 1), (0.99 * found, 0)):
-        update = LowRank(u[:, None], v[None], strength)
+        update = LowRankUpdate(u[:, None], v[None], strength)
         cosines = next(leading_cosines([pair(base, update)], k=1)).max_cosines
         assert int((cosines < 0.5).sum()) == count
 
@@ -322,7 +322,7 @@ def test_adapter_strengths_tell_planted_from_untouched():
     pairs, ratios = [], (0.1, 0.4, 2.5, 5.0)
     for ratio in ratios:
         u, v = unit(150, 7)[:, None], unit(200, 8)[None]
-        pairs.append(Pair(f"{ratio}", lambda u=u, v=v, ratio=ratio: (base, LowRank(u, 2 * v, ratio * critical / 2))))
+        pairs.append(Pair(f"{ratio}", lambda u=u, v=v, ratio=ratio: (base, LowRankUpdate(u, 2 * v, ratio * critical / 2))))
     table = adapter_strengths(pairs)
     assert table["ratio"].tolist() == pytest.approx(ratios)
     assert table["matrix"].tolist() == [str(ratio) for ratio in ratios]
@@ -393,7 +393,7 @@ def test_a_rotated_cluster_is_foreign_to_vectors_but_not_to_windows(shape):
 @pytest.mark.parametrize("shape", [(140, 200), (200, 140), (150, 150)])
 def test_width_one_is_the_definition(shape):
     base = decaying(shape, 0.4)
-    update = LowRank(gaussian(shape[0], 3, seed=1), gaussian(3, shape[1], seed=2), 0.004)
+    update = LowRankUpdate(gaussian(shape[0], 3, seed=1), gaussian(3, shape[1], seed=2), 0.004)
     table = window_table([pair(base, update)], [1, 2], k=8)
     expected = next(leading_cosines([pair(base, update)], k=8)).max_cosines
     assert table[table["width"] == 1]["max_cosine"].tolist() == pytest.approx(expected.tolist(), abs=1e-9)

@@ -16,7 +16,7 @@ torch.manual_seed(0)
 
 def test_milora_takes_the_smallest_triplets_and_shares_their_values():
     """diag(5, 3, 2, 1), r = 2, scale 2: B A is the part of 2 and 1 over the scale; both factors carry sqrt(s / 2)."""
-    b, a = minor_factors(torch.diag(torch.tensor([5.0, 3.0, 2.0, 1.0])), 2, 2.0)
+    b, a, _ = minor_factors(torch.diag(torch.tensor([5.0, 3.0, 2.0, 1.0])), 2, 2.0)
     torch.testing.assert_close(2.0 * b @ a, torch.diag(torch.tensor([0.0, 0.0, 2.0, 1.0])))
     torch.testing.assert_close(b.norm(dim=0), torch.tensor([1.0, 0.5**0.5]))
     torch.testing.assert_close(a.norm(dim=1), b.norm(dim=0))
@@ -24,7 +24,7 @@ def test_milora_takes_the_smallest_triplets_and_shares_their_values():
 
 def test_init_ab_stays_within_one_over_the_root_of_its_fan_in():
     """A's fan in is the width, 64: up to 1/8; B's is the rank, 4: up to 1/2. Both fill their range."""
-    b, a = uniform_factors(torch.empty(128, 64), 4)
+    b, a, _ = uniform_factors(torch.empty(128, 64), 4, 1.0)
     assert a.shape == (4, 64) and b.shape == (128, 4)
     assert 0.11 < a.abs().max() <= 1 / 8 and 0.48 < b.abs().max() <= 1 / 2
 
@@ -36,7 +36,7 @@ def test_lora_ga_takes_the_first_right_and_the_next_left_directions_of_the_gradi
     """
     gradient = torch.zeros(16, 5)
     gradient[range(4), range(4)] = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    b, a = gradient_factors(gradient, 2)
+    b, a, _ = gradient_factors(gradient, 2, 1.0)
     assert STABLE_GAMMA == 16
     torch.testing.assert_close(a.abs(), 0.5 * torch.eye(5)[:2])
     torch.testing.assert_close(b.abs(), 0.5 * torch.eye(16)[:, 2:4])

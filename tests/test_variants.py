@@ -19,7 +19,7 @@ from utils.errors import UsageError
 from utils.files import canonical_json
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
-from utils.spectra import LowRank, Pair, leading_cosines, max_cosines, thin_svd
+from utils.spectra import LowRankUpdate, Pair, leading_cosines, max_cosines, thin_svd
 from utils.training.checkpoints import Checkpoints, read_metrics
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
@@ -164,7 +164,7 @@ def test_pissas_update_is_measured_from_the_original_base(kind):
         torch.testing.assert_close(torch.linalg.svdvals(residual.detach())[:len(left)], left, rtol=1e-3, atol=1e-5)
     before = {name: tuple(part.clone() for part in pair) for name, pair in model.initial_factors.items()}
     disturb(model)
-    for name, (b, a) in update_factors(model, 2.0).items():
+    for name, (b, a, _) in update_factors(model, 2.0).items():
         assert (b.shape[1], a.shape[0]) == (8, 8)
         assert torch.equal(b[:, 4:], -before[name][0]) and torch.equal(a[4:], before[name][1]), "they moved with it"
 
@@ -173,7 +173,7 @@ def test_pissas_first_factors_follow_the_model_to_its_device():
     """They are no buffers, so `model.to("cuda")` leaves them: the first checkpoint of a GPU run mixed two devices."""
     _, model = prepared("bert", METHODS["pissa"])
     model.to("meta")
-    assert all(part.device.type == "meta" for pair in update_factors(model, 2.0).values() for part in pair)
+    assert all(part.device.type == "meta" for update in update_factors(model, 2.0).values() for part in update[:2])
 
 
 @pytest.mark.parametrize("variant", ["pissa", "adalora", "b_only", "lora_ga"])
@@ -186,9 +186,8 @@ def test_the_fast_counts_take_a_variants_factors(variant):
             module.lora_E["default"].data[1:4] = 0
     base, tuned = w0, effective(model)
     factors = update_factors(model, METHODS[variant].scale)
-    scale = METHODS[variant].scale
-    pairs = [Pair(name, lambda name=name: (base[name], LowRank(*(part.detach() for part in factors[name]), scale)))
-             for name in base]
+    pairs = [Pair(name, lambda name=name: (base[name], LowRankUpdate(
+        factors[name].b.detach(), factors[name].a.detach(), factors[name].scale))) for name in base]
     found = list(leading_cosines(pairs, k=6, epsilons=[0.5, 0.8], direct_below=1))
     for one in found:
         plainly = max_cosines(*(thin_svd(weights[one.name].double()) for weights in (tuned, base)))[:6]

@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 
 from utils.errors import CourseError
 from utils.files import write_json
+from utils.low_rank import LowRankUpdate
 from utils.machine import device_name
 from utils.provenance import provenance
 from utils.sources.checkpoints import open_checkpoint
 from utils.spectra.cache import SpectrumCache
-from utils.spectra.fast import LowRank, Pair, leading_cosines, merged_weight
-from utils.spectra.svd import Factors, max_cosines, thin_svd
+from utils.spectra.fast import Pair, leading_cosines, merged_weight
+from utils.spectra.intruders import is_intruder
+from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
 EPSILONS = tuple(round(0.05 * part, 2) for part in range(1, 20))
 K = 10
@@ -90,7 +92,7 @@ def by_definition(pairs: list[Pair]) -> list[torch.Tensor]:
     found = []
     for pair in pairs:
         base, tuned = pair.load()
-        merged = base + tuned.scale * (tuned.b @ tuned.a) if isinstance(tuned, LowRank) else tuned
+        merged = base + tuned.scale * (tuned.b @ tuned.a) if isinstance(tuned, LowRankUpdate) else tuned
         found.append(max_cosines(thin_svd(merged), thin_svd(base)))
     return found
 
@@ -100,12 +102,13 @@ def _fast(pairs: list[Pair], cache: Path) -> list:
                                 device=device_name()))
 
 
-def _different(found, pair: Pair, of_base: Factors) -> int:
+def _different(found, pair: Pair, of_base: SingularTriplets) -> int:
     """At how many of the epsilons a matrix's count is not that of the definition in float64."""
     base, tuned = pair.load()
     exact = thin_svd(merged_weight(base, tuned))
     truth = max_cosines(exact, of_base, top=K)
-    return sum(int((truth < epsilon).sum() != (found.max_cosines < epsilon).sum()) for epsilon in EPSILONS)
+    return sum(int(is_intruder(truth, epsilon).sum() != is_intruder(found.max_cosines, epsilon).sum())
+               for epsilon in EPSILONS)
 
 
 def write_models(folder: Path, *, layers: int, width: int, seed: int = 0) -> None:

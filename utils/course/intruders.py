@@ -16,6 +16,7 @@ from utils.sources.pairs import open_pair, place_of
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, stored_types
 from utils.spectra.fast import Leading, leading_cosines
+from utils.spectra.intruders import is_intruder
 from utils.spectra.svd import random_level
 
 
@@ -66,7 +67,7 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
         found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
                                 spectrum=SpectrumCache(device=device).spectrum, device=device)
         for one in track(found, total=len(sources), label="matrices"):
-            matrices.append(_row(one, original, changed, sources, epsilons, vectors))
+            matrices.append(_row(one, original, changed, sources=sources, epsilons=epsilons, vectors=vectors))
     except CourseError as error:
         raise UsageError(str(error)) from error
     seconds = time.perf_counter() - started
@@ -94,7 +95,7 @@ def _same(named: str, base: str, folder: Path) -> bool:
     return named == base or Path(named).expanduser().resolve() == folder.resolve()
 
 
-def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, sources: dict[str, str],
+def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, *, sources: dict[str, str],
          epsilons: list[float], vectors: str) -> dict:
     stored = stored_types(original, changed, found.name, sources[found.name])
     floor = stored_floor(found, stored, vectors)
@@ -104,7 +105,7 @@ def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, so
             "singular_values": found.singular_values.tolist(), "max_cosines": cosines.tolist(),
             "margin": min((cosines - epsilon).abs().min().item() for epsilon in epsilons),
             "precision_floor": floor.max().item(), "base_largest": found.base_values[0].item(),
-            "counts": {_key(epsilon): int((cosines < epsilon).sum()) for epsilon in epsilons}}
+            "counts": {_key(epsilon): int(is_intruder(cosines, epsilon).sum()) for epsilon in epsilons}}
 
 
 def _within(row: dict, epsilons: list[float]) -> int:
@@ -116,8 +117,8 @@ def summary(report: dict) -> str:
     matrices = report["matrices"]
     methods = pd.Series([row["method"] for row in matrices]).value_counts()
     stored = sorted({kind for row in matrices for kind in row["stored"]})
-    lines = [f"{report['tuned']} against {report['base']}: {len(matrices)} matrices, {report['vectors']} vectors, "
-             f"k = {report['k']}", *report["notes"],
+    lines = [(f"{report['tuned']} against {report['base']}: {len(matrices)} matrices, {report['vectors']} vectors, "
+              f"k = {report['k']}"), *report["notes"],
              "epsilon    " + " ".join(f"{epsilon:>6g}" for epsilon in report["epsilons"]),
              "intruders  " + " ".join(f"{count:>6}" for count in report["total"].values())]
     least = min(matrices, key=lambda row: min(row["max_cosines"]))

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.errors import UsageError
+from utils.low_rank import LowRankUpdate
 from utils.sources import hub
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -33,17 +34,15 @@ _BEYOND_LORA = ("use_qalora", "layer_replication", "use_bdlora", "arrow_config",
                 "alora_invocation_tokens", "target_parameters")
 
 
-class Factors(NamedTuple):
-    """What an adapter does to one matrix: scale * B A, and for DoRA the length of each output row."""
+class AdapterMatrix(NamedTuple):
+    """What an adapter does to one matrix: a low-rank update, and for DoRA the length of each output row, (out,)."""
 
-    b: torch.Tensor  # (out, r)
-    a: torch.Tensor  # (r, in)
-    scale: float
-    magnitude: torch.Tensor | None = None  # (out,)
+    update: LowRankUpdate
+    magnitude: torch.Tensor | None = None
 
     def merged(self, base: torch.Tensor) -> torch.Tensor:
         """The tuned weight in float64, exactly what PEFT's merge means by it."""
-        weight = base.double() + self.scale * (self.b.double() @ self.a.double())
+        weight = self.update.added_to(base)
         if self.magnitude is None:
             return weight
         return weight * (self.magnitude.double() / torch.linalg.vector_norm(weight, dim=1))[:, None]
@@ -99,7 +98,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The largest rank of its factors, whatever its name or configuration says."""
-        return max(len(self.read(module).a) for module in self.tensors)
+        return max(len(self.read(module).update.a) for module in self.tensors)
 
     @property
     def files(self) -> list[Path]:
@@ -110,7 +109,7 @@ class Adapter:
     def _reader(self) -> "_Reader":
         return _Reader.of(_adapter_file(self.name, self.folder, pickled=True))
 
-    def read(self, module: str) -> Factors:
+    def read(self, module: str) -> AdapterMatrix:
         """The factors of one module."""
         parts = {part: self._reader.tensor(name) for part, name in self.tensors[module].items()}
         for part in ("lora_A", "lora_B"):
@@ -121,7 +120,7 @@ class Adapter:
         if b.shape[1] != len(a) or (magnitude is not None and magnitude.shape != b.shape[:1]):
             shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
             raise UsageError(f"The parts that adapter {self.name} has for '{module}' do not fit together: {shapes}.")
-        return Factors(b, a, self._scale(module, len(a)), magnitude)
+        return AdapterMatrix(LowRankUpdate(b, a, self._scale(module, len(a))), magnitude)
 
     def _scale(self, module: str, r: int) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha where the configuration gives one."""

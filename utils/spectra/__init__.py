@@ -8,18 +8,20 @@ but in :mod:`~utils.spectra.hessian`, whose products with vectors need the loss.
 The definition stands in :mod:`~utils.spectra.intruders`; :mod:`~utils.spectra.fast` gives the same counts sooner.
 """
 
+from utils.low_rank import LowRankUpdate
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.clusters import window_cosines, window_level, window_table
 from utils.spectra.controls import planted_matrix, random_update, toy_sweep
-from utils.spectra.fast import LowRank, Pair, leading_cosines, leading_table, leading_triplets
+from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets
 from utils.spectra.intervention import leading_intruder, scaled
-from utils.spectra.intruders import count_intruders, first_intruders, trace_direction, vector_table
+from utils.spectra.intruders import count_intruders, first_intruders, is_intruder, trace_direction, vector_table
 from utils.spectra.rank import effective_rank, update_table
 from utils.spectra.spiked import adapter_strengths, critical_strength, measured_critical_strength, predicted_spike
-from utils.spectra.svd import Factors, max_cosines, random_level, similarity, thin_svd
+from utils.spectra.svd import SingularTriplets, max_cosines, random_level, similarity, thin_svd
 
-__all__ = ["Factors", "LowRank", "Pair", "SpectrumCache", "adapter_strengths", "count_intruders", "critical_strength",
-           "effective_rank", "first_intruders", "leading_cosines", "leading_intruder", "leading_table",
-           "leading_triplets", "max_cosines", "measured_critical_strength", "planted_matrix", "predicted_spike",
-           "random_level", "random_update", "scaled", "similarity", "thin_svd", "toy_sweep", "trace_direction",
-           "update_table", "vector_table", "window_cosines", "window_level", "window_table"]
+__all__ = ["LowRankUpdate", "Pair", "SingularTriplets", "SpectrumCache", "adapter_strengths", "count_intruders",
+           "critical_strength", "effective_rank", "first_intruders", "is_intruder", "leading_cosines",
+           "leading_intruder", "leading_table", "leading_triplets", "max_cosines", "measured_critical_strength",
+           "planted_matrix", "predicted_spike", "random_level", "random_update", "scaled", "similarity", "thin_svd",
+           "toy_sweep", "trace_direction", "update_table", "vector_table", "window_cosines", "window_level",
+           "window_table"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from utils.sources.checkpoints import Adapter, Checkpoint
-from utils.spectra.fast import Leading, LowRank, Pair, is_far
+from utils.spectra.fast import Leading, Pair, is_far
 from utils.spectra.precision import precision_floor
 
 
@@ -23,8 +23,8 @@ def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter, source
         weight, other = original.read(base_name), changed.read(tuned_name)
         if isinstance(other, torch.Tensor):
             return weight, other
-        if other.magnitude is None or (len(other.b), other.a.shape[1]) != tuple(weight.shape):
-            return weight, LowRank(other.b, other.a, other.scale)
+        if other.magnitude is None or (len(other.update.b), other.update.a.shape[1]) != tuple(weight.shape):
+            return weight, other.update
         return weight, other.merged(weight)
 
     for base_name, tuned_name in sources.items():

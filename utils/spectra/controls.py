@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from utils.errors import UsageError
-from utils.spectra.svd import Factors, max_cosines, thin_svd
+from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
 
 def planted_matrix(base: torch.Tensor, count: int, *, strength: float = 2.0, seed: int = 0) -> torch.Tensor:
@@ -63,7 +63,7 @@ def random_updates(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.T
 
 
 def toy_sweep(base: torch.Tensor, ratios: Iterable[float], *, seed: int = 0,
-              base_factors: Factors | None = None) -> pd.DataFrame:
+              base_triplets: SingularTriplets | None = None) -> pd.DataFrame:
     """A direction of growing strength planted in a matrix: W0 + lambda * u v^T with u, v random unit vectors.
 
     Parameters
@@ -84,7 +84,7 @@ def toy_sweep(base: torch.Tensor, ratios: Iterable[float], *, seed: int = 0,
     arXiv 2410.21228v3, appendix A.2 and Fig 2a (there v v^T; a general matrix has two sides, so u v^T here).
     """
     generator = torch.Generator().manual_seed(seed)
-    factors = base_factors or thin_svd(base)
+    factors = base_triplets or thin_svd(base)
     u = torch.nn.functional.normalize(torch.randn(base.shape[0], generator=generator), dim=0).to(base)
     v = torch.nn.functional.normalize(torch.randn(base.shape[1], generator=generator), dim=0).to(base)
     rows = []

@@ -42,6 +42,7 @@ import pandas as pd
 import torch
 
 from utils.errors import CourseError
+from utils.low_rank import LowRankUpdate
 from utils.spectra.base import (
     UNIT_ROUNDOFF,
     BaseSpectrum,
@@ -63,7 +64,7 @@ from utils.spectra.leading import (
     low_rank_bound_holds,
     starting_subspace,
 )
-from utils.spectra.svd import Factors, max_cosines, thin_svd
+from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
 DIRECT_BELOW = 129  # below this width the definition itself is as fast
 EXACT_RANK = 12  # up to here the whole update goes into the preconditioner
@@ -72,24 +73,12 @@ _ORDINARY = (1e-60, 1e60)  # sizes whose squares and products float64 holds; any
 DETERMINED = 1e-3  # an angle above this leaves a pretrained vector undetermined
 
 
-class LowRank(NamedTuple):
-    """An update scale * B A: ``b`` (out, r) and ``a`` (r, in) of any floating type; alpha / r is usual as ``scale``."""
-
-    b: torch.Tensor
-    a: torch.Tensor
-    scale: float
-
-    def added_to(self, base: torch.Tensor) -> torch.Tensor:
-        """W0 + scale * B A in float64."""
-        return base.double() + self.scale * (self.b.double() @ self.a.double())
-
-
-Tuned = torch.Tensor | LowRank
+Tuned = torch.Tensor | LowRankUpdate
 
 
 def merged_weight(base: torch.Tensor, tuned: Tuned) -> torch.Tensor:
     """Wt in float64, however it is given."""
-    return tuned.added_to(base) if isinstance(tuned, LowRank) else tuned.double()
+    return tuned.added_to(base) if isinstance(tuned, LowRankUpdate) else tuned.double()
 
 
 def is_far(shape: tuple[int, int], vectors: str) -> bool:
@@ -151,7 +140,7 @@ def leading_cosines(pairs: Iterable[Pair], *, k: int = 10, epsilons: Sequence[fl
     Examples
     --------
     >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-    >>> moved = LowRank(torch.full((3, 1), 9.0), torch.tensor([[0.0, 1.0, 0.0]]), 1.0)
+    >>> moved = LowRankUpdate(torch.full((3, 1), 9.0), torch.tensor([[0.0, 1.0, 0.0]]), 1.0)
     >>> [round(x, 2) for x in next(leading_cosines([Pair("w", lambda: (w, moved))], k=2)).max_cosines.tolist()]
     [0.65, 0.84]
     """
@@ -185,12 +174,12 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
 
 
 def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpectrum] = base_spectrum,
-                     direct_below: int = DIRECT_BELOW) -> Factors:
+                     direct_below: int = DIRECT_BELOW) -> SingularTriplets:
     """The k leading singular triplets of one tuned matrix, by the same core: what an intervention works on.
 
     Returns
     -------
-    Factors
+    SingularTriplets
         ``u`` (out, k), ``s`` (k,), ``vt`` (k, in); float64 on the CPU. Signs are arbitrary, u and vt of a triplet
         belong together.
     """
@@ -205,9 +194,9 @@ def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpe
             sigma = found.values.clamp(min=0).sqrt()
             away = times_small_side(near, small_side(merged)) / sigma[:, None]
             wide = merged.shape[0] <= merged.shape[1]
-            return Factors(near.T, sigma, away) if wide else Factors(away.T, sigma, near)
+            return SingularTriplets(near.T, sigma, away) if wide else SingularTriplets(away.T, sigma, near)
     exact = thin_svd(merged, name=f"tuned matrix {pair.name}")
-    return Factors(exact.u[:, :k], exact.s[:k], exact.vt[:k])
+    return SingularTriplets(exact.u[:, :k], exact.s[:k], exact.vt[:k])
 
 
 @dataclass
@@ -257,7 +246,7 @@ class _DenseCore(_Core):
 
 def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_below: int) -> _Core:
     base, tuned = pair.load()
-    low_rank = isinstance(tuned, LowRank)
+    low_rank = isinstance(tuned, LowRankUpdate)
     shape = tuple(base.shape)
     if low_rank and tuned.b.shape[1:] != tuned.a.shape[:1]:
         raise CourseError(f"Matrix '{pair.name}': B is {tuple(tuned.b.shape)} and A {tuple(tuned.a.shape)}, which "
@@ -274,7 +263,7 @@ def _prepare(pair: Pair, k: int, vectors: str, spectrum, device: str, direct_bel
         if not math.isfinite(tuned.scale):
             raise CourseError(f"tuned matrix {pair.name} holds NaN or infinite values, since the scale of its update "
                               f"is {tuned.scale}; it should be alpha / r.")
-        tuned = LowRank(tuned.b.to(device), tuned.a.to(device), tuned.scale)
+        tuned = LowRankUpdate(tuned.b.to(device), tuned.a.to(device), tuned.scale)
         if 6 * tuned.a.shape[0] <= q and 4 * k <= q:
             return _low_rank_core(pair, shape, base, tuned, own, far)
         tuned = tuned.added_to(base)  # what is not finite in a factor is not finite in here either
@@ -294,7 +283,7 @@ def _require_same(name: str, base: tuple, tuned: tuple) -> None:
                           "same architecture?")
 
 
-def _low_rank_core(pair: Pair, shape, base: torch.Tensor, update: LowRank, own: BaseSpectrum, far: bool) -> _Core:
+def _low_rank_core(pair: Pair, shape, base: torch.Tensor, update: LowRankUpdate, own: BaseSpectrum, far: bool) -> _Core:
     wide = shape[0] <= shape[1]
     # Rows throughout: a few rows times a large matrix runs two to four times faster than the transposed product.
     near, away = (update.b.T, update.a) if wide else (update.a, update.b.T)

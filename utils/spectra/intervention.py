@@ -14,6 +14,7 @@ import torch
 from utils.errors import UsageError
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.fast import Pair, leading_cosines, leading_triplets
+from utils.spectra.intruders import is_intruder
 
 LAMBDA_RANGE = (0.0, 4.0)
 
@@ -54,12 +55,12 @@ def leading_directions(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
     arXiv 2410.21228v3, section 5 and Figs 8, 12; issue 3 of the authors' repository for which SVD is meant.
     """
     found = next(leading_cosines([pair], k=k, epsilons=[epsilon], spectrum=spectrum))
-    if not (found.max_cosines < epsilon).any():
+    foreign = is_intruder(found.max_cosines, epsilon).tolist()
+    if not any(foreign):
         return Directions([], [])
     triplets = leading_triplets(pair, k=k, spectrum=spectrum)
     every = [Direction(place + 1, triplets.u[:, place], triplets.s[place].item(), triplets.vt[place])
              for place in range(len(triplets.s))]
-    foreign = (found.max_cosines < epsilon).tolist()
     return Directions([one for one, is_foreign in zip(every, foreign, strict=True) if is_foreign],
                       [one for one, is_foreign in zip(every, foreign, strict=True) if not is_foreign])
 

@@ -10,16 +10,19 @@ arXiv 2410.21228v3, Definition 3.1 and Algorithm 1; the absolute value and the s
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import pandas as pd
 import torch
 
 from utils.errors import CourseError
-from utils.spectra.svd import Factors, max_cosines, thin_svd
+from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
+
+Cosines = TypeVar("Cosines")
 
 
 def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], *, vectors: str = "left",
-                 base_factors: Mapping[str, Factors] | None = None) -> pd.DataFrame:
+                 base_triplets: Mapping[str, SingularTriplets] | None = None) -> pd.DataFrame:
     """Singular value and maximal cosine of every tuned singular vector: all counts follow from this one table.
 
     Parameters
@@ -27,7 +30,7 @@ def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Ten
     base, tuned : mapping of str to torch.Tensor
         W0 and merged Wt by matrix name, float32 or float64, (out, in); every tuned name must be in `base`.
     vectors : {"left", "right"}
-    base_factors : mapping of str to Factors, optional
+    base_triplets : mapping of str to SingularTriplets, optional
         Thin SVDs of `base`, so that they are computed once for many tuned models.
 
     Returns
@@ -48,13 +51,31 @@ def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Ten
         if base[name].shape != weight.shape:
             raise CourseError(f"Matrix '{name}' is {tuple(base[name].shape)} in the base model but "
                               f"{tuple(weight.shape)} in the tuned one; are they of the same architecture?")
-        factors = base_factors[name] if base_factors else thin_svd(base[name], name=f"base matrix {name}")
+        factors = base_triplets[name] if base_triplets else thin_svd(base[name], name=f"base matrix {name}")
         of_tuned = thin_svd(weight, name=f"tuned matrix {name}")
         cosines = max_cosines(of_tuned, factors, vectors=vectors)
         parts.append(pd.DataFrame({
             "matrix": name, "index": range(1, len(cosines) + 1), "singular_value": of_tuned.s.numpy(),
             "max_cosine": cosines.numpy(), "out": weight.shape[0], "in": weight.shape[1]}))
     return pd.concat(parts, ignore_index=True)
+
+
+def is_intruder(max_cosine: Cosines, epsilon: float) -> Cosines:
+    """Whether a leading tuned vector resembles no pretrained one: its largest absolute cosine is strictly below.
+
+    Parameters
+    ----------
+    max_cosine : float, torch.Tensor, pandas.Series or numpy.ndarray
+        In 0 … 1, of a vector that is among the k leading ones. NaN is no intruder.
+    epsilon : float
+        In 0 … 1.
+
+    Examples
+    --------
+    >>> is_intruder(torch.tensor([0.49, 0.5]), 0.5).tolist()
+    [True, False]
+    """
+    return max_cosine < epsilon
 
 
 def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterable[int | float],
@@ -93,7 +114,7 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
         # 0.7 * 90 is 62.99… in floating point; the 63rd vector must not be lost to that.
         examined = vectors["index"] <= (k * size + 1e-9 if isinstance(k, float) else k)
         for epsilon in epsilons:
-            hit = examined & (vectors["max_cosine"] < epsilon)
+            hit = examined & is_intruder(vectors["max_cosine"], epsilon)
             if by:
                 counts = hit.groupby([vectors[column] for column in by], sort=False).sum().rename("n_intruders")
                 part = counts.reset_index()
@@ -104,12 +125,12 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
     return table[[*by, "epsilon", "k", "n_intruders"]]
 
 
-def trace_direction(base: Factors, tuned: Mapping[int, torch.Tensor], direction: torch.Tensor) -> pd.DataFrame:
+def trace_direction(base: SingularTriplets, tuned: Mapping[int, torch.Tensor], direction: torch.Tensor) -> pd.DataFrame:
     """Follow one output-side direction through checkpoints of a matrix.
 
     Parameters
     ----------
-    base : Factors
+    base : SingularTriplets
         Thin SVD of W0.
     tuned : mapping of int to torch.Tensor
         The merged matrix by step.
@@ -139,4 +160,5 @@ def trace_direction(base: Factors, tuned: Mapping[int, torch.Tensor], direction:
 
 def first_intruders(vectors: pd.DataFrame, *, epsilon: float, k: int) -> pd.DataFrame:
     """The rows of a vector table that are intruders, highest-ranked first within each matrix."""
-    return vectors[(vectors["index"] <= k) & (vectors["max_cosine"] < epsilon)].sort_values(["matrix", "index"])
+    examined = vectors[vectors["index"] <= k]
+    return examined[is_intruder(examined["max_cosine"], epsilon)].sort_values(["matrix", "index"])

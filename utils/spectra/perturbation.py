@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from utils.errors import CourseError, UsageError
+from utils.low_rank import LowRankUpdate
 from utils.spectra.rank import update_singular_values
 
 SHARE = 0.9
@@ -113,7 +114,7 @@ def gaussian_rank(shape: Sequence[int], share: float = SHARE) -> float:
 
 
 def update_ranks(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
-                 factors: Mapping[str, tuple] | None = None, *, share: float = SHARE,
+                 factors: Mapping[str, LowRankUpdate] | None = None, *, share: float = SHARE,
                  update_only: bool = False) -> pd.DataFrame:
     """Per matrix: the rank for `share` of the energy of W0, of the tuned weight and of the update, beside the null.
 
@@ -121,7 +122,7 @@ def update_ranks(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Ten
     ----------
     base, tuned : mapping of str to torch.Tensor
         Best in float32: see :func:`bf16_effect`.
-    factors : mapping of str to (B, A, scale), optional
+    factors : mapping of str to LowRankUpdate, optional
         Of a LoRA run, for the update's spectrum from its r x r core.
     share : float
     update_only : bool

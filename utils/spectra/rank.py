@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
+from utils.low_rank import LowRankUpdate
 from utils.spectra.base import gram, rounding_level
 
 
@@ -33,8 +34,8 @@ def effective_rank(singular_values: torch.Tensor) -> float:
     return torch.exp(-(p * p.log()).sum()).item()
 
 
-def update_singular_values(update: torch.Tensor | tuple[torch.Tensor, torch.Tensor, float]) -> torch.Tensor:
-    """Singular values of an update, given densely or as (B, A, scale).
+def update_singular_values(update: torch.Tensor | LowRankUpdate) -> torch.Tensor:
+    """Singular values of an update, given densely or by its factors.
 
     From factors only an r x r core is decomposed: BA = Q_B (R_B R_A^T) Q_A^T. A dense update's are the square roots of
     its float64 Gram matrix's eigenvalues, which costs less than a float32 SVD and errs less; those that drown in
@@ -54,7 +55,7 @@ def update_singular_values(update: torch.Tensor | tuple[torch.Tensor, torch.Tens
 
 
 def update_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
-                 factors: Mapping[str, tuple] | None = None) -> pd.DataFrame:
+                 factors: Mapping[str, LowRankUpdate] | None = None) -> pd.DataFrame:
     """Per matrix: Frobenius norm of the update, alone and relative to W0's, and the update's effective rank."""
     rows = []
     for name, weight in tuned.items():

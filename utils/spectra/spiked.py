@@ -44,9 +44,11 @@ import pandas as pd
 import torch
 
 from utils.errors import UsageError
+from utils.low_rank import LowRankUpdate
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.clusters import window_level
-from utils.spectra.fast import LowRank, Pair, leading_cosines
+from utils.spectra.fast import Pair, leading_cosines
+from utils.spectra.intruders import is_intruder
 from utils.spectra.rank import update_singular_values
 
 _POINTS = 400  # of a gap, before the first crossing is refined
@@ -283,9 +285,9 @@ def _planted(base: torch.Tensor, own: BaseSpectrum, generator: torch.Generator, 
             for side in base.shape)
 
     def has_intruder(strengths: Iterable[float]) -> Iterator[bool]:
-        pairs = (Pair("planted", lambda s=s: (base, LowRank(u[:, None], v[None], float(s)))) for s in strengths)
+        pairs = (Pair("planted", lambda s=s: (base, LowRankUpdate(u[:, None], v[None], float(s)))) for s in strengths)
         for one in leading_cosines(pairs, k=k, epsilons=[epsilon], spectrum=lambda weight, name: own):
-            yield bool((one.max_cosines < epsilon).any())
+            yield bool(is_intruder(one.max_cosines, epsilon).any())
 
     return has_intruder
 
@@ -326,7 +328,7 @@ def adapter_strengths(pairs: Iterable[Pair], *, epsilon: float = 0.5, k: int = 1
     rows = []
     for pair in pairs:
         base, tuned = pair.load()
-        update = tuple(tuned) if isinstance(tuned, LowRank) else tuned.double() - base.double()
+        update = tuned if isinstance(tuned, LowRankUpdate) else tuned.double() - base.double()
         strength = update_singular_values(update)[0].item()
         critical = critical_strength(spectrum(base, name=pair.name).values, tuple(base.shape), epsilon, k)
         rows.append({"matrix": pair.name, "out": base.shape[0], "in": base.shape[1], "strength": strength,

@@ -12,7 +12,7 @@ import torch
 from utils.errors import CourseError
 
 
-class Factors(NamedTuple):
+class SingularTriplets(NamedTuple):
     """A thin SVD: ``u`` (out, q), ``s`` (q,) descending, ``vt`` (q, in), q = min(out, in)."""
 
     u: torch.Tensor
@@ -20,7 +20,7 @@ class Factors(NamedTuple):
     vt: torch.Tensor
 
 
-def thin_svd(matrix: torch.Tensor, *, name: str = "matrix") -> Factors:
+def thin_svd(matrix: torch.Tensor, *, name: str = "matrix") -> SingularTriplets:
     """Exact thin SVD by LAPACK, in the matrix's own float32 or float64.
 
     Never a randomised one: at its defaults ``torch.svd_lowrank`` mixes neighbouring vectors, which lowers their
@@ -42,15 +42,16 @@ def thin_svd(matrix: torch.Tensor, *, name: str = "matrix") -> Factors:
     if not matrix.isfinite().all():
         raise CourseError(f"{name} holds NaN or infinite values, so it has no singular vectors; the checkpoint is "
                           "damaged or its training diverged.")
-    return Factors(*torch.linalg.svd(matrix, full_matrices=False))
+    return SingularTriplets(*torch.linalg.svd(matrix, full_matrices=False))
 
 
-def similarity(tuned: Factors, base: Factors, *, vectors: str = "left", top: int | None = None) -> torch.Tensor:
+def similarity(tuned: SingularTriplets, base: SingularTriplets, *, vectors: str = "left",
+               top: int | None = None) -> torch.Tensor:
     """Absolute cosines between tuned and pretrained singular vectors.
 
     Parameters
     ----------
-    tuned, base : Factors
+    tuned, base : SingularTriplets
         Of two matrices of one shape.
     vectors : {"left", "right"}
     top : int, optional
@@ -73,7 +74,8 @@ def similarity(tuned: Factors, base: Factors, *, vectors: str = "left", top: int
     return (rows[:top] @ columns).abs()
 
 
-def max_cosines(tuned: Factors, base: Factors, *, vectors: str = "left", top: int | None = None) -> torch.Tensor:
+def max_cosines(tuned: SingularTriplets, base: SingularTriplets, *, vectors: str = "left",
+                top: int | None = None) -> torch.Tensor:
     """For each tuned vector, its largest absolute cosine with any pretrained vector; shape (top or q,)."""
     return similarity(tuned, base, vectors=vectors, top=top).amax(1).clamp(max=1.0)
 

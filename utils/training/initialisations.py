@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from utils.errors import UsageError
+from utils.low_rank import LowRankUpdate
 from utils.training.spec import LABELS
 
 STABLE_GAMMA = 16  # LoRA-GA's own for small models, and the study's
-Factors = tuple[torch.Tensor, torch.Tensor]
 
 
-def minor_factors(weight: torch.Tensor, r: int, scale: float) -> Factors:
+def minor_factors(weight: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
     """MiLoRA: the r smallest singular triplets of W0, their values shared evenly; (out, r) and (r, in).
 
     References
@@ -25,16 +25,16 @@ def minor_factors(weight: torch.Tensor, r: int, scale: float) -> Factors:
 
     Examples
     --------
-    >>> b, a = minor_factors(torch.diag(torch.tensor([3.0, 2.0, 1.0])), r=1, scale=1.0)
+    >>> b, a, _ = minor_factors(torch.diag(torch.tensor([3.0, 2.0, 1.0])), r=1, scale=1.0)
     >>> (b @ a).diagonal().tolist()
     [0.0, 0.0, 1.0]
     """
     u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[-r:] / scale).sqrt()
-    return u[:, -r:] * root, root[:, None] * vh[-r:]
+    return LowRankUpdate(u[:, -r:] * root, root[:, None] * vh[-r:], scale)
 
 
-def uniform_factors(weight: torch.Tensor, r: int) -> Factors:
+def uniform_factors(weight: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
     """Init[AB]: both factors uniform within 1 / sqrt(fan in) of their own layer; (out, r) and (r, in).
 
     References
@@ -44,10 +44,10 @@ def uniform_factors(weight: torch.Tensor, r: int) -> Factors:
     b, a = weight.new_empty(weight.shape[0], r), weight.new_empty(r, weight.shape[1])
     nn.init.uniform_(b, -(r**-0.5), r**-0.5)
     nn.init.uniform_(a, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
-    return b, a
+    return LowRankUpdate(b, a, scale)
 
 
-def gradient_factors(gradient: torch.Tensor, r: int) -> Factors:
+def gradient_factors(gradient: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
     """LoRA-GA: A the first r right singular vectors of W0's gradient, B the next r left ones, both scaled.
 
     Both factors are multiplied by out^(1/4) / gamma^(1/2), as its paper and its authors' code have it. PEFT 0.21 scales
@@ -58,8 +58,8 @@ def gradient_factors(gradient: torch.Tensor, r: int) -> Factors:
     Wang et al., "LoRA-GA", arXiv 2407.05000, section 3 ("ArB2r", scale "stable").
     """
     u, _, vh = torch.linalg.svd(gradient.float(), full_matrices=False)
-    scale = gradient.shape[0] ** 0.25 / STABLE_GAMMA**0.5
-    return u[:, r:2 * r] * scale, vh[:r] * scale
+    stable = gradient.shape[0] ** 0.25 / STABLE_GAMMA**0.5
+    return LowRankUpdate(u[:, r:2 * r] * stable, vh[:r] * stable, scale)
 
 
 def base_gradients(model: nn.Module, modules: dict[str, nn.Module], backward: Callable[[nn.Module], None]) -> dict:
@@ -77,9 +77,9 @@ def base_gradients(model: nn.Module, modules: dict[str, nn.Module], backward: Ca
     return found
 
 
-def put_in(module: nn.Module, factors: Factors, scale: float) -> None:
+def put_in(module: nn.Module, start: LowRankUpdate) -> None:
     """Give an adapted module its first factors and take scale * B A out of its base weight."""
-    b, a = factors
+    b, a, scale = start
     with torch.no_grad():
         module.lora_B["default"].weight.copy_(b)
         module.lora_A["default"].weight.copy_(a)

@@ -1,8 +1,8 @@
 """The run store: a specification in, a finished run out; trained once, resumed, verified, shared.
 
-``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.parquet`` and
-``result.json``, which is written last. A run without a valid ``result.json`` is unfinished and goes on from its last
-whole resume point; one whose files do not match their checksums is set aside under ``damaged/`` and done again.
+``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.parquet``
+and ``result.json``, which is written last. A run without a valid ``result.json`` is unfinished and goes on from its
+last whole resume point; one whose files do not match their checksums is set aside under ``damaged/`` and done again.
 """
 
 import json
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from utils.errors import CourseError
 from utils.files import sha256_of, write_json
+from utils.low_rank import LowRankUpdate
 from utils.paths import cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.models import BaseModel, resolve
@@ -80,24 +81,24 @@ class Run:
         before = self.start.tuned_matrices() if self.start else self.base_matrices()
         return merged(before, self.trained(step), self.spec.method.scale)
 
-    def factors(self, step: int | None = None) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None:
-        """(B, A, scale) of Wt - W0 of every matrix for LoRA; None for full fine-tuning and variants without factors.
+    def factors(self, step: int | None = None) -> dict[str, LowRankUpdate] | None:
+        """Wt - W0 of every matrix as a product of thin factors; None where it is none (full fine-tuning, DoRA, …).
 
         In a sequence the stages' factors stand side by side, scaled as this one's.
         """
         if self.spec.method.kind == "full":
             return None
         trained, scale = self.trained(step), self.spec.method.scale
-        own = {name: (trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale) for name in self.base_matrices()
-               if f"lora_A.{name}" in trained}
+        own = {name: LowRankUpdate(trained[f"lora_B.{name}"], trained[f"lora_A.{name}"], scale)
+               for name in self.base_matrices() if f"lora_A.{name}" in trained}
         if not own:
             return None
         if self.start is None:
             return own
         if (before := self.start.factors()) is None:
             return None
-        return {name: (torch.cat([before[name][0] * (before[name][2] / scale), b], dim=1),
-                       torch.cat([before[name][1], a]), scale) for name, (b, a, _) in own.items()}
+        return {name: LowRankUpdate(torch.cat([before[name].b * (before[name].scale / scale), b], dim=1),
+                                    torch.cat([before[name].a, a]), scale) for name, (b, a, _) in own.items()}
 
     def classifier(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
         """The tuned classifier at a step, or with other matrices put in its place."""

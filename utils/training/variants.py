@@ -27,6 +27,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from utils.errors import UsageError
+from utils.low_rank import LowRankUpdate
 from utils.training.initialisations import (
     GRALORA_PARTS,
     STABLE_GAMMA,
@@ -48,7 +49,6 @@ LOFT_CLIP = 1.0  # on the projected full gradient, in place of a clip on the fac
 REWRITE = ("pissa", "olora", "milora", "init_ab", "lora_ga", "lora_ga_peft")  # take their start out of W0
 PEFT_STARTS = {"pissa": "pissa", "olora": "olora", "lora_ga_peft": "lora_ga"}
 DENSE = ("dora", "gralora", "randlora")  # no product of two thin factors
-Factors = tuple[torch.Tensor, torch.Tensor]
 Backward = Callable[[nn.Module], None]
 
 
@@ -115,20 +115,20 @@ def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backwar
     if method.variant == "b_only":
         _freeze_orthonormal(modules)
     for name, module in modules.items():
-        if factors := _own_start(method, module, gradients.get(name)):
-            put_in(module, factors, method.scale)
+        if start := _own_start(method, module, gradients.get(name)):
+            put_in(module, start)
     wrapped.initial_factors = {name: tuple(part.detach().clone() for part in _lora_pair(module))
                                for name, module in modules.items()} if method.variant in REWRITE else {}
     return wrapped
 
 
-def _own_start(method: Method, module: nn.Module, gradient: torch.Tensor | None) -> Factors | None:
+def _own_start(method: Method, module: nn.Module, gradient: torch.Tensor | None) -> LowRankUpdate | None:
     """First factors that are not PEFT's, or None."""
     if method.variant == "milora":
         return minor_factors(module.get_base_layer().weight.detach(), method.r, method.scale)
     if method.variant == "init_ab":
-        return uniform_factors(module.get_base_layer().weight.detach(), method.r)
-    return gradient_factors(gradient, method.r) if method.variant == "lora_ga" else None
+        return uniform_factors(module.get_base_layer().weight.detach(), method.r, method.scale)
+    return gradient_factors(gradient, method.r, method.scale) if method.variant == "lora_ga" else None
 
 
 def _freeze_orthonormal(modules: dict[str, nn.Module]) -> None:
@@ -152,8 +152,8 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def update_factors(model: nn.Module, method_scale: float) -> dict[str, Factors]:
-    """(B, A) of every adapted matrix with Wt = W0 + method_scale * B A; (out, r') and (r', in), float32.
+def update_factors(model: nn.Module, method_scale: float) -> dict[str, LowRankUpdate]:
+    """The update of every adapted matrix, Wt - W0 = method_scale * B A; (out, r') and (r', in), float32.
 
     r' is 2r where the base weight was rewritten.
     """
@@ -171,15 +171,15 @@ def update_factors(model: nn.Module, method_scale: float) -> dict[str, Factors]:
             if name in model.initial_factors:
                 b_0, a_0 = (part.to(b.device) for part in model.initial_factors[name])  # no buffers: left behind
                 b, a = torch.cat([b, -b_0], dim=1), torch.cat([a, a_0])
-        found[name] = (b, a)
+        found[name] = LowRankUpdate(b, a, method_scale)
     return found
 
 
-def _lora_pair(module: nn.Module) -> Factors:
+def _lora_pair(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return module.lora_B["default"].weight, module.lora_A["default"].weight
 
 
-def _vera_pair(module: nn.Module) -> Factors:
+def _vera_pair(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     out, width = module.get_base_layer().weight.shape
     b, a = module.vera_B["default"][:out], module.vera_A["default"][:, :width]
     return module.vera_lambda_b["default"][:, None] * b, module.vera_lambda_d["default"][:, None] * a

@@ -62,7 +62,7 @@ def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
     if isinstance(model, PeftModel) and _is_dense(model):
         found = {f"weight.{name}": copy(weight) for name, weight in merged_weights(model).items()}
     elif isinstance(model, PeftModel):
-        for name, (b, a) in update_factors(model, scale).items():
+        for name, (b, a, _) in update_factors(model, scale).items():
             found |= {f"lora_A.{name}": copy(a), f"lora_B.{name}": copy(b)}
     else:
         found = {f"weight.{name}": copy(module.weight) for name, module in modules.items()
