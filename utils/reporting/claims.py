@@ -20,6 +20,7 @@ A study keeps its claims in ``utils/studies/<study>/claims.toml``::
 A claim of ours about a paper's statement keeps ``published``, and says in ``reading`` how it differs from it.
 """
 
+import math
 from typing import Literal
 
 import pandas as pd
@@ -30,6 +31,9 @@ from utils.profiles import PROFILE_NAMES
 from utils.reporting.registry import MEASUREMENTS, RULES, nearest
 from utils.reporting.rules import CLAIM_EPSILONS, Effects
 from utils.reporting.verdicts import OUT_OF_REACH, TOO_FEW, Expectation, Verdict, judge
+
+
+BOUNDS = {"Spearman's rho": (-1.0, 1.0), "share of": (0.0, 1.0)}  # of an effect, by the start of its unit
 
 
 class Published(BaseModel):
@@ -144,4 +148,5 @@ def judge_claim(claim: Claim, table: pd.DataFrame | None, profile_name: str, eps
         return Verdict(OUT_OF_REACH)
     if table is None or table.empty:
         return Verdict(TOO_FEW, why=f"no table of '{claim.measurement}' at this profile")
-    return judge(effects_of(claim, table, epsilon), claim.expect, kind=claim.kind)
+    bounds = next((bounds for start, bounds in BOUNDS.items() if claim.unit.startswith(start)), (-math.inf, math.inf))
+    return judge(effects_of(claim, table, epsilon), claim.expect, kind=claim.kind, bounds=bounds)

@@ -81,7 +81,7 @@ def rows_where(part: pd.DataFrame, **where) -> pd.DataFrame:
     for column, value in where.items():
         found = found[found[column] == value]
     if found.empty:
-        raise MissingRun(", ".join(f"{column} = {value}" for column, value in where.items()))
+        raise MissingRun("no run with " + ", ".join(f"{column} = {value}" for column, value in where.items()))
     return found
 
 
@@ -94,21 +94,21 @@ def value_at(values: pd.Series, key):
     """`values.loc[key]` (one key or a list of keys); MissingRun naming the first that is not there."""
     for one in key if isinstance(key, list) else [key]:
         if one not in values.index:
-            raise MissingRun(f"{values.index.name or 'setting'} = {one}")
+            raise MissingRun(f"no run with {values.index.name or 'setting'} = {one}")
     return values.loc[key]
 
 
 def at_least(count: int, least: int, what: str) -> None:
     """MissingRun where there are fewer than `least` of `what`."""
     if count < least:
-        raise MissingRun(f"{count} {what} where {least} are needed")
+        raise MissingRun(f"{count} {what}, {least} needed")
 
 
 def with_every(part: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.DataFrame:
     """One seed's rows, if they have every value of `column` that any seed has: for sentences about all of them."""
     lacking = sorted(set(table[column]) - set(part[column]), key=str)
     if lacking:
-        raise MissingRun(f"{column} = {lacking[0]}")
+        raise MissingRun(f"no run with {column} = {lacking[0]}")
     return part
 
 
@@ -127,7 +127,7 @@ def rank_of(table: pd.DataFrame, rank: str) -> int:
     """The rank that a rule speaks of: ``full`` (0), or the ``lowest`` or ``highest`` rank of LoRA in the table."""
     ranks = table.loc[table["method_kind"] == "lora", "r"]
     if rank != "full" and ranks.empty:
-        raise MissingRun("any run of LoRA")
+        raise MissingRun("no run of LoRA")
     return {"full": lambda: 0, "lowest": ranks.min, "highest": ranks.max}[rank]()
 
 

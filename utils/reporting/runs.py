@@ -28,7 +28,7 @@ from utils.spectra import (
 )
 from utils.training.data import tokenizer_of
 from utils.training.spec import run_specs
-from utils.training.store import Run, RunStore
+from utils.training.store import Run, RunStore, undiverged
 from utils.training.targets import split_name
 from utils.training.weights import base_matrices
 
@@ -41,13 +41,7 @@ def experiment_runs(profile: Profile, experiment: str, seeds: Seeds = None, *, d
     """The finished runs of an experiment, trained now where missing; diverged ones are left out unless asked for."""
     store = RunStore()
     runs = [store.get(spec) for spec in run_specs(profile, experiment, seeds)]
-    if diverged:
-        return runs
-    for run in runs:
-        if run.diverged:
-            print(f"{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "
-                  "diverged, left out of every table.")
-    return [run for run in runs if not run.diverged]
+    return runs if diverged else undiverged(runs)
 
 
 def find_run(profile: Profile, *, method: str, r: int = 0, experiment: str = "ranks", seeds: Seeds = None) -> Run:

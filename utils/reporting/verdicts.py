@@ -5,6 +5,7 @@ The claim says which way its effect must go (``above`` or ``below`` a number) or
 items and seeds where the rule gives differences item by item.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,7 +79,8 @@ class Verdict:
     why: str = ""
 
 
-def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours", "arithmetic"] = "paper") -> Verdict:
+def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours", "arithmetic"] = "paper",
+          bounds: tuple[float, float] = (-math.inf, math.inf)) -> Verdict:
     """The verdict on one claim.
 
     Parameters
@@ -88,9 +90,11 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
     expect : Expectation
     kind : {"paper", "ours", "arithmetic"}
         Claims of ours hold or do not hold; what is true by arithmetic is no evidence and says so.
+    bounds : tuple of float
+        Where an effect can lie at all, such as -1 and 1 for a correlation; the interval ends there.
     """
     values = effects.values.dropna()
-    missing = "; ".join(f"seed {seed}: no run with {reason}" for seed, reason in effects.missing.items())
+    missing = "; ".join(f"seed {seed}: {reason}" for seed, reason in effects.missing.items())
     if values.empty:
         return Verdict(TOO_FEW, why=missing or "no seed has the runs that the rule needs")
     agree, mean = int((expect.margin(values) > 0).sum()), float(values.mean())
@@ -99,7 +103,7 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
         return Verdict(word, len(values), agree, mean, why="true by arithmetic" if word == ARITHMETIC else "")
     if len(values) < MIN_SEEDS:
         return Verdict(TOO_FEW, len(values), agree, mean, why=missing or f"{MIN_SEEDS} seeds are needed")
-    low, high = interval(effects)
+    low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval(effects))
     found = Verdict("", len(values), agree, mean, low, high, p_value(effects, expect))
     word, why = _word(effects, expect, found)
     return Verdict(_ours(word) if kind == "ours" else word, found.seeds, agree, mean, low, high,

@@ -1,120 +1,150 @@
-"""The rules that judge claims: each takes a measurement's table and the claim's parameters, and returns one effect per
-seed, positive where the claim holds. A seed in which a run that the rule needs is missing or diverged gives NaN.
-"""
+"""The rules of the intruder count. A rule with `epsilon` is judged at each epsilon of the course's claims."""
 
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, by_seed, full_row, trend, with_every
-from utils.reporting.selection import best_rates
+from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, rows_where, trend, value_at, with_every
+from utils.reporting.selection import best_rates, runs_that_learnt
+
+COUNTS = ("experiment", "seed", "method", "r", "run", "task", "epsilon", "n_intruders", "accuracy")
 
 
-@rule(needs=("seed",))
-def no_intruders_in_full(table: pd.DataFrame, *, epsilon) -> Effects:
-    """0.5 minus the count of full fine-tuning: positive for a count of exactly zero."""
-    at = table[table["epsilon"] == epsilon]
-    return by_seed(at, lambda part: 0.5 - full_row(part)["n_intruders"], outcome=None, experiment="ranks")
+def _main_runs(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
+    """The runs of the main experiment that learnt their task, at one epsilon."""
+    return runs_that_learnt(table[(table["epsilon"] == epsilon) & (table["experiment"] == "ranks")])
 
 
-@rule(needs=("accuracy", "n_intruders", "r", "seed"))
-def more_intruders_at_equal_accuracy(table: pd.DataFrame, *, epsilon, tolerance) -> Effects:
-    """Largest LoRA count minus full's, among LoRA runs within the tolerance of full's accuracy."""
-    at = table[table["epsilon"] == epsilon]
+@rule(needs=COUNTS)
+def count_of_full(table: pd.DataFrame, *, epsilon: float) -> Effects:
+    """The count of full fine-tuning; LoRA's counts say whether this epsilon finds anything at all."""
+    return by_seed(_main_runs(table, epsilon), lambda part: full_row(part)["n_intruders"], outcome="n_intruders")
 
+
+@rule(needs=COUNTS)
+def most_at_equal_accuracy(table: pd.DataFrame, *, epsilon: float, tolerance: float) -> Effects:
+    """The largest count of any rank minus full's, among LoRA runs within `tolerance` of full's accuracy."""
     def effect(part: pd.DataFrame) -> float:
-        full = full_row(part)
-        near = part[(part["r"] > 0) & ((part["accuracy"] - full["accuracy"]).abs() <= tolerance)]
-        return near["n_intruders"].max() - full["n_intruders"] if len(near) else float("nan")
+        return _near_full(part, tolerance)["n_intruders"].max() - full_row(part)["n_intruders"]
 
-    return by_seed(at, effect, outcome=None, experiment="ranks")
+    return by_seed(_main_runs(table, epsilon), effect, outcome="n_intruders")
 
 
-@rule(needs=("r", "seed"))
-def fewer_at_full_width(table: pd.DataFrame, *, epsilon, low_rank) -> Effects:
-    """Count at the low rank minus count at the highest rank."""
-    at, width = table[table["epsilon"] == epsilon], table["r"].max()
+@rule(needs=COUNTS)
+def least_up_to_rank(table: pd.DataFrame, *, epsilon: float, max_rank: int) -> Effects:
+    """The smallest count of any rank up to `max_rank`: above zero where every one of them has intruders."""
+    at = _main_runs(table, epsilon)
+    low = at[(at["method_kind"] == "lora") & (at["r"] <= max_rank)]
+    return by_seed(low, lambda part: with_every(part, low, "r")["n_intruders"].min(), outcome=at["n_intruders"])
+
+
+def _near_full(part: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    distance = (part["accuracy"] - full_row(part)["accuracy"]).abs()
+    near = part[(part["method_kind"] == "lora") & (distance <= tolerance)]
+    at_least(len(near), 1, f"run of LoRA within {tolerance:g} of full fine-tuning's accuracy")
+    return near
+
+
+@rule(needs=COUNTS)
+def count_at_full_width(table: pd.DataFrame, *, epsilon: float, low_rank: int) -> Effects:
+    """Count at the highest rank minus count at the low rank."""
+    at = _main_runs(table, epsilon)
 
     def effect(part: pd.DataFrame) -> float:
         counts = part.set_index("r")["n_intruders"]
-        return counts.loc[low_rank] - counts.loc[width]
+        return value_at(counts, at["r"].max()) - value_at(counts, low_rank)
 
-    return by_seed(at, effect, outcome=None, experiment="ranks")
+    return by_seed(at, effect, outcome="n_intruders")
 
 
-@rule(needs=("n_intruders", "r", "seed", "strongest_ratio"))
-def grows_through_training(table: pd.DataFrame) -> Effects:
-    """LoRA's count at the last checkpoint minus the first; the strongest intruder must not be weaker at the end."""
+@rule(needs=COUNTS)
+def trend_from_rank(table: pd.DataFrame, *, epsilon: float, from_rank: int) -> Effects:
+    """Spearman's rho between rank and count over the ranks from `from_rank` on."""
+    at = _main_runs(table, epsilon)
+    high = at[(at["method_kind"] == "lora") & (at["r"] >= from_rank)]
+    return by_seed(high, lambda part: trend(part["r"], with_every(part, high, "r")["n_intruders"]), outcome="n_intruders")
+
+
+@rule(needs=("experiment", "seed", "method", "r", "step", "{column}"))
+def last_minus_first(table: pd.DataFrame, *, column: str) -> Effects:
+    """LoRA's `column` at the last checkpoint that has one minus at the first."""
     def effect(part: pd.DataFrame) -> float:
-        lora = part[part["r"] > 0].sort_values("step")
-        first, last = lora.iloc[0], lora.iloc[-1]
-        strengths = lora["strongest_ratio"].dropna()
-        weaker = len(strengths) > 1 and strengths.iloc[-1] < strengths.iloc[0]
-        return -1.0 if weaker else last["n_intruders"] - first["n_intruders"]
+        values = rows_where(part, method_kind="lora").sort_values("step")[column].dropna()
+        at_least(len(values), 2, f"checkpoints with {column}")
+        return values.iloc[-1] - values.iloc[0]
 
-    return by_seed(table, effect, outcome=None, experiment="ranks")
+    return by_seed(table, effect, outcome=column, experiment="ranks")
 
 
-@rule(needs=("k", "r", "seed"))
-def above_full_at_every_k(table: pd.DataFrame, *, low_rank) -> Effects:
-    """Smallest difference LoRA minus full over k, plus a half, so that a tie counts as holding."""
+@rule(needs=("experiment", "seed", "method", "r", "k", "n_intruders"))
+def least_above_full_over_k(table: pd.DataFrame, *, rank: int) -> Effects:
+    """Smallest difference of counts, LoRA at one rank minus full fine-tuning, over the shares of vectors examined."""
     def effect(part: pd.DataFrame) -> float:
-        low = part[part["r"] == low_rank].set_index("k")["n_intruders"]
-        return (low - part[part["r"] == 0].set_index("k")["n_intruders"]).min() + 0.5
+        lora, full = (rows_where(part, r=r).set_index("k")["n_intruders"] for r in (rank, 0))
+        return (lora - full).min()
 
-    return by_seed(table, effect, outcome=None, experiment="ranks")
-
-
-@rule(needs=("n_intruders", "r", "seed", "train_rows"))
-def grows_with_data(table: pd.DataFrame, *, epsilon, rank, flat=None) -> Effects:
-    """Spearman's rho between training rows and count at one rank; with `flat`, the allowed change minus the change.
-
-    A change of exactly `flat` counts as allowed. Fewer than three amounts of data show no course.
-    """
-    at = table[(table["epsilon"] == epsilon) & (table["r"] == rank)]
-
-    def effect(part: pd.DataFrame) -> float:
-        if part["train_rows"].nunique() < 3:
-            return float("nan")
-        counts = part["n_intruders"]
-        return flat + 0.5 - (counts.max() - counts.min()) if flat is not None else trend(
-            part["train_rows"], counts)
-
-    return by_seed(at, effect, outcome=None)
+    return by_seed(table, effect, outcome="n_intruders", experiment="ranks")
 
 
-@rule(needs=("experiment", "seed"))
-def variant_below(table: pd.DataFrame, *, epsilon, beside, method) -> Effects:
-    """Count of method `beside` minus count of `method`, each at its best rate by accuracy over the seeds."""
-    at = best_rates(table[(table["epsilon"] == epsilon) & (table["experiment"] == "variants")])
+@rule(needs=("seed", "r", "epsilon", "n_intruders", "train_rows"))
+def trend_with_data(table: pd.DataFrame, *, epsilon: float, rank: int) -> Effects:
+    """Spearman's rho between training rows and count at one rank, over three amounts of data or more."""
+    at = _data(table, epsilon, rank)
+    return by_seed(at, lambda part: trend(part["train_rows"], _three(part)["n_intruders"]), outcome="n_intruders")
+
+
+@rule(needs=("seed", "r", "epsilon", "n_intruders", "train_rows"))
+def change_with_data(table: pd.DataFrame, *, epsilon: float, rank: int) -> Effects:
+    """Largest minus smallest count at one rank over three amounts of data or more."""
+    at = _data(table, epsilon, rank)
+    return by_seed(at, lambda part: _three(part)["n_intruders"].max() - part["n_intruders"].min(), outcome="n_intruders")
+
+
+def _data(table: pd.DataFrame, epsilon: float, rank: int) -> pd.DataFrame:
+    return table[(table["epsilon"] == epsilon) & (table["r"] == rank)]
+
+
+def _three(part: pd.DataFrame) -> pd.DataFrame:
+    at_least(part["train_rows"].nunique(), 3, "amounts of data")
+    return part
+
+
+def _variants(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
+    """Each method at its best rate by accuracy over the seeds, without the runs that did not learn."""
+    return runs_that_learnt(best_rates(table[(table["epsilon"] == epsilon) & (table["experiment"] == "variants")]))
+
+
+@rule(needs=(*COUNTS, "learning_rate"))
+def method_minus_method(table: pd.DataFrame, *, epsilon: float, method: str, beside: str) -> Effects:
+    """Count of `method` minus count of `beside`, each at its best rate by accuracy over the seeds."""
+    at = _variants(table, epsilon)
+    both = at[at["method"].isin([method, beside])]
 
     def effect(part: pd.DataFrame) -> float:
         counts = part.set_index("method")["n_intruders"]
-        return counts.loc[beside] - counts.loc[method]
+        return value_at(counts, method) - value_at(counts, beside)
 
-    return by_seed(at, effect, outcome=None, experiment="variants")
-
-
-@rule(needs=("experiment", "r", "seed"))
-def every_variant_has(table: pd.DataFrame, *, epsilon) -> Effects:
-    """The smallest count of any variant at its best rate, minus a half: positive where all have an intruder."""
-    at = best_rates(table[(table["epsilon"] == epsilon) & (table["r"] > 0)
-                          & (table["experiment"] == "variants")])
-    return by_seed(at, lambda part: with_every(part, at, "method")["n_intruders"].min() - 0.5, outcome=None, experiment="variants")
+    return by_seed(both, effect, outcome="n_intruders")
 
 
-@rule(needs=("experiment", "method", "seed"))
-def seeds_overlap(table: pd.DataFrame, *, epsilon) -> Effects:
-    """Largest gap between methods' mean counts, minus the largest distance of a seed's counts from those means.
+@rule(needs=(*COUNTS, "learning_rate"))
+def least_of_variants(table: pd.DataFrame, *, epsilon: float) -> Effects:
+    """The smallest count of LoRA or any variant at its best rate."""
+    at = _variants(table, epsilon)
+    adapters = at[at["method_kind"] == "lora"]
+    return by_seed(adapters, lambda part: with_every(part, adapters, "method")["n_intruders"].min(),
+                   outcome=at["n_intruders"])
 
-    NaN for a single seed, which has nothing to differ from.
-    """
-    at = table[(table["epsilon"] == epsilon) & (table["experiment"] == "ranks")]
+
+@rule(needs=COUNTS)
+def methods_beyond_seeds(table: pd.DataFrame, *, epsilon: float) -> Effects:
+    """Largest gap between methods' mean counts, minus the largest distance of a seed's counts from those means."""
+    at = _main_runs(table, epsilon)
     means = at.groupby("method")["n_intruders"].mean()
 
     def effect(part: pd.DataFrame) -> float:
         if at["seed"].nunique() < 2:
-            return float("nan")
+            raise MissingRun("a second seed to differ from")
         counts = with_every(part, at, "method").set_index("method")["n_intruders"]
         return means.max() - means.min() - (counts - means).abs().max()
 
-    return by_seed(at, effect, outcome=None, experiment="ranks")
+    return by_seed(at, effect, outcome="n_intruders")
