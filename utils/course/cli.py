@@ -1,4 +1,4 @@
-"""``python -m utils``: doctor, fetch, course, intruders, bench, build-base, reference, claims, runs.
+"""``python -m utils``: doctor, fetch, course, intruders, bench, build-base, reference, claims, where, runs.
 
 Exit status 0 done, 1 failed, 2 misuse, 130 interrupted. One sentence on stderr says what was wrong and what to do.
 """
@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     reference.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox")
     reference.add_argument("--only", type=_names, metavar="NAMES", help="these measurements, such as sensitivity; the "
                                                                         "others stay as they are")
-    command("claims", _claims, "the ledger of claims, judged on the reference results")
+    claims = command("claims", _claims, "the ledger of claims, judged on the reference results")
+    claims.add_argument("--publish", action="store_true", help="write LEDGER.md to be committed")
+    where = command("where", _where, "the code behind a figure or a claim, by its id", profile=False)
+    where.add_argument("id", metavar="ID", help="such as 04_count_against_epsilon or accuracy-parity")
     runs = command("runs", _runs, "what the run store holds", profile=False)
     runs.add_argument("--prune", action="store_true", help="delete runs that no profile of this version asks for")
     return parser
@@ -191,7 +194,10 @@ def _course(options) -> None:
     profile = _profile(options)  # before the slow imports, so that a typing error is told at once
     from utils.course.publish import publish_course
     from utils.course.runner import run_course
+    from utils.reporting.publish import PUBLISH_VARIABLE
 
+    # Kernels inherit it: only a course that is published writes the committed figures.
+    os.environ[PUBLISH_VARIABLE] = "1" if options.publish else "0"
     outcomes = run_course(profile, profile_name=options.profile, only=options.only, seeds=options.seeds,
                           timeout=options.timeout, parameters=dict(options.parameter),
                           where_declared={"RUN_CODE": True} if options.run_code else {})
@@ -202,7 +208,8 @@ def _course(options) -> None:
 
 def _summary(profile, outcomes) -> None:
     from utils.ledger.claims import verdicts
-    from utils.paths import cache_dir, figures_dir
+    from utils.paths import cache_dir
+    from utils.reporting.publish import figure_folder
 
     print(f"\n{'notebook':34} {'seconds':>8} {'peak GiB':>9}  verdicts of its claims (reference results)")
     ledger = verdicts(profile)
@@ -211,7 +218,7 @@ def _summary(profile, outcomes) -> None:
         text = ", ".join(f"{count} {word}" for word, count in found.items()) or "none"
         print(f"{outcome.notebook:34} {outcome.seconds:8.0f} {outcome.peak_gib:9.2f}  {text}")
     print(f"\nRead them: .venv/bin/jupyter lab {cache_dir() / 'course' / profile.profile}")
-    print(f"Figures:   {figures_dir() / profile.profile}")
+    print(f"Figures:   {figure_folder(profile)}")
 
 
 def _intruders(options) -> None:
@@ -268,7 +275,7 @@ def _build_base(options) -> None:
 
 def _reference(options) -> None:
     from utils.course.doctor import require
-    from utils.ledger.claims import write_ledger
+    from utils.ledger.page import write_ledger
     from utils.ledger.reference import build_reference
     from utils.machine import set_up_process
 
@@ -281,14 +288,20 @@ def _reference(options) -> None:
 
 
 def _claims(options) -> None:
-    from utils.ledger.claims import write_ledger
-    from utils.ledger.page import as_text, ledger, summary
+    from utils.ledger.page import as_text, chance_note, ledger, summary, write_ledger
 
     profile = _profile(options)
-    write_ledger(profile)
     table = ledger(profile)
     print(as_text(table), end="\n\n")
-    print(summary(table).to_string(index=False))
+    print(summary(table).to_string(index=False), chance_note(table), sep="\n\n")
+    if options.publish:
+        write_ledger(profile)
+
+
+def _where(options) -> None:
+    from utils.ledger.where import where
+
+    print(where(options.id))
 
 
 def _runs(options) -> None:

@@ -26,6 +26,7 @@ from utils.files import write_json
 from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, reference_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
+from utils.reporting.publish import PUBLISH_VARIABLE
 from utils.training.store import RESULT
 
 # Kernels listen on files of this user, not on open local ports, where the system has them.
@@ -74,7 +75,7 @@ def check_completed(path: Path) -> None:
             raise CourseError(f"{path.name}: cell {number} did not complete ({status or 'never started'}).")
 
 
-def execute(path: Path, target: Path, parameters: dict, timeout: int | None, watch: "Watch") -> Outcome:
+def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, watch: "Watch") -> Outcome:
     """Run one notebook into `target`; the partial notebook stays beside it if anything goes wrong.
 
     Raises
@@ -120,11 +121,13 @@ class Watch(threading.Thread):
                             bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left")
 
     def start(self, notebook: str) -> None:
+        """Watch a notebook from here on; the thread starts with the first."""
         self.name_now, self.peak, self.started = notebook, 0.0, time.monotonic()
         if not self.is_alive():
             super().start()
 
     def stop(self) -> float:
+        """Leave the notebook; returns its peak memory in GiB."""
         self._sample()
         self.done_s += self.expected.get(self.name_now, UNKNOWN_SECONDS)
         self.name_now = None
@@ -133,10 +136,12 @@ class Watch(threading.Thread):
         return self.peak
 
     def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()
 
     def run(self) -> None:
+        """Sample until the process ends, as the thread that it is."""
         while True:
             time.sleep(0.5)
             if (name := self.name_now) is not None:
@@ -201,7 +206,7 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
             else:
                 also = {name: value for name, value in (where_declared or {}).items()
                         if name in papermill.inspect_notebook(str(path))}
-                outcome = execute(path, folder / path.name, given | also, timeout, watch)
+                outcome = execute(path, folder / path.name, given | also, timeout=timeout, watch=watch)
                 state["done"][path.stem] = outcome.__dict__
                 write_json(folder / "state.json", state)
                 if print_line:
@@ -216,7 +221,8 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
 
 def _open_state(folder: Path, paths: list[Path], given: dict) -> dict:
     """What an interrupted pass of the same notebooks and parameters had finished."""
-    text = json.dumps(given, sort_keys=True) + "".join(path.read_text(encoding="utf-8") for path in paths)
+    published = os.environ.get(PUBLISH_VARIABLE, "0")  # a pass that publishes does not go on from one that did not
+    text = json.dumps(given, sort_keys=True) + published + "".join(path.read_text(encoding="utf-8") for path in paths)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -68,25 +68,47 @@ def runs_that_learnt(table: pd.DataFrame) -> pd.DataFrame:
     return marked[marked["learnt"].astype(bool)] if "learnt" in marked else marked
 
 
-def best_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table with ``method``, ``learning_rate``, ``seed`` and ``accuracy``: each method at its best mean accuracy.
+def best_rates(table: pd.DataFrame, *, value: str = "accuracy", least: bool = False,
+               by: Sequence[str] = ("method",)) -> pd.DataFrame:
+    """Of each group the rows at its best learning rate, by :func:`best_rate`.
 
-    A comparison of methods at one rate each says more about the rates than about the methods. Rates are compared over
-    the seeds that all of a method's rates have: one made with the first seed alone wins or loses on that seed. Where
-    they share none, those with the most seeds are compared; of equal ones the smaller rate is taken.
+    A comparison of methods at one rate each says more about the rates than about the methods.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        ``learning_rate``, ``seed``, `value` and the columns `by`; one row per run.
+    value : str
+        What the rates are compared by: the best is that of the largest mean, or of the smallest if `least` (a loss).
     """
-    best = {method: _best_rate(part) for method, part in table.groupby("method", sort=False)}
-    return table[table["learning_rate"] == table["method"].map(best)]
+    best = np.zeros(len(table), dtype=bool)
+    for places in table.groupby(list(by), dropna=False).indices.values():
+        part = table.iloc[places]
+        best[places] = part["learning_rate"] == best_rate(part, value=value, least=least)
+    return table[best]
 
 
-def _best_rate(table: pd.DataFrame) -> float:
+def best_rate(table: pd.DataFrame, *, value: str = "accuracy", least: bool = False) -> float:
+    """The learning rate of the best mean of `value`: the course's one way to choose a rate.
+
+    Of equal rates the smaller is taken. See :func:`comparable_rates` for which seeds count.
+    """
+    means = comparable_rates(table).groupby("learning_rate")[value].mean()
+    return means.idxmin() if least else means.idxmax()
+
+
+def comparable_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows by which learning rates are compared: those of the seeds that all rates have.
+
+    A rate made with the first seed alone would win or lose on that seed. Where the rates share none, those with the
+    most seeds are compared.
+    """
     seeds = table.groupby("learning_rate")["seed"].agg(set)
     shared = set.intersection(*seeds)
-    if not shared:
-        most = seeds.map(len)
-        table = table[table["learning_rate"].isin(most.index[most == most.max()])]
-    means = (table[table["seed"].isin(shared)] if shared else table).groupby("learning_rate")["accuracy"].mean()
-    return means.idxmax()
+    if shared:
+        return table[table["seed"].isin(shared)]
+    most = seeds.map(len)
+    return table[table["learning_rate"].isin(most.index[most == most.max()])]
 
 
 def pareto_front(table: pd.DataFrame, *, x: str = "remembering", y: str = "learning",
