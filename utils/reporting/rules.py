@@ -36,6 +36,8 @@ class Effects:
         Seed -> which run is missing.
     items : pandas.DataFrame, optional
         ``seed``, ``item``, ``difference``: effects test item by test item, for a bootstrap over both.
+    no_power : str
+        Why the rule itself finds that its outcomes could decide nothing, such as answers below guessing; else empty.
     """
 
     values: pd.Series
@@ -43,6 +45,7 @@ class Effects:
     outcome: str = ""
     missing: dict[Hashable, str] = field(default_factory=dict)
     items: pd.DataFrame | None = None
+    no_power: str = ""
 
 
 def by_seed(table: pd.DataFrame, effect: Effect, *, outcome: str | pd.Series | None,
@@ -137,4 +140,5 @@ def joined(effects: Iterable[Effects], combine: Callable[[pd.Series], float]) ->
     table = pd.concat([one.values for one in parts], axis=1)
     values = table.apply(lambda row: float("nan") if row.isna().any() else combine(row), axis=1).astype(float)
     missing = {seed: reason for one in parts for seed, reason in one.missing.items()}
-    return Effects(values, np.concatenate([one.outcomes for one in parts]), parts[0].outcome, missing)
+    return Effects(values, np.concatenate([one.outcomes for one in parts]), parts[0].outcome, missing,
+                   no_power=next((one.no_power for one in parts if one.no_power), ""))

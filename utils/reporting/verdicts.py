@@ -136,8 +136,8 @@ def _ours(word: str) -> str:
 def powerless(effects: Effects, expect: Expectation) -> str:
     """Why a claim could neither have held nor failed on these outcomes; empty where it could."""
     outcomes = effects.outcomes
-    if not len(outcomes):
-        return ""
+    if effects.no_power or not len(outcomes):
+        return effects.no_power
     name = effects.outcome or "the outcome"
     if np.ptp(outcomes) == 0:
         return f"{name} is {outcomes[0]:g} in every run"
