@@ -1,19 +1,110 @@
-"""What several test files share: threads, a quiet plotting backend, and a base model small enough to train anywhere."""
+"""What several test files share: threads, a quiet plotting backend, small models, the kinds of test, and durations."""
 
 import os
 
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers, and the processes that they start, one thread each
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from utils.machine import limit_threads
+from utils.paths import ROOT
 
 limit_threads()
+
+DURATIONS = ROOT / ".pytest_durations.json"
+KINDS = {
+    "unit": "a function or a class, within this process",
+    "process": "starts processes: a kernel, a command, a sandbox, an interrupted training",
+    "hub": "the gpu and paper profiles on the stand-in Hub, with the network shut off",
+    "notebook": "a notebook of the course, whole, at smoke",
+}
+# Seconds of a test that has not run here yet; only which of them begin first depends on it.
+USUAL_SECONDS = {"unit": 0.2, "process": 1.0, "hub": 10.0, "notebook": 20.0}
+
+
+# Kinds of test, their order, and how long they take -----------------------------------------------------------------
+
+
+def pytest_configure(config):
+    for name, meaning in KINDS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.addinivalue_line("markers", "alone: shares no costly fixture with its file, so that any worker may take it")
+    config.addinivalue_line("markers", "xdist_group(name): pytest-xdist's, also where it is switched off")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Durations())
+
+
+def kind_of(item: pytest.Item) -> str:
+    """What a test is marked as, or else what its fixtures say."""
+    for name in KINDS:
+        if item.get_closest_marker(name):
+            return name
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if "course_notebook" in fixtures:
+        return "notebook"
+    return "hub" if fixtures & {"hub", "standin"} else "unit"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Give every test its kind, keep a file on one worker (its fixtures are built once), begin with what takes long.
+
+    A test that is marked ``alone`` goes to whichever worker is free. Durations are those of the last run here.
+    """
+    for item in items:
+        if not item.get_closest_marker(kind := kind_of(item)):
+            item.add_marker(kind)
+    if not hasattr(config, "workerinput"):
+        return  # in one process tests are easier to follow in the order of their files
+    measured, total = read_durations(), {}
+    for item in items:
+        if not item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        seconds = measured.get(item.nodeid, USUAL_SECONDS[kind_of(item)])
+        total[group_of(item)] = total.get(group_of(item), 0.0) + seconds
+    items.sort(key=lambda item: (-total[group_of(item)], group_of(item)))  # stable: a file keeps its order
+
+
+def group_of(item: pytest.Item) -> str:
+    """What one worker runs as a whole: a file, or a test that is marked ``alone``."""
+    return item.nodeid if item.get_closest_marker("alone") else item.nodeid.split("::")[0]
+
+
+def read_durations() -> dict[str, float]:
+    """Test -> seconds when it last ran here; empty before the first run."""
+    try:
+        return json.loads(DURATIONS.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+class Durations:
+    """Seconds of every test, fixtures included, kept beside those of the tests that this run left out."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    def pytest_runtest_logreport(self, report):
+        name, _, group = report.nodeid.rpartition("@")  # a worker adds the group to the name
+        name = name if group and report.nodeid.startswith(f"{group}::") else report.nodeid
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + report.duration, 3)
+
+    def pytest_sessionfinish(self, session):
+        if self.seconds:
+            kept = read_durations() | self.seconds
+            DURATIONS.write_text(json.dumps(dict(sorted(kept.items(), key=lambda pair: -pair[1])), indent=0),
+                                 encoding="utf-8")
+
+
+# Fixtures -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +115,60 @@ def _no_variables_of_the_shell(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory) -> Path:
+def built_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Returns a function that fills a folder that all workers of this run share, whichever of them comes first."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder(name: str, build: Callable[[Path], object]) -> Path:
+        done = shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                build(shared / name)
+                done.touch()
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub(built_once) -> Path:
+    """The stand-in Hub; see ``standin_hub.py``."""
+    import standin_hub
+
+    return built_once("hub", standin_hub.build)
+
+
+@pytest.fixture(scope="session")
+def variables(hub, built_once) -> dict[str, str]:
+    """Of the environment of a process that sees the stand-in Hub, no network, and one cache for the whole run."""
+    import standin_hub
+
+    return standin_hub.environment(hub, built_once("hub-cache", Path.mkdir))
+
+
+@pytest.fixture(scope="session")
+def standin(variables):
+    """This worker's process on the stand-in Hub; it imports the libraries once for all questions and notebooks."""
+    import standin_process
+
+    process = standin_process.Process(variables)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(built_once) -> Path:
     """A BERT of two layers, 32 wide, with a WordPiece vocabulary learnt from the packaged movie sentences."""
+    return built_once("tiny-base", _build_base)
+
+
+def _build_base(folder: Path) -> None:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
     from utils.sources.text import rated_sentences
 
-    folder = tmp_path_factory.mktemp("base") / "tiny"
     words = BertWordPieceTokenizer(lowercase=True)
     words.train_from_iterator(rated_sentences()["text"].head(2000), vocab_size=400, show_progress=False)
     torch.manual_seed(0)
@@ -40,19 +177,21 @@ def tiny_base(tmp_path_factory) -> Path:
     BertForMaskedLM(config).save_pretrained(folder)
     BertTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=64).save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
-    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_decoder(tmp_path_factory) -> Path:
+def tiny_decoder(built_once) -> Path:
     """A Llama of two layers, 16 wide, with a byte-level BPE learnt from the packaged movie sentences."""
+    return built_once("tiny-decoder", _build_decoder)
+
+
+def _build_decoder(folder: Path) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from utils.sources.text import rated_sentences
 
-    folder, end = tmp_path_factory.mktemp("decoder") / "tiny", "<|endoftext|>"
-    bpe = ByteLevelBPETokenizer()
+    bpe, end = ByteLevelBPETokenizer(), "<|endoftext|>"
     bpe.train_from_iterator(rated_sentences()["text"].head(1000), vocab_size=400, special_tokens=[end],
                             show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, pad_token=end,
@@ -65,4 +204,3 @@ def tiny_decoder(tmp_path_factory) -> Path:
                          pad_token_id=0)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,10 +54,6 @@ _GUARD = '''"""Refuses and records every connection that leaves this machine; pu
 import os
 import socket
 
-if hasattr(os, "sched_setaffinity"):
-    # Two threads on models this small wait for each other: ten times slower beside another busy process.
-    _cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {_cores[os.getpid() % len(_cores)]})
 _HOSTS = {None, "", "localhost", "::1", "0.0.0.0", "::", socket.gethostname()}
 
 
@@ -115,7 +112,6 @@ def build(root: Path) -> None:
     datasets.disable_progress_bars()
     (root / "guard").mkdir(parents=True)
     (root / "guard" / "sitecustomize.py").write_text(_GUARD, encoding="utf-8")
-    (root / "network.log").touch()
     tables = _tables(random.Random(0))
     _build_models(root, [text for _, _, splits in tables for rows in splits.values() for text in _texts(rows)])
     for name, config, splits in tables:
@@ -128,21 +124,27 @@ def environment(root: Path, cache: Path) -> dict[str, str]:
         "HF_HOME": str(root), "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "LORA_COURSE_CACHE": str(cache), "LORA_COURSE_FIGURES": str(cache / "figures"),
         "LORA_COURSE_REFERENCE": str(cache / "reference"), "LORA_COURSE_SKIP_HARDWARE": "1",
-        "CUDA_VISIBLE_DEVICES": "", "STANDIN_NETWORK_LOG": str(root / "network.log"),
+        "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join([str(root / "guard"), str(REPOSITORY / "tests")])}
 
 
 def run(arguments: list[str], variables: dict[str, str], *, timeout: float = 240) -> subprocess.CompletedProcess:
     """Run Python with `arguments` in the repository under :func:`environment`; no connection may be tried."""
-    log = Path(variables["STANDIN_NETWORK_LOG"])
-    before = log.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "network")
+        log.touch()
+        done = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, env=environment_with(variables, log),
+                              timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        tried = log.read_text().split()
+    assert not tried, f"{arguments} tried to connect to {tried}"
+    return done
+
+
+def environment_with(variables: dict[str, str], log: Path) -> dict[str, str]:
+    """`variables` over those of this process that lead to no Hub; what the guard refuses is written to `log`."""
     inherited = {name: value for name, value in os.environ.items()
                  if not name.startswith("HF_") and not name.lower().endswith("_proxy")}
-    done = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, env=inherited | variables, timeout=timeout,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    tried = log.read_text().removeprefix(before)
-    assert not tried, f"{arguments} tried to connect to {tried.split()}"
-    return done
+    return inherited | variables | {"STANDIN_NETWORK_LOG": str(log)}
 
 
 def ask(variables: dict[str, str], answers: Path, module: str, *functions: str) -> dict[str, dict]:

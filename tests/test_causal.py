@@ -1,7 +1,7 @@
 """Causal runs through TRL on a tiny stand-in decoder, and the packaged decoder's real weights.
 
-The functions that start with ``inside_`` run in one fresh process with the network shut off; the tests judge what
-they return.
+The functions that start with ``inside_`` run in the stand-in Hub's process, with the network shut off; the tests judge
+what they return.
 """
 
 import math
@@ -29,12 +29,8 @@ MATRICES = 14  # seven linear kinds in each of two layers
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, dict]:
-    root = tmp_path_factory.mktemp("hub")
-    standin_hub.build(root)
-    variables = standin_hub.environment(root, tmp_path_factory.mktemp("cache"))
-    inside = [name for name in globals() if name.startswith("inside_")]
-    return standin_hub.ask(variables, root / "answers.json", "test_causal", *inside)
+def answers(standin) -> dict[str, dict]:
+    return standin.ask("test_causal", *(name for name in globals() if name.startswith("inside_")))
 
 
 def _spec(method: Method, name: str = standin_hub.SMALL) -> RunSpec:

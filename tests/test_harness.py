@@ -6,7 +6,6 @@ they return.
 
 import json
 import math
-import os
 import time
 from collections import Counter
 
@@ -217,16 +216,14 @@ def test_remembering_takes_the_papers_metrics_and_misses_none():
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, dict]:
-    root = tmp_path_factory.mktemp("hub")
-    standin_hub.build(root)
+def answers(standin, tmp_path_factory) -> dict[str, dict]:
     cache = tmp_path_factory.mktemp("cache")
     for shared in ("archives", "sources"):  # the packaged news; the network is shut
         if (cache_dir() / shared).exists():
-            os.symlink((cache_dir() / shared).resolve(), cache / shared)
+            (cache / shared).symlink_to((cache_dir() / shared).resolve())
     news_articles()  # in the cache before the child looks there
     inside = [name for name in globals() if name.startswith("inside_")]
-    return standin_hub.ask(standin_hub.environment(root, cache), root / "answers.json", "test_harness", *inside)
+    return standin.ask("test_harness", *inside, LORA_COURSE_CACHE=str(cache))
 
 
 def _standin():

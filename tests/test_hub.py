@@ -1,6 +1,6 @@
-"""The gpu and paper profiles' code against a stand-in Hub, in fresh processes with the network shut off.
+"""The gpu and paper profiles' code against a stand-in Hub, in a process with the network shut off.
 
-The functions that start with ``inside_`` run in such a process; the tests judge what they return.
+The functions that start with ``inside_`` run in that process; the tests judge what they return.
 """
 
 import json
@@ -8,12 +8,15 @@ import math
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
+import nbformat
 import pytest
 import standin_hub
+import standin_process
 import yaml
+from matplotlib import image
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from standin_hub import (
     COMMIT,
     CORPUS_WORDS,
@@ -39,23 +42,9 @@ GPU_PROFILE = REPOSITORY / "utils" / "profiles" / "gpu.yaml"
 NOTEBOOKS = {path.name[:2]: path for path in sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 
 
-@pytest.fixture(scope="session")
-def hub(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
-    standin_hub.build(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def variables(hub, tmp_path_factory) -> dict[str, str]:
-    return standin_hub.environment(hub, tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session")
-def answers(variables, tmp_path_factory) -> dict[str, dict]:
-    """One process for all questions: importing torch, PEFT and datasets takes longer than answering."""
-    inside = [name for name in globals() if name.startswith("inside_")]
-    return standin_hub.ask(variables, tmp_path_factory.mktemp("answers") / "answers.json", "test_hub", *inside)
+@pytest.fixture(scope="module")
+def answers(standin) -> dict[str, dict]:
+    return standin.ask("test_hub", *(name for name in globals() if name.startswith("inside_")))
 
 
 def one_sentence(done) -> str:
@@ -88,8 +77,7 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
         else:
             experiment |= {"steps": 2}
         for group in experiment["runs"]:
-            group |= {"batch_size": 4} if "batch_size" in group else {}
-            group |= {"steps": 3} if "steps" in group else {}
+            group.update({name: few for name, few in (("batch_size", 4), ("steps", 3)) if name in group})
     for name in ("vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations"):
         _narrow(content["decoder_experiments"][name])
     chosen = content["preferences"]
@@ -130,8 +118,8 @@ def test_a_connection_is_refused_and_never_goes_unnoticed(variables, attempt):
 # What resolves ------------------------------------------------------------------------------------------------------
 
 
-def test_fetch_brings_every_task_of_the_gpu_profile(variables):
-    done = standin_hub.run(["-m", "utils", "fetch", "--profile", "gpu"], variables, timeout=600)
+def test_fetch_brings_every_task_of_the_gpu_profile(standin):
+    done = standin.course("fetch", "--profile", "gpu", timeout=600)
     assert done.returncode == 0, done.stderr
     assert f"encoder {ROBERTA} at {COMMIT}" in done.stdout
     kept = TRAIN_ROWS - HELD_OUT
@@ -531,9 +519,9 @@ def test_a_renamed_column_is_one_sentence_that_names_it_and_what_is_there(answer
     ("nobody/unknown-model", "neither in the cache nor within reach"),
     (standin_hub.PICKLED, "no safetensors"),
 ])
-def test_a_model_that_cannot_be_had_is_one_sentence(variables, tmp_path, name, says):
+def test_a_model_that_cannot_be_had_is_one_sentence(standin, tmp_path, name, says):
     profile = custom_profile(tmp_path, encoder={"source": "hub", "name": name})
-    sentence = one_sentence(standin_hub.run(["-m", "utils", "fetch", "--profile", profile], variables))
+    sentence = one_sentence(standin.course("fetch", "--profile", profile))
     assert name in sentence and says in sentence
 
 
@@ -545,10 +533,10 @@ def test_a_data_set_that_cannot_be_had_is_one_sentence(variables, hub, tmp_path)
     assert "task qqp" in done.stdout and "lighteval/siqa" in one_sentence(done)
 
 
-def test_an_unknown_task_is_one_sentence(variables, tmp_path):
+def test_an_unknown_task_is_one_sentence(standin, tmp_path):
     profile = custom_profile(tmp_path, tasks=yaml.safe_load(GPU_PROFILE.read_text())["tasks"] | {
         "cola": {"max_length": 128}})
-    done = standin_hub.run(["-m", "utils", "fetch", "--profile", profile], variables)
+    done = standin.course("fetch", "--profile", profile)
     assert "'cola'" in one_sentence(done) and done.returncode == 2
 
 
@@ -563,19 +551,86 @@ def test_nothing_runs_code_from_the_hub():
 # The notebooks ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", NOTEBOOKS or [None])
-def test_notebooks_run_at_gpu_profile(variables, tmp_path, number):
+def test_notebooks_run_at_gpu_profile(standin, tmp_path, number):
+    """Every cell of it runs, and what it publishes is whole."""
     assert number is not None, "there is no notebook in notebooks/"
-    code = "\n".join("".join(cell["source"]) for cell in json.loads(NOTEBOOKS[number].read_text())["cells"]
-                     if cell["cell_type"] == "code")
-    started = time.time()
-    done = standin_hub.run(["-m", "utils", "course", "--profile", shrunk_profile(tmp_path), "--only", number,
-                            "--timeout", "300"], variables, timeout=850)
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = Path(variables["LORA_COURSE_FIGURES"]) / "gpu"
-    written = {path.name for path in figures.glob("*.*") if path.stat().st_mtime >= started}
-    assert bool(written) == ("publish(" in code), (number, written)
-    for name in {name.rsplit(".", 1)[0] for name in written}:
-        assert {f"{name}.{suffix}" for suffix in ("png", "svg", "csv", "json")} <= written
-        record = json.loads((figures / f"{name}.json").read_text())
-        assert record["profile"] == "gpu" and record["rows"] > 0
+    path, figures = NOTEBOOKS[number], tmp_path / "figures"
+    done = standin.notebook(path, {"PROFILE": shrunk_profile(tmp_path)}, LORA_COURSE_FIGURES=str(figures))
+    assert done["failed"] is None, done["failed"]
+    assert done["ran"] == done["code"] != []
+    assert_published(figures / "yours" / "gpu", path)
+
+
+def assert_published(folder: Path, notebook: Path) -> None:
+    """Each figure of `notebook` is a picture, a drawing, a table and a record, and none is missing."""
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    calls = re.findall(r"^publish\(", "\n".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
+    written = {path.name for path in folder.glob("*.*")}
+    names = {name.rsplit(".", 1)[0] for name in written}
+    assert len(names) >= len(calls) and written == {
+        f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "csv", "json")}
+    for name in names:
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        assert name.startswith(notebook.name[:2]) and record["profile"] == "gpu" and record["rows"] > 0
+        picture = image.imread(folder / f"{name}.png")
+        assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.01, f"{name} is an empty picture"
+
+
+@pytest.mark.alone
+def test_the_course_command_takes_a_profile_of_ones_own(variables, tmp_path):
+    """Through Papermill and a kernel, as a reader would; the notebooks above skip both."""
+    done = standin_hub.run(["-m", "utils", "course", "--profile", shrunk_profile(tmp_path), "--only", "00"],
+                           variables, timeout=600)
+    assert done.returncode == 0 and "[1/1] 00_start_here: " in done.stdout, done.stdout + done.stderr
+
+
+def _book(folder: Path, *cells: str) -> Path:
+    parameters = new_code_cell("PROFILE = 'laptop'", metadata={"tags": ["parameters"]})
+    book = new_notebook(cells=[new_markdown_cell("# A title"), parameters, *map(new_code_cell, cells)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, folder / "00_small.ipynb")
+    return folder / "00_small.ipynb"
+
+
+@pytest.mark.parametrize("cell, says", [
+    ("print('before')\nvalue = 1 / 0", "00_small.ipynb failed in cell 5: ZeroDivisionError: division by zero"),
+    ("raise SystemExit(0)", "00_small.ipynb failed in cell 5: SystemExit"),
+    ("this is no Python", "00_small.ipynb failed in cell 5: SyntaxError"),
+    ("assert 'kept' not in globals(), 'of the cell above'", "of the cell above"),
+])
+def test_a_cell_that_fails_is_named_and_ends_its_notebook(standin, tmp_path, cell, says):
+    found = standin.notebook(_book(tmp_path, "kept = PROFILE", cell, "after = 1"), {"PROFILE": "gpu"})
+    assert says in found["failed"] and cell in found["failed"]
+    assert (found["ran"], found["code"]) == ([2, 3, 4], [2, 3, 4, 5, 6])
+
+
+def test_a_notebook_finds_nothing_of_the_one_before(standin, tmp_path):
+    mark = str(tmp_path / "mark")
+    first = _book(tmp_path, "left = 1\nimport matplotlib.pyplot as plt\nplt.rcParams['font.size'] = 99\nplt.figure()",
+                  f"from utils.paths import cache_dir\nassert str(cache_dir()) == {mark!r}")
+    assert standin.notebook(first, {}, LORA_COURSE_CACHE=mark)["failed"] is None
+    second = _book(tmp_path, "import matplotlib.pyplot as plt\nfrom utils.paths import cache_dir",
+                   "assert 'left' not in globals() and plt.get_fignums() == []",
+                   f"assert plt.rcParams['font.size'] != 99 and str(cache_dir()) != {mark!r}")
+    assert standin.notebook(second, {})["failed"] is None
+
+
+def test_a_notebook_that_reaches_for_the_network_fails_even_if_it_hides_the_error(standin, tmp_path):
+    hidden = "import socket\ntry: socket.socket().connect(('192.0.2.1', 80))\nexcept OSError: pass"
+    with pytest.raises(AssertionError, match="tried to connect to .*192.0.2.1"):
+        standin.notebook(_book(tmp_path, hidden), {})
+    assert standin.notebook(_book(tmp_path, "1"), {})["failed"] is None
+
+
+def test_a_process_that_hangs_or_ends_fails_one_test_and_starts_anew(variables, tmp_path):
+    process, small = standin_process.Process(variables), _book(tmp_path, "1")
+    try:
+        assert process.notebook(small, {})["failed"] is None
+        for starts, cell, seconds in ((1, "while True: pass", 2), (2, "import os; os._exit(3)", 240)):
+            with pytest.raises(AssertionError, match=f"ended, or took more than {seconds} s, at .*00_small.ipynb"):
+                process.notebook(_book(tmp_path, cell), {}, timeout=seconds)
+            assert process.starts == starts
+    finally:
+        process.close()

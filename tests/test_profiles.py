@@ -32,7 +32,7 @@ def variant(tmp_path):
             else:
                 place[keys[-1]] = value
         path = tmp_path / f"variant{len(list(tmp_path.iterdir()))}.yaml"  # a path once loaded is remembered
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        path.write_text(yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)), encoding="utf-8")
         return path
 
     return write
@@ -126,8 +126,8 @@ DECODER_RUN = {"task": "python", "durations": [5], "runs": [{"method": "full", "
     ({("intervention", "lambdas"): [0, 0.5]}, ("'intervention'", "must both have 1, with which the others")),
     ({("intervention", "control_lambdas"): [0.5, 1.5]}, ("'intervention'", "must both have 1, with which the others")),
     ({("continual",): ...}, ("'continual' is missing",)),
-    ({("continual", "tasks"): ["movies"]}, ("'continual'", "a sequence needs two tasks or more, since with 1 nothing "
-                                                           "can be forgotten that was learnt before")),
+    ({("continual", "tasks"): ["movies"]}, ("'continual'", "two tasks or more, since with 1 nothing can be forgotten",
+                                              "that was learnt before")),
     ({("continual", "tasks"): []}, ("'continual'", "two tasks or more, since with 0 nothing")),
     ({("continual", "tasks"): ["movies", "topics", "movies"]}, ("'continual'", "'tasks' names a task twice")),
     ({("continual", "tasks"): ["movies", "mnli"]}, ("'continual' names task 'mnli', which 'tasks' gives no sizes",)),
