@@ -1,28 +1,60 @@
-"""The rules that judge claims: each takes a measurement's table and the claim's parameters, and returns one effect per
-seed, positive where the claim holds. A seed in which a run that the rule needs is missing or diverged gives NaN.
-"""
+"""The rules of forgetting: full fine-tuning against every rank, and the U over the ranks."""
 
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, by_seed, full_row, with_every
+from utils.reporting.rules import Effects, by_seed, full_row, joined, rows_where, value_at, with_every
+from utils.reporting.selection import runs_that_learnt
+
+LOSSES = ("experiment", "seed", "task", "run", "method", "r", "accuracy", "pseudo_loss")
 
 
-@rule(needs=("experiment", "r", "seed"))
-def full_forgets_more(table: pd.DataFrame, *, max_rank) -> Effects:
-    """Full's pseudo-loss minus the largest one of LoRA up to the given rank."""
-    at = table[(table["experiment"] == "ranks") & (table["r"] <= max_rank)]
-    return by_seed(at, lambda part: full_row(part)["pseudo_loss"] - with_every(part, at, "r")[
-        part["r"] > 0]["pseudo_loss"].max(), outcome=None, experiment="ranks")
+@rule(needs=LOSSES)
+def full_minus_worst_lora(table: pd.DataFrame, *, in_experiment: str, max_rank: int) -> Effects:
+    """Full fine-tuning's pseudo-loss minus the largest one of LoRA up to `max_rank`, over runs that learnt."""
+    at = table[(table["experiment"] == in_experiment) & (table["r"] <= max_rank)]
+
+    def effect(part: pd.DataFrame) -> float:
+        lora = rows_where(with_every(part, at, "r"), method_kind="lora")
+        return full_row(part)["pseudo_loss"] - lora["pseudo_loss"].max()
+
+    return by_seed(runs_that_learnt(at), effect, outcome="pseudo_loss")
 
 
-@rule(needs=("r", "seed"))
-def u_shape(table: pd.DataFrame, *, low_rank) -> Effects:
-    """The smaller of: r = 1 minus the low rank, and the highest rank minus the low rank, in pseudo-loss."""
-    width = table["r"].max()
+@rule(needs=LOSSES)
+def full_minus_worst_lora_on_every_task(table: pd.DataFrame, *, max_rank: int) -> Effects:
+    """The smallest of :func:`full_minus_worst_lora` over the table's tasks: above zero where it is so on all."""
+    return joined([full_minus_worst_lora(table, in_experiment=name, max_rank=max_rank)
+                   for name in table["experiment"].unique()], min)
+
+
+@rule(needs=LOSSES)
+def ends_minus_low_rank(table: pd.DataFrame, *, low_rank: int) -> Effects:
+    """The smaller of r = 1 and the highest rank, minus the low rank, in pseudo-loss: above zero for a U."""
+    at, width = _main_runs(table), table["r"].max()
 
     def effect(part: pd.DataFrame) -> float:
         lora = part.set_index("r")["pseudo_loss"]
-        return min(lora.loc[1], lora.loc[width]) - lora.loc[low_rank]
+        return value_at(lora, [1, width]).min() - value_at(lora, low_rank)
 
-    return by_seed(table, effect, outcome=None, experiment="ranks")
+    return by_seed(at, effect, outcome="pseudo_loss")
+
+
+@rule(needs=LOSSES)
+def u_around_full(table: pd.DataFrame, *, low_ranks: list[int]) -> Effects:
+    """By how much the U holds around full fine-tuning's pseudo-loss, at the place where it holds least.
+
+    The smallest of: r = 1 above full, the highest rank above full, and full above each of `low_ranks`.
+    """
+    at, width = _main_runs(table), table["r"].max()
+
+    def effect(part: pd.DataFrame) -> float:
+        lora, full = part.set_index("r")["pseudo_loss"], full_row(part)["pseudo_loss"]
+        return min((value_at(lora, [1, width]) - full).min(), (full - value_at(lora, low_ranks)).min())
+
+    return by_seed(at, effect, outcome="pseudo_loss")
+
+
+def _main_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the main experiment that learnt their task."""
+    return runs_that_learnt(table[table["experiment"] == "ranks"])

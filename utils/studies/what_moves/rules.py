@@ -1,121 +1,163 @@
-"""The rules that judge claims: each takes a measurement's table and the claim's parameters, and returns one effect per
-seed, positive where the claim holds. A seed in which a run that the rule needs is missing or diverged gives NaN.
-"""
+"""The rules of notebook 05: over learning rates, over ranks, and between two alphas. Only runs that learnt count."""
 
 import pandas as pd
-from scipy.stats import spearmanr
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, by_seed, trend
+from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, rows_where, trend, value_at, with_every
 from utils.reporting.selection import last_steps, runs_that_learnt
 
-
-@rule(needs=("learning_rate", "r", "seed", "{column}"))
-def higher_rates_more(table: pd.DataFrame, *, column) -> Effects:
-    """Spearman's rho between learning rate and `column` over one rank's runs that learnt, at the last step."""
-    lora = last_steps(runs_that_learnt(table[table["r"] > 0]))
-    return by_seed(lora, lambda part: trend(part["learning_rate"], part[column]), outcome=None, experiment="learning_rates")
+RUNS = ("experiment", "seed", "task", "run", "method", "r", "accuracy")
 
 
-@rule(needs=("learning_rate", "r", "seed", "{column}", "{other}"))
-def goes_together(table: pd.DataFrame, *, column, other, sign=1, least=0.0) -> Effects:
-    """Spearman's rho of two columns over the checkpoints of one rank's learnt runs, minus `least`; `sign` -1 turns it.
+def _learnt_lora(table: pd.DataFrame, experiment: str | None = None) -> pd.DataFrame:
+    """The rows of LoRA runs that learnt their task, of one experiment or of all."""
+    learnt = runs_that_learnt(table)
+    return learnt[(learnt["method_kind"] == "lora") & (learnt["experiment"] == experiment if experiment else True)]
 
-    NaN where one of the columns never changes, as where no run has an intruder: then nothing can go together.
+
+@rule(needs=(*RUNS, "step", "learning_rate", "{column}"))
+def trend_over_rates(table: pd.DataFrame, *, column: str) -> Effects:
+    """Spearman's rho between learning rate and `column` over one rank's runs, at the last step."""
+    last = last_steps(_learnt_lora(table, "learning_rates"))
+    return by_seed(last, lambda part: trend(part["learning_rate"], part[column]), outcome=column)
+
+
+@rule(needs=(*RUNS, "step", "{column}"))
+def trend_through_training(table: pd.DataFrame, *, column: str) -> Effects:
+    """Spearman's rho between step and `column` over a run's checkpoints, the mean over one rank's runs.
+
+    A run whose `column` never changes counts as 0: nothing grows there.
     """
     def effect(part: pd.DataFrame) -> float:
-        if min(part[name].nunique() for name in ("learning_rate", column, other)) < 2:
-            raise MissingRun(f"two values of learning rate, {column} and {other}")
-        return sign * spearmanr(part[column], part[other]).statistic - least
+        runs = [trend(run["step"], run[column]) for _, run in part.groupby("run") if run["step"].nunique() > 1]
+        at_least(len(runs), 1, "run with several checkpoints")
+        return sum(runs) / len(runs)
 
-    return by_seed(runs_that_learnt(table[table["r"] > 0]), effect, outcome=None, experiment="learning_rates")
+    return by_seed(_learnt_lora(table, "learning_rates"), effect, outcome=column)
 
 
-@rule(needs=("experiment", "forgetting", "learning_rate", "r", "seed"))
-def largest_rate_passes_full(table: pd.DataFrame) -> Effects:
-    """Forgetting at LoRA's largest rate minus full fine-tuning's at its smallest rate, its usual one, last step.
+@rule(needs=(*RUNS, "step", "learning_rate", "{column}", "{other}"))
+def rho_over_checkpoints(table: pd.DataFrame, *, column: str, other: str) -> Effects:
+    """Spearman's rho of two columns over the checkpoints of one rank's runs at two learning rates or more.
 
-    NaN where the run at that rate did not learn its task.
+    0 where `column` never changes, as where no run has an intruder.
+    """
+    def effect(part: pd.DataFrame) -> float:
+        at_least(part["learning_rate"].nunique(), 2, "learning rates")
+        return trend(part[other], part[column])
+
+    return by_seed(_learnt_lora(table, "learning_rates"), effect, outcome=column)
+
+
+@rule(needs=(*RUNS, "step", "learning_rate", "forgetting"))
+def largest_rate_minus_full(table: pd.DataFrame) -> Effects:
+    """Forgetting at LoRA's largest rate minus full fine-tuning's at its smallest rate, its usual one; at the last step.
+
+    Missing where the run at that rate did not learn its task.
     """
     last = last_steps(table[table["experiment"] == "learning_rates"])
-    largest = last[last["r"] > 0]["learning_rate"].max()
-    smallest = last[last["r"] == 0]["learning_rate"].min()
+    largest = last.loc[last["method_kind"] == "lora", "learning_rate"].max()
+    usual = last.loc[last["method_kind"] == "full", "learning_rate"].min()
 
     def effect(part: pd.DataFrame) -> float:
-        lora = part[(part["r"] > 0) & (part["learning_rate"] == largest)].iloc[0]
-        full = part[(part["r"] == 0) & (part["learning_rate"] == smallest)].iloc[0]
-        return lora["forgetting"] - full["forgetting"]
+        learnt = runs_that_learnt(part)
+        if not ((learnt["method_kind"] == "lora") & (learnt["learning_rate"] == largest)).any():
+            raise MissingRun(f"no run of LoRA learnt at its largest rate, {largest:g}")
+        lora = rows_where(learnt, method_kind="lora", learning_rate=largest).iloc[0]
+        return lora["forgetting"] - rows_where(learnt, method_kind="full", learning_rate=usual).iloc[0]["forgetting"]
 
-    return by_seed(runs_that_learnt(last), effect, outcome=None, experiment="learning_rates")
+    return by_seed(last, effect, outcome="forgetting")
 
 
-@rule(needs=("accuracy", "n_intruders", "r", "seed"))
-def falls_with_rank(table: pd.DataFrame, *, tolerance, in_experiment) -> Effects:
-    """Minus Spearman's rho between rank and count over the runs of an experiment that trained at all.
-
-    Runs whose accuracy lies more than `tolerance` below the experiment's best did not learn the task: what they have
-    of intruders says nothing about the rank.
-    """
+@rule(needs=(*RUNS, "{column}"))
+def trend_over_ranks(table: pd.DataFrame, *, in_experiment: str, column: str) -> Effects:
+    """Spearman's rho between rank and `column` over an experiment's runs, of three ranks or more."""
     def effect(part: pd.DataFrame) -> float:
-        trained = part[(part["r"] > 0) & (part["accuracy"] >= part["accuracy"].max() - tolerance)]
-        if trained["r"].nunique() < 3:
-            return float("nan")
-        return -trend(trained["r"], trained["n_intruders"])
+        at_least(part["r"].nunique(), 3, "ranks that learnt")
+        return trend(part["r"], part[column])
 
-    return by_seed(table, effect, outcome=None, experiment=in_experiment)
+    return by_seed(_learnt_lora(table, in_experiment), effect, outcome=column)
 
 
-@rule(needs=("experiment", "r", "seed", "{column}"))
-def alpha_adds(table: pd.DataFrame, *, rank, column, epsilon=None, allowance=0.0) -> Effects:
-    """`column` at alpha = 8 minus alpha = 2r for one rank, each in its own experiment (rates as the rule sets them).
+@rule(needs=(*RUNS, "epsilon", "n_intruders"))
+def count_trend_over_ranks(table: pd.DataFrame, *, in_experiment: str, epsilon: float) -> Effects:
+    """:func:`trend_over_ranks` of the count at one epsilon."""
+    return trend_over_ranks(_at(table, epsilon), in_experiment=in_experiment, column="n_intruders")
 
-    An `allowance` is added, so that the sentence "no more than so much below" holds where the effect is positive.
+
+@rule(needs=(*RUNS, "lora_alpha", "learning_rate", "{column}"))
+def higher_rank_minus_lower(table: pd.DataFrame, *, column: str) -> Effects:
+    """`column` at the highest rank minus the lowest at one and the same learning rate, with alpha = 2r.
+
+    The mean over the rates at which two ranks or more learnt.
     """
-    at = table[table["epsilon"] == epsilon] if epsilon is not None else table
-    at = at[(at["r"] == rank) & at["experiment"].isin(["rule", "alpha_8"])]
+    lora = _learnt_lora(table).drop_duplicates("run")
+    plain = lora[(lora["lora_alpha"] == 2 * lora["r"]) & lora["method"].str.startswith("LoRA ")]
+
+    def effect(part: pd.DataFrame) -> float:
+        shared = part.sort_values("r").groupby("learning_rate").filter(lambda at: at["r"].nunique() > 1)
+        at_least(len(shared), 2, "ranks at one learning rate")
+        by_rate = shared.groupby("learning_rate")[column]
+        return (by_rate.last() - by_rate.first()).mean()
+
+    return by_seed(plain, effect, outcome=column)
+
+
+@rule(needs=("experiment", "seed", "r", "{column}"))
+def alpha_8_minus_rule(table: pd.DataFrame, *, rank: int, column: str) -> Effects:
+    """Mean of `column` at alpha = 8 minus at alpha = 2r for one rank, each in its own experiment and at its own rate."""
+    learnt = runs_that_learnt(table)
+    at = learnt[(learnt["r"] == rank) & learnt["experiment"].isin(["rule", "alpha_8"])]
 
     def effect(part: pd.DataFrame) -> float:
         values = part.groupby("experiment")[column].mean()
-        return values.loc["alpha_8"] - values.loc["rule"] + allowance
+        return value_at(values, "alpha_8") - value_at(values, "rule")
 
-    return by_seed(at, effect, outcome=None)
+    return by_seed(at, effect, outcome=column)
 
 
-@rule(needs=("lora_alpha", "r", "seed", "{column}"))
-def alpha_alone(table: pd.DataFrame, *, rank, column) -> Effects:
+@rule(needs=(*RUNS, "epsilon", "n_intruders"))
+def count_at_alpha_8_minus_rule(table: pd.DataFrame, *, rank: int, epsilon: float) -> Effects:
+    """:func:`alpha_8_minus_rule` of the count at one epsilon."""
+    return alpha_8_minus_rule(_at(table, epsilon), rank=rank, column="n_intruders")
+
+
+@rule(needs=(*RUNS, "epsilon", "n_intruders"))
+def least_count_of_any_rank(table: pd.DataFrame, *, in_experiment: str, epsilon: float) -> Effects:
+    """The smallest count of any rank in an experiment: above zero where every rank has intruders."""
+    ranks = _at(table[table["experiment"] == in_experiment], epsilon)
+    return by_seed(_learnt_lora(ranks), lambda part: with_every(part, ranks, "r")["n_intruders"].min(),
+                   outcome="n_intruders")
+
+
+@rule(needs=(*RUNS, "lora_alpha", "learning_rate", "{column}"))
+def smaller_alpha_minus_larger(table: pd.DataFrame, *, rank: int, column: str) -> Effects:
     """`column` at the smaller alpha minus the larger, among runs of one rank at one and the same learning rate.
 
     The mean over such rates. Runs of another scaling (rsLoRA) are another method, not another alpha.
     """
+    lora, alike = _learnt_lora(table).drop_duplicates("run"), ["method", "learning_rate"]
+
     def effect(part: pd.DataFrame) -> float:
-        alike = ["method", "learning_rate"]
-        pairs = part[part["r"] == rank].drop_duplicates("run").groupby(alike).filter(
-            lambda same: same["lora_alpha"].nunique() > 1)
+        pairs = part.groupby(alike).filter(lambda same: same["lora_alpha"].nunique() > 1)
+        at_least(len(pairs), 2, f"alphas at one rate with r = {rank}")
         ordered = pairs.sort_values("lora_alpha").groupby(alike)[column]
-        return float((ordered.first() - ordered.last()).mean())
+        return (ordered.first() - ordered.last()).mean()
 
-    return by_seed(table, effect, outcome=None)
+    return by_seed(lora[lora["r"] == rank], effect, outcome=column)
 
 
-@rule(needs=("experiment", "r", "seed"))
-def larger_effective_rank(table: pd.DataFrame, *, in_experiment, higher, lower, times=1.0) -> Effects:
-    """Mean effective rank of the update at one rank minus another's (0 is full fine-tuning) in an experiment."""
+@rule(needs=("experiment", "seed", "method", "effective_rank"))
+def effective_rank_ratio(table: pd.DataFrame, *, in_experiment: str, higher: str, lower: list[str]) -> Effects:
+    """Mean effective rank of one method's updates over the largest such mean of the methods `lower`."""
     at = table[table["experiment"] == in_experiment]
 
     def effect(part: pd.DataFrame) -> float:
-        means = part.groupby("r")["effective_rank"].mean()
-        return means.loc[higher] - times * means.loc[lower]
+        means = part.groupby("method")["effective_rank"].mean()
+        return value_at(means, higher) / value_at(means, lower).max()
 
-    return by_seed(at, effect, outcome=None, experiment=in_experiment)
+    return by_seed(at, effect, outcome=at[at["method"].isin([higher, *lower])]["effective_rank"])
 
 
-@rule(needs=("experiment", "r", "seed"))
-def alpha_collapses_rank(table: pd.DataFrame, *, rank) -> Effects:
-    """Mean effective rank under alpha = 2r minus under alpha = 8, at one rank."""
-    at = table[(table["r"] == rank) & table["experiment"].isin(["rule", "alpha_8"])]
-
-    def effect(part: pd.DataFrame) -> float:
-        means = part.groupby("experiment")["effective_rank"].mean()
-        return means.loc["rule"] - means.loc["alpha_8"]
-
-    return by_seed(at, effect, outcome=None)
+def _at(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
+    return table[table["epsilon"] == epsilon]
