@@ -70,7 +70,7 @@ def only(table: pd.DataFrame, **values) -> pd.Series:
 
 
 def test_best_rate_of_the_mean_over_seeds():
-    best = sensitivity_tables.best_rates(pd.DataFrame(rates()), ["method"])
+    best = sensitivity_tables.best_rate_table(pd.DataFrame(rates()), ["method"])
     full = only(best, method="full")
     assert (full["learning_rate"], full["seeds"], full["rates"], full["edge"]) == (1e-3, 2, 3, "")
     assert (full["loss"], full["loss_below"], full["loss_above"]) == pytest.approx((4.0, 5.0, 5.0))
@@ -78,12 +78,12 @@ def test_best_rate_of_the_mean_over_seeds():
 
 
 def test_a_best_rate_at_the_end_of_the_grid_is_a_bound():
-    best = only(sensitivity_tables.best_rates(pd.DataFrame(rates()), ["method"]), method="LoRA r=1")
+    best = only(sensitivity_tables.best_rate_table(pd.DataFrame(rates()), ["method"]), method="LoRA r=1")
     assert (best["edge"], best["loss_below"]) == ("highest", 7.0)
     assert pd.isna(best["loss_above"]) and pd.isna(best["fine_rate"])
     falling = pd.DataFrame([run("rates", "full", 1e-3, 4.0), run("rates", "full", 1e-2, 5.0)])
-    assert sensitivity_tables.best_rates(falling, ["method"])["edge"].tolist() == ["lowest"]
-    assert sensitivity_tables.best_rates(falling.head(1), ["method"])["edge"].tolist() == ["only"]
+    assert sensitivity_tables.best_rate_table(falling, ["method"])["edge"].tolist() == ["lowest"]
+    assert sensitivity_tables.best_rate_table(falling.head(1), ["method"])["edge"].tolist() == ["only"]
 
 
 def test_parabola_leans_towards_the_lower_neighbour():
@@ -103,7 +103,7 @@ def test_a_run_of_two_experiments_counts_once():
 def test_only_a_runs_last_step_counts():
     early = run("rates", "full", 1e-3, 1.0) | {"step": 40}
     table = pd.DataFrame([early, run("rates", "full", 1e-3, 4.0) | {"run": early["run"]}])
-    assert sensitivity_tables.best_rates(table, ["method"])["loss"].tolist() == [4.0]
+    assert sensitivity_tables.best_rate_table(table, ["method"])["loss"].tolist() == [4.0]
 
 
 def test_selection_puts_the_usual_runs_beside():
@@ -248,7 +248,7 @@ def test_modules_as_dots():
 
 
 def test_best_rate_against_rank():
-    best = sensitivity_tables.best_rates(sensitivity_tables.selection(whole(), "scalings"), ["scaling", "r"])
+    best = sensitivity_tables.best_rate_table(sensitivity_tables.selection(whole(), "scalings"), ["scaling", "r"])
     (axis,) = sensitivity_figures.best_rate_lines(best).axes
     assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert [line.get_ydata().tolist() for line in drawn(axis, "_best")] == [[1e-2, 1e-3], [1e-2, 1e-2], []]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UsageError
+from utils.reporting.selection import best_rate, comparable_rates
 from utils.training.targets import ATTENTION, split_name
 
 LOSS = "loss_nats_per_token"
@@ -81,8 +82,8 @@ def rate_means(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return means.assign(place=place).sort_values(["place", "learning_rate"], ignore_index=True).drop(columns="place")
 
 
-def best_rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The learning rate of least mean loss in each group, and whether the grid ends there.
+def best_rate_table(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """One row per group: the learning rate of least loss (:func:`utils.reporting.selection.best_rate`), and its edge.
 
     Parameters
     ----------
@@ -93,32 +94,35 @@ def best_rates(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `by`, ``learning_rate``, ``loss`` (mean over seeds), ``seeds`` (at that rate), ``rates`` (how many were tried),
+        `by`, ``learning_rate``, ``loss`` (mean over the seeds at that rate), ``seeds`` (how many), ``rates`` (tried),
         ``edge`` ("lowest", "highest" or "only" where the best is the end of the grid, so a bound; else empty),
         ``loss_below`` and ``loss_above`` (of the neighbouring rates), ``fine_rate`` (vertex of the parabola through the
-        best and its neighbours in the logarithm of the rate), the last three NaN at an edge that lacks them.
+        best and its neighbours in the logarithm of the rate). The last three are of the seeds that all rates have, and
+        NaN at an edge that lacks them.
 
     Examples
     --------
     >>> runs = pd.DataFrame({"method": "full", "run": list("abc"), "step": 80, "seed": 0, "learning": 0.0,
     ...                      "forgetting": 0.0, "learning_rate": [0.01, 0.1, 1.0], LOSS: [4.0, 3.0, 4.0]})
-    >>> best_rates(runs, ["method"])[["learning_rate", "edge"]].values.tolist()
+    >>> best_rate_table(runs, ["method"])[["learning_rate", "edge"]].values.tolist()
     [[0.1, '']]
     """
-    groups = rate_means(table, by).groupby(list(by), sort=False)
+    groups = runs_once(table, by).groupby(list(by), sort=False)
     rows = [dict(zip(by, keys, strict=True)) | _best(group) for keys, group in groups]
     return pd.DataFrame(rows, columns=[*by, "learning_rate", "loss", "seeds", "rates", "edge", "loss_below",
                                        "loss_above", "fine_rate"])
 
 
-def _best(means: pd.DataFrame) -> dict:
-    """The best of one group's rates, which come in rising order."""
-    losses, rates = means[LOSS].to_numpy(), means["learning_rate"].to_numpy()
-    place, last = int(losses.argmin()), len(losses) - 1
+def _best(runs: pd.DataFrame) -> dict:
+    """The best of one group's rates, beside its neighbours."""
+    means = comparable_rates(runs).groupby("learning_rate")[LOSS].mean()
+    best = best_rate(runs, value=LOSS, least=True)
+    losses, rates = means.to_numpy(), means.index.to_numpy()
+    place, last = means.index.get_loc(best), len(means) - 1
     edge = "only" if not last else {0: "lowest", last: "highest"}.get(place, "")
-    around = slice(place - 1, place + 2)
-    return {"learning_rate": rates[place], "loss": losses[place], "seeds": int(means["seeds"].iloc[place]),
-            "rates": last + 1, "edge": edge, "loss_below": losses[place - 1] if place else np.nan,
+    around, at = slice(place - 1, place + 2), runs[runs["learning_rate"] == best]
+    return {"learning_rate": best, "loss": at[LOSS].mean(), "seeds": at["seed"].nunique(), "rates": runs["learning_rate"].nunique(),
+            "edge": edge, "loss_below": losses[place - 1] if place else np.nan,
             "loss_above": losses[place + 1] if place < last else np.nan,
             "fine_rate": np.nan if edge else parabola_minimum(rates[around], losses[around])}
 
@@ -172,7 +176,7 @@ def rate_ratio(table: pd.DataFrame, against: str = "full") -> pd.DataFrame:
     UsageError
         If no row is of method `against`.
     """
-    best = best_rates(selection(table, "rates"), ["method"])
+    best = best_rate_table(selection(table, "rates"), ["method"])
     if against not in set(best["method"]):
         raise UsageError(f"Expected rows of method '{against}' to compare with, but none came.")
     other = best[best["method"] == against].iloc[0]
@@ -198,7 +202,7 @@ def best_rate_slope(table: pd.DataFrame) -> pd.DataFrame:
         ``scaling``, ``ranks`` (how many), ``slope`` (-1: the best rate halves as the rank doubles; NaN for one rank),
         ``fine_slope`` (of the parabolas' vertices; NaN where one lies at an edge), ``edges`` (ranks whose best is one).
     """
-    best, rows = best_rates(selection(table, "scalings"), ["scaling", "r"]), []
+    best, rows = best_rate_table(selection(table, "scalings"), ["scaling", "r"]), []
     for scaling, group in best.groupby("scaling", sort=False):
         rows.append({"scaling": scaling, "ranks": len(group), "edges": int((group["edge"] != "").sum()),
                      "slope": _log_slope(group["r"], group["learning_rate"]),
@@ -221,7 +225,7 @@ def batch_penalty(table: pd.DataFrame) -> pd.DataFrame:
         ``method``, ``batch_size``, ``usual_size``, ``learning_rate``, ``edge``, ``loss``, ``usual_loss``, ``penalty``
         (nats per token; positive: the other size is worse).
     """
-    best = best_rates(selection(table, "batches"), ["method", "batch_size"])
+    best = best_rate_table(selection(table, "batches"), ["method", "batch_size"])
     sizes = table.loc[table["experiment"] == "rates", "batch_size"]
     usual = best[best["batch_size"].isin(sizes)]
     usual = usual.rename(columns={"batch_size": "usual_size", "loss": "usual_loss"})
@@ -263,7 +267,7 @@ def beaten_by(table: pd.DataFrame, against: str = "full") -> pd.DataFrame:
     """
     runs = selection(table, "rates")
     other = rate_means(runs[runs["method"] == against], ["method"])[LOSS]
-    best = best_rates(runs[runs["method"] != against], ["method"])
+    best = best_rate_table(runs[runs["method"] != against], ["method"])
     return best[["method", "loss"]].assign(beaten_by=[int((other < loss).sum()) for loss in best["loss"]],
                                            of=len(other))
 
@@ -312,7 +316,7 @@ def recommendations(table: pd.DataFrame) -> pd.DataFrame:
 
 def _losses(table: pd.DataFrame, experiment: str, column: str) -> pd.Series:
     """Loss at the best rate, by one column, in its order."""
-    return best_rates(selection(table, experiment), [column]).set_index(column)["loss"].sort_index()
+    return best_rate_table(selection(table, experiment), [column]).set_index(column)["loss"].sort_index()
 
 
 def _difference(losses: pd.Series, one: str, other: str) -> float:
