@@ -25,8 +25,7 @@ from utils.reporting.runs import RUN_COLUMNS, Seeds
 from utils.sources.models import BaseModel, resolve
 from utils.sources.preferences import conversations
 from utils.sources.tasks import load_task
-from utils.spectra import Pair, count_intruders, leading_cosines, leading_table
-from utils.spectra.base import base_spectrum
+from utils.spectra import count_intruders, vectors_between
 from utils.spectra.controls import random_updates
 from utils.studies.learning.measure import base_causal_lm
 from utils.training.blocks import block_batches, text_blocks
@@ -43,7 +42,7 @@ from utils.training.preferences import (
     scores,
 )
 from utils.training.spec import RunSpec, preference_specs
-from utils.training.store import Run, RunStore
+from utils.training.store import Run, RunStore, undiverged
 from utils.training.weights import Tensors
 
 VERSION = 3
@@ -59,12 +58,7 @@ def preference_runs(profile: Profile, seeds: Seeds = None) -> dict[str, list[Run
         return {}
     store, found = RunStore(), {}
     for name, specs in preference_specs(profile, seeds).items():
-        runs = [store.get(spec) for spec in specs]
-        for run in runs:
-            if run.diverged:
-                print(f"{name}, {run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed "
-                      f"{run.spec.seed}: diverged, left out of every table.")
-        found[name] = [run for run in runs if not run.diverged]
+        found[name] = undiverged([store.get(spec) for spec in specs], experiment=name)
     return found
 
 
@@ -185,9 +179,7 @@ def best_rates(outcomes: pd.DataFrame) -> pd.DataFrame:
     """
     if outcomes.empty:
         return outcomes
-    parts = [selection.best_rates(part.assign(accuracy=-part["preference_loss"]))
-             for _, part in outcomes.groupby("experiment", sort=False)]
-    return outcomes.loc[pd.concat(parts).index]
+    return selection.best_rates(outcomes, value="preference_loss", least=True, by=("experiment", "method"))
 
 
 def beside(reference: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame | None:
@@ -254,10 +246,8 @@ def _matrix_costs(run: Run, matrices: Tensors, spectra: Spectra) -> dict:
 
 def intruders_between(before: Tensors, after: Tensors, spectra: Spectra) -> int:
     """Intruders among the k leading vectors of all matrices, of `after` seen against `before`."""
-    pairs = [Pair(name, lambda name=name: (before[name], after[name])) for name in after]
     # Not through the cache on disk: a start is one of many, and only runs of one course meet it.
-    table = leading_table(leading_cosines(pairs, k=spectra.k, epsilons=[spectra.epsilon], device=device_name(),
-                                          spectrum=lambda weight, name: base_spectrum(weight, name=name)))
+    table = vectors_between(before, after, k=spectra.k, epsilons=[spectra.epsilon], device=device_name())
     return int(count_intruders(table, [spectra.epsilon], [spectra.k])["n_intruders"].sum())
 
 
