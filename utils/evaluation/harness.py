@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import lru_cache
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.errors import CourseError, UsageError
 from utils.files import write_text
 from utils.paths import cache_dir, ensure_dir
+from utils.progress import INTERVAL_S, Lines
 from utils.sources.cloze import cloze_items
 
 TASKS = Path(__file__).with_name("tasks")
@@ -41,7 +41,7 @@ FORGETTING_METRICS = {"hellaswag": "acc_norm", "arc_challenge": "acc_norm", "win
 # The harness's folders of the tasks that the course names; reading all its 13,000 tasks takes eight seconds.
 QUICK_FOLDERS = ("hellaswag", "arc", "winogrande", "gsm8k")
 _KEYS = ["task", "metric", "filter"]
-_INTERVAL_S = 20.0
+_INTERVAL_S = INTERVAL_S
 
 
 def choice_accuracy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], *,
@@ -111,7 +111,8 @@ def item_results(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Se
         with _quiet() as say:
             task = _loaded(name, num_fewshot)
             task.set_fewshot_seed(seed=seed)
-            tables.append(_measured(task, name, model, tokenizer, limit=limit, batch_size=batch_size, say=say))
+            tables.append(_measured(task, name, model, tokenizer=tokenizer, limit=limit, batch_size=batch_size,
+                                    say=say))
         if keep is not None:
             keep(name, tables[-1])
     return pd.concat(tables, ignore_index=True)
@@ -280,14 +281,14 @@ def _own(row: dict) -> str:
 # One task and one model ---------------------------------------------------------------------------------------------
 
 
-def _measured(task, name: str, model: nn.Module, tokenizer, *, limit: int | None, batch_size: int,
+def _measured(task, name: str, model: nn.Module, *, tokenizer, limit: int | None, batch_size: int,
               say: Callable[[str], None]) -> pd.DataFrame:
     from lm_eval import evaluate
     from lm_eval.api.metrics import mean
 
     modes = {module: module.training for module in model.modules()}
     try:
-        lm = _harness_model(model, tokenizer, batch_size, name, say)
+        lm = _harness_model(model, tokenizer, batch_size, label=name, say=say)
         found = evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
     finally:
         for module, training in modes.items():
@@ -302,24 +303,18 @@ def _measured(task, name: str, model: nn.Module, tokenizer, *, limit: int | None
                                      num_fewshot=int(found["n-shot"][name]))
 
 
-def _harness_model(model: nn.Module, tokenizer, batch_size: int, label: str, say: Callable[[str], None]):
+def _harness_model(model: nn.Module, tokenizer, batch_size: int, *, label: str, say: Callable[[str], None]):
     from lm_eval.models.huggingface import HFLM
 
     class Measured(HFLM):
         """The harness's wrapper with our progress lines in place of its bars."""
 
-        done, total, started, last = 0, 0, 0.0, 0.0
-
         def _begin(self, total: int) -> None:
-            self.done, self.total = 0, total
-            self.started = self.last = time.monotonic()
+            self.done, self.lines = 0, Lines(label, total, interval_s=_INTERVAL_S, say=say)
 
         def _count(self, rows: int) -> None:
-            self.done, now = self.done + rows, time.monotonic()
-            if now - self.last >= _INTERVAL_S:
-                self.last = now
-                left = (now - self.started) / self.done * max(self.total - self.done, 0)
-                say(f"{label}: {self.done}/{self.total}, about {left:.0f} s left")
+            self.done += rows
+            self.lines.count(self.done)
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
             self._begin(len(requests))

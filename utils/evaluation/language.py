@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from utils.training.data import labelled_batch
 from utils.training.metrics import causal_loss
 
 
@@ -20,12 +20,6 @@ def text_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seque
     """
     encoded = sorted((tokenizer(text, truncation=True, max_length=tokens)["input_ids"] for text in texts), key=len)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    batches = []
-    for start in range(0, len(encoded), batch_size):
-        part = encoded[start:start + batch_size]
-        longest = len(part[-1])
-        batches.append({
-            "input_ids": torch.tensor([ids + [pad] * (longest - len(ids)) for ids in part]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in part]),
-            "labels": torch.tensor([ids + [-100] * (longest - len(ids)) for ids in part])})
+    batches = [labelled_batch([(ids, ids) for ids in encoded[start:start + batch_size]], pad)
+               for start in range(0, len(encoded), batch_size)]
     return causal_loss(model, batches)

@@ -12,7 +12,7 @@ from utils.low_rank import LowRankUpdate
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.clusters import window_cosines, window_level, window_table
 from utils.spectra.controls import planted_matrix, random_update, toy_sweep
-from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets
+from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets, vectors_between
 from utils.spectra.intervention import leading_intruder, scaled
 from utils.spectra.intruders import count_intruders, first_intruders, is_intruder, trace_direction, vector_table
 from utils.spectra.rank import effective_rank, update_table
@@ -23,5 +23,5 @@ __all__ = ["LowRankUpdate", "Pair", "SingularTriplets", "SpectrumCache", "adapte
            "critical_strength", "effective_rank", "first_intruders", "is_intruder", "leading_cosines",
            "leading_intruder", "leading_table", "leading_triplets", "max_cosines", "measured_critical_strength",
            "planted_matrix", "predicted_spike", "random_level", "random_update", "scaled", "similarity", "thin_svd",
-           "toy_sweep", "trace_direction", "update_table", "vector_table", "window_cosines", "window_level",
-           "window_table"]
+           "toy_sweep", "trace_direction", "update_table", "vector_table", "vectors_between", "window_cosines",
+           "window_level", "window_table"]

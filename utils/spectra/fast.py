@@ -34,7 +34,7 @@ So the counts are the definition's at every epsilon that is asked for, always.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -171,6 +171,20 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
         "max_cosine": one.max_cosines.numpy(), "error": one.errors.numpy(), "computed_by": one.method,
         "out": one.shape[0], "in": one.shape[1], "base_largest": one.base_values[0].item()}) for one in found],
         ignore_index=True)
+
+
+def vectors_between(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], **options) -> pd.DataFrame:
+    """:func:`leading_table` of two models' matrices, matrix by matrix.
+
+    Parameters
+    ----------
+    before, after : mapping of str to torch.Tensor
+        W0 and Wt by name, (out, in), of any floating type; every name of `after` must be in `before`.
+    **options
+        As :func:`leading_cosines` takes them: ``k``, ``epsilons``, ``vectors``, ``spectrum``, ``device``.
+    """
+    pairs = (Pair(name, lambda name=name: (before[name], after[name])) for name in after)
+    return leading_table(leading_cosines(pairs, **options))
 
 
 def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpectrum] = base_spectrum,

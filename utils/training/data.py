@@ -1,11 +1,13 @@
 """Rows to tokens, once per task, tokenizer and length; batches of like length, so that little padding is computed."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from utils.files import canonical_json
@@ -37,6 +39,34 @@ def classification_data(task: str, sizes: TaskSizes, folder: Path) -> tuple[Data
                                   "length": [len(ids) for ids in tokens["input_ids"]]})
 
     return encode(data.train), encode(data.test)
+
+
+def labelled_batch(rows: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Token ids and their labels as one batch, padded on the right to the longest row.
+
+    Parameters
+    ----------
+    rows : sequence of (list of int, list of int)
+        Ids and labels of each row, of one length; a label of -100 is not counted.
+    pad_token_id : int
+        What fills the ids; the labels are filled with -100 and the attention mask with 0.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        ``input_ids``, ``attention_mask`` and ``labels``, int64 of shape (B, T).
+
+    Examples
+    --------
+    >>> labelled_batch([([5, 6], [5, 6]), ([7], [7])], pad_token_id=0)["labels"].tolist()
+    [[5, 6], [7, -100]]
+    """
+    def padded(parts: Iterable[list[int]], value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(part) for part in parts], batch_first=True, padding_value=value)
+
+    return {"input_ids": padded((ids for ids, _ in rows), pad_token_id),
+            "attention_mask": padded(([1] * len(ids) for ids, _ in rows), 0),
+            "labels": padded((labels for _, labels in rows), -100)}
 
 
 def rows_checksum(rows: Dataset) -> str:

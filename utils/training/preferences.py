@@ -23,7 +23,7 @@ from utils.sources.models import BaseModel, resolve
 from utils.sources.preferences import conversations, template_text
 from utils.sources.tasks import load_task, task
 from utils.training.blocks import EVALUATION_TOKENS
-from utils.training.data import EVALUATION_BATCH, tokenizer_of
+from utils.training.data import EVALUATION_BATCH, labelled_batch, tokenizer_of
 from utils.training.metrics import accuracy
 from utils.training.spec import RunSpec
 from utils.training.variants import optimiser_of
@@ -87,16 +87,9 @@ def pair_batches(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: i
     both.sort(key=lambda pair: max(len(whole) for whole, _ in pair))
     for first in range(0, len(pairs), batch_size):
         rows = [pair[which] for which in (0, 1) for pair in both[first:first + batch_size]]
-        ids = [torch.tensor(whole[:max_length]) for whole, _ in rows]
-        labels = [row.clone().index_fill_(0, torch.arange(min(start, len(row))), -100)
-                  for row, (_, start) in zip(ids, rows, strict=True)]
-        batches.append({"input_ids": _padded(ids, tokenizer.pad_token_id), "labels": _padded(labels, -100),
-                        "attention_mask": _padded([torch.ones_like(row) for row in ids], 0)})
+        labelled = [(whole[:max_length], ([-100] * start + whole[start:])[:max_length]) for whole, start in rows]
+        batches.append(labelled_batch(labelled, tokenizer.pad_token_id))
     return batches
-
-
-def _padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ last whole resume point; one whose files do not match their checksums is set asi
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -130,6 +130,18 @@ class Run:
         """
         frame = cached_table(self.folder / "measurements" / f"{name}.parquet", settings, lambda: compute(self))
         return pd.DataFrame([self.spec.columns] * len(frame)).join(frame)
+
+
+def undiverged(runs: Iterable[Run], *, experiment: str = "") -> list[Run]:
+    """The runs that have final weights; each other one is said, with the experiment's name where it is given."""
+    kept, of = [], f"{experiment}, " if experiment else ""
+    for run in runs:
+        if run.diverged:
+            print(f"{of}{run.spec.method.label} at learning rate {run.spec.learning_rate:g}, seed {run.spec.seed}: "
+                  "diverged, left out of every table.")
+        else:
+            kept.append(run)
+    return kept
 
 
 def base_folder(base: BaseModel) -> Path:

@@ -29,7 +29,7 @@ from utils.training import preferences
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
-from utils.training.data import classification_data, evaluation_batches, rows_checksum, tokenizer_of
+from utils.training.data import classification_data, evaluation_batches, labelled_batch, rows_checksum, tokenizer_of
 from utils.training.metrics import accuracy, causal_loss, predict
 from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec
@@ -259,12 +259,5 @@ def completion_batches(frame, folder: Path, max_length: int, batch_size: int) ->
         ids = tokenizer(prompt + completion + tokenizer.eos_token, truncation=True, max_length=max_length)["input_ids"]
         if len(ids) > start:
             rows.append((ids, [-100] * start + ids[start:]))
-    batches = []
-    for first in range(0, len(rows), batch_size):
-        part = rows[first:first + batch_size]
-        longest = max(len(ids) for ids, _ in part)
-        batches.append({
-            "input_ids": torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in part]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in part]),
-            "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in part])})
-    return batches
+    return [labelled_batch(rows[first:first + batch_size], tokenizer.pad_token_id)
+            for first in range(0, len(rows), batch_size)]

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from utils.machine import device_name
+from utils.progress import INTERVAL_S, Lines
 
 COMPLETE = "COMPLETE"  # written into a resume point after everything else
 EPOCH_STATE = "epoch_rng_state.safetensors"
@@ -72,24 +72,21 @@ def resume_point(folder: Path) -> str | None:
 class Progress(TrainerCallback):
     """A bar with time left in a terminal, a plain line every `interval_s` seconds elsewhere."""
 
-    def __init__(self, label: str, interval_s: float = 20.0):
+    def __init__(self, label: str, interval_s: float = INTERVAL_S):
         self.label, self.interval_s, self.bar = label, interval_s, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.last, self.first_step = time.monotonic(), time.monotonic(), state.global_step
+        self.lines = Lines(self.label, state.max_steps, first=state.global_step, unit="step ",
+                           interval_s=self.interval_s, say=lambda line: print(line, flush=True))
         if sys.stderr.isatty():
             from tqdm import tqdm
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", leave=False)
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = time.monotonic()
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
-        elif now - self.last >= self.interval_s:
-            self.last = now
-            per_step = (now - self.started) / max(1, state.global_step - self.first_step)
-            left = per_step * (state.max_steps - state.global_step)
-            print(f"{self.label}: step {state.global_step}/{state.max_steps}, about {left:.0f} s left", flush=True)
+        else:
+            self.lines.count(state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:

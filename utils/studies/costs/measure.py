@@ -34,7 +34,7 @@ from utils.reporting.registry import measurement
 from utils.reporting.runs import Seeds, base_spectra
 from utils.reporting.selection import pareto_front
 from utils.sources.models import BaseModel, resolve
-from utils.spectra import Pair, count_intruders, leading_cosines, leading_table
+from utils.spectra import count_intruders, vectors_between
 from utils.spectra.compress import bits_per_weight, compressed, relative_error
 from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
@@ -337,8 +337,7 @@ def _general_batches(base: BaseModel, profile: Profile) -> list[dict]:
 
 def _intruders(before: Tensors, after: Tensors, profile: Profile) -> dict:
     k, epsilon = profile.spectra.k, profile.spectra.epsilon
-    pairs = [Pair(name, lambda name=name: (before[name], after[name])) for name in after]
-    vectors = leading_table(leading_cosines(pairs, k=k, epsilons=(epsilon,), spectrum=base_spectra().spectrum))
+    vectors = vectors_between(before, after, k=k, epsilons=(epsilon,), spectrum=base_spectra().spectrum)
     return {"n_intruders": int(count_intruders(vectors, [epsilon], [k])["n_intruders"].iloc[0]),
             "lowest_cosine": float(vectors["max_cosine"].min())}
 
