@@ -77,7 +77,8 @@ def test_the_likeliest_tokens_are_those_of_a_naive_loop(model, tokenizer, batch_
 def test_copied_prompts_change_nothing(model, tokenizer, monkeypatch, batch_size):
     """The prompt's keys and values are computed once per batch; drawn from one token each, all samples are greedy."""
     calls, shared = [], generation._shared_prompts
-    monkeypatch.setattr(generation, "_shared_prompts", lambda *given: calls.append(shared(*given)) or calls[-1])
+    monkeypatch.setattr(generation, "_shared_prompts",
+                        lambda *given, **named: calls.append(shared(*given, **named)) or calls[-1])
     narrow = dict(n=4, temperature=1.0, top_p=1e-6, max_new_tokens=6, seed=0, batch_size=batch_size)
     found = sample(model, tokenizer, PROMPTS, **narrow)
     assert any(cache is not None for cache in calls)
@@ -89,7 +90,7 @@ def test_copied_prompts_change_nothing(model, tokenizer, monkeypatch, batch_size
 def test_copied_and_repeated_prompts_draw_alike(model, tokenizer, monkeypatch):
     wide = dict(n=5, temperature=0.9, top_p=0.95, max_new_tokens=8, seed=3, batch_size=7)
     copied = sample(model, tokenizer, PROMPTS, **wide)
-    monkeypatch.setattr(generation, "_shared_prompts", lambda *given: None)
+    monkeypatch.setattr(generation, "_shared_prompts", lambda *_, **__: None)
     assert copied.equals(sample(model, tokenizer, PROMPTS, **wide))
     assert copied["text"].nunique() > 5
 
@@ -105,7 +106,7 @@ def test_temperature_and_top_p_shape_the_draws(model, tokenizer):
     kept = ordered[:int((ordered.cumsum(0) < 0.5).sum()) + 1]
     allowed = [tokenizer.decode([i], skip_special_tokens=True) for i in index[:len(kept)]]
     expected: dict[str, float] = {}
-    for text, chance in zip(allowed, (kept / kept.sum()).tolist()):
+    for text, chance in zip(allowed, (kept / kept.sum()).tolist(), strict=True):
         expected[text] = expected.get(text, 0) + chance
     shares = found["text"].value_counts(normalize=True)
     assert set(shares.index) <= set(allowed)
@@ -170,7 +171,7 @@ def test_a_doubled_start_token_is_dropped(model, tokenizer):
         def __call__(self, text):
             return {"input_ids": [7, 7, 8] if text == "chat" else [7, 8]}
 
-    assert generation._encode(model, Doubling(), ["chat", "plain"], 1) == [[7, 8], [7, 8]]
+    assert generation._encode(model, Doubling(), ["chat", "plain"], max_new_tokens=1) == [[7, 8], [7, 8]]
 
 
 def test_prompts_must_fit(model, tokenizer):

@@ -119,7 +119,7 @@ def test_leave_to_run_code_reaches_only_the_notebooks_that_declare_it(course, mo
     path, given = course("01_two"), {}
     path.write_text(path.read_text().replace("SEEDS = None", "SEEDS = None\\nRUN_CODE = False"))
 
-    def fake(path, target, parameters, *_):
+    def fake(path, target, parameters, **_):
         given[path.stem] = parameters
         return Outcome(path.stem, 1.0, 1.0, 0)
 
@@ -178,7 +178,7 @@ def test_a_course_cut_short_goes_on_where_it_stopped(course, tmp_path):
     with pytest.raises(CourseError, match="01_two.ipynb failed .*not yet"):
         start()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        def interrupted(*_):
+        def interrupted(*_, **__):
             raise KeyboardInterrupt
         patch.setattr(runner, "execute", interrupted)
         start()
@@ -194,7 +194,7 @@ def test_an_interrupted_pass_of_something_else_is_not_believed(course, monkeypat
     path, ran = course("00_one"), []
     course("01_two")
 
-    def fake(path, target, *_):
+    def fake(path, target, *_, **__):
         ran.append(path.stem)
         if ran == ["00_one", "01_two"]:
             raise CourseError("not yet")
@@ -324,7 +324,7 @@ def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch):
     assert course_notebook is not None, f"there are no notebooks in {NOTEBOOKS}"
     monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "figures"))
     target, started = tmp_path / course_notebook.name, time.time()
-    execute(course_notebook, target, {"PROFILE": "smoke"}, 240, Watch({}))
+    execute(course_notebook, target, {"PROFILE": "smoke"}, timeout=240, watch=Watch({}))
     check_completed(target)
     cells = [cell for cell in nbformat.read(target, 4).cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells if any(one.output_type == "error" for one in cell.outputs)] == []

@@ -14,7 +14,7 @@ from utils.errors import CourseError
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -32,10 +32,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with open(temporary, "rb") as stream:
+        with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)  # mkstemp makes it private; a class shares its cache
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise CourseError(f"{path} could not be written: {error.strerror or error}.") from error
     finally:

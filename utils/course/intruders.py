@@ -160,7 +160,7 @@ def draw(report: dict, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from utils.studies.intruders.figures import intruder_overview
+    from utils.studies.intruders.subsets import intruder_overview
 
     counts, places, epsilon = tables(report)
     widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])

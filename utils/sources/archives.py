@@ -117,7 +117,7 @@ def _download(entry: Archive) -> Path:
         if kind == "--no-binary":
             # pip runs the source package's metadata step; without isolation it needs no further download.
             command.append("--no-build-isolation")
-        run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         downloaded = Path(scratch) / entry.file
         if not downloaded.exists():
             raise CourseError(_why(run.stderr, entry))

@@ -33,8 +33,8 @@ def model_snapshot(name: str, revision: str | None = None) -> Path:
     CourseError
         If the model is gated, unknown, out of reach, or has no safetensors.
     """
-    folder = _snapshot(name, revision, MODEL_FILES, "run `python -m utils fetch --profile gpu`, or use the laptop "
-                       "profile")
+    folder = _snapshot(name, revision, MODEL_FILES,
+                       advice="run `python -m utils fetch --profile gpu`, or use the laptop profile")
     if not any(folder.glob("*.safetensors")):
         raise CourseError(f"The Hub model {name} has no safetensors weights; pickled weights are not loaded.")
     return folder
@@ -49,13 +49,13 @@ def checkpoint_snapshot(name: str, *, revision: str | None = None, allow_pickle:
         If it is gated, unknown or out of reach; what is in the folder is the reader's to judge.
     """
     try:
-        return _snapshot(name, revision, MODEL_FILES + (["*.bin"] if allow_pickle else []), "run the command again, or "
-                         "give a folder that holds the model")
+        return _snapshot(name, revision, MODEL_FILES + (["*.bin"] if allow_pickle else []),
+                         advice="run the command again, or give a folder that holds the model")
     except CourseError as error:
         raise UsageError(str(error)) from error
 
 
-def _snapshot(name: str, revision: str | None, patterns: list[str], advice: str) -> Path:
+def _snapshot(name: str, revision: str | None, patterns: list[str], *, advice: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:

@@ -123,7 +123,7 @@ def identity(checkpoint: Checkpoint | Adapter) -> str:
 @lru_cache(maxsize=256)
 def _checksum(file: Path, size: int, modified_ns: int) -> str:
     summed = xxhash.xxh3_128()
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         while piece := stream.read(_PIECE):
             summed.update(piece)
     return summed.hexdigest()

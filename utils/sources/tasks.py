@@ -118,7 +118,7 @@ def _topics(split: str) -> pd.DataFrame:
     return pd.DataFrame({"text": frame["text"], "text_pair": None, "label": frame["topic"].map(TOPICS.index)})
 
 
-def _glue(config: str, first: str, second: str | None, test: str) -> Callable[[str], pd.DataFrame]:
+def _glue(config: str, first: str, second: str | None, *, test: str) -> Callable[[str], pd.DataFrame]:
     def load(split: str) -> pd.DataFrame:
         rows = hub.dataset_split("nyu-mll/glue", config, test if split == "test" else "train").to_pandas()
         return pd.DataFrame({"text": rows[first], "text_pair": rows[second] if second else None,
@@ -201,10 +201,10 @@ TASKS = {one.name: one for one in (
          "do two news passages belong together?"),
     Task("topics", "classification", TOPICS, _topics, "BBC news articles by topic"),
     Task("mnli", "classification", ("entailment", "neutral", "contradiction"),
-         _glue("mnli", "premise", "hypothesis", "validation_matched"), "does the premise entail the hypothesis?"),
+         _glue("mnli", "premise", "hypothesis", test="validation_matched"), "does the premise entail the hypothesis?"),
     Task("qqp", "classification", ("not_duplicate", "duplicate"),
-         _glue("qqp", "question1", "question2", "validation"), "do two questions ask the same?"),
-    Task("sst2", "classification", ("negative", "positive"), _glue("sst2", "sentence", None, "validation"),
+         _glue("qqp", "question1", "question2", test="validation"), "do two questions ask the same?"),
+    Task("sst2", "classification", ("negative", "positive"), _glue("sst2", "sentence", None, test="validation"),
          "movie-review phrases"),
     Task("siqa", "classification", ("A", "B", "C"), _siqa, "social commonsense, three answers in the instruction"),
     Task("winogrande", "classification", ("option1", "option2"), _winogrande, "which noun fills the blank?"),
