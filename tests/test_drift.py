@@ -39,14 +39,6 @@ def test_training_arguments_take_ours(arguments):
     assert (made.optim, str(made.report_to)) == ("adamw_torch_fused", "[]")
 
 
-def test_no_gradient_clipping_is_zero(arguments):
-    """At None or 1.0 the papers' recipe would be clipped, and every learning rate would mean something else."""
-    from transformers import Trainer, TrainingArguments
-
-    assert TrainingArguments(**arguments).max_grad_norm == 0.0
-    assert "max_grad_norm > 0" in inspect.getsource(Trainer)
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
 def test_every_schedule_that_a_profile_may_name_exists(arguments, schedule):
     """A profile that passes its check must not fail in the trainer."""
@@ -175,10 +167,9 @@ def test_a_safe_merge_refuses_nan(tiny_base):
 
 def test_gguf_weights_can_be_asked_for_dequantised():
     """Left to itself the loader may keep the blocks packed, and then training changes nothing."""
-    from transformers import GgufConfig, PreTrainedModel
+    from transformers import GgufConfig
 
     assert (GgufConfig().dequantize, GgufConfig(dequantize=True).dequantize) == (False, True)
-    assert 'kwargs.pop("gguf_file"' in inspect.getsource(PreTrainedModel.from_pretrained)
 
 
 def test_from_pretrained_takes_dtype_and_refuses_pickles(tiny_base, tmp_path):
@@ -211,6 +202,7 @@ def test_papermill_lists_the_declared_parameters(tmp_path):
     assert list(papermill.inspect_notebook(path)) == ["PROFILE", "SEEDS"]
 
 
+@pytest.mark.process
 def test_papermill_takes_our_keywords_and_marks_each_cell(tmp_path):
     """The status of each cell tells a finished notebook from one that a cell left in the middle."""
     import papermill
@@ -424,16 +416,66 @@ def test_logistic_regression_is_multinomial_and_takes_an_inverse_penalty():
     assert head[-1].coef_.shape == (3, 5) and head.predict(x).dtype == y.dtype
 
 
-def test_a_callback_is_called_between_the_optimisers_step_and_the_clearing_of_gradients():
-    """AdaLoRA's importance is weight times gradient: after `zero_grad` every direction would look unimportant."""
-    from transformers import Trainer, TrainerCallback
+class OneWeight(nn.Module):
+    """The loss is a hundred times the only weight, so that its gradient is always a hundred."""
 
-    assert hasattr(TrainerCallback, "on_optimizer_step")
-    source = "".join(inspect.getsource(method) for name, method in inspect.getmembers(Trainer, inspect.isfunction)
-                     if "on_optimizer_step(" in inspect.getsource(method))
-    after = source[source.index("on_optimizer_step("):]
-    assert "optimizer.step()" in source[:source.index("on_optimizer_step(")]
-    assert after.index("zero_grad()") < after.index("global_step += 1")
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0]))
+
+    def forward(self, input_ids, labels=None):
+        return {"loss": 100 * self.weight.sum()}
+
+
+@pytest.fixture
+def seen(tmp_path) -> dict[str, dict]:
+    """What a callback sees at each event of a run of two steps under our arguments, its peak rate 0.1 falling to 0."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    found = {}
+
+    class Watching(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model, optimizer, **kwargs):
+            self.see("on_optimizer_step", state.global_step, model, optimizer)
+
+        def on_step_end(self, args, state, control, model, optimizer, **kwargs):
+            self.see("on_step_end", state.global_step, model, optimizer)
+
+        def see(self, event, step, model, optimizer):
+            gradient = model.weight.grad
+            found[f"{event} {step}"] = {
+                "weight": model.weight.item(), "gradient": None if gradient is None else gradient.item(),
+                "rate": optimizer.param_groups[0]["lr"],
+                "saved": sorted(path.name for path in tmp_path.glob("checkpoint-*"))}
+
+    ours = common_arguments(tmp_path, steps=2, batch_size=1, learning_rate=0.1, warmup_fraction=0.0,
+                            schedule="linear", seed=0, save_every=1)
+    rows = Dataset.from_dict({"input_ids": [[1], [2]], "labels": [0, 0]})
+    Trainer(model=OneWeight(), args=TrainingArguments(**ours | {"optim": "sgd"}), train_dataset=rows,
+            callbacks=[Watching()]).train()
+    return found
+
+
+def test_no_gradient_clipping_is_zero(seen):
+    """At None or 1.0 the papers' recipe would be clipped, and every learning rate would mean something else."""
+    assert seen["on_optimizer_step 0"]["gradient"] == 100
+    assert seen["on_step_end 1"]["weight"] == pytest.approx(-0.1 * 100)
+
+
+def test_a_callback_is_called_between_the_optimisers_step_and_the_clearing_of_gradients(seen):
+    """AdaLoRA's importance is weight times gradient: after `zero_grad` every direction would look unimportant."""
+    for step, weight in ((0, -10.0), (1, -15.0)):  # the step is counted afterwards
+        event = seen[f"on_optimizer_step {step}"]
+        assert event["gradient"] == 100 and event["weight"] == pytest.approx(weight)
+
+
+def test_a_callback_at_the_end_of_a_step_has_the_next_rate_no_gradients_and_the_save_to_come(seen):
+    """A cooled copy is taken there: an old rate, left gradients or a save before it would change the hot run."""
+    for step, rate in ((1, 0.05), (2, 0.0)):
+        event = seen[f"on_step_end {step}"]
+        assert event["gradient"] in (None, 0.0) and event["rate"] == pytest.approx(rate)
+        assert event["saved"] == [f"checkpoint-{earlier}" for earlier in range(1, step)]
 
 
 def test_rows_can_be_taken_in_their_own_order(arguments):
@@ -470,16 +512,6 @@ def test_the_trainers_optimiser_runs_step_hooks_and_keeps_the_peak_rate():
     wrapped.param_groups[0]["lr"] = 0.1
     wrapped.load_state_dict(kept)
     assert (optimiser.param_groups[0]["lr"], optimiser.param_groups[0]["initial_lr"]) == (0.25, 0.5)
-
-
-def test_a_callback_at_the_end_of_a_step_has_the_next_rate_no_gradients_and_the_save_to_come():
-    """A cooled copy is taken there: an old rate, left gradients or a save before it would change the hot run."""
-    from transformers import Trainer
-
-    source = "".join(inspect.getsource(method) for name, method in inspect.getmembers(Trainer, inspect.isfunction)
-                     if "callback_handler.on_step_end(" in inspect.getsource(method))
-    before, _, after = source.partition("callback_handler.on_step_end(")
-    assert "lr_scheduler.step()" in before and "zero_grad()" in before and "_maybe_log_save_evaluate(" in after
 
 
 def test_a_causal_models_config_takes_attention_dropout(tmp_path):
