@@ -33,6 +33,14 @@ class Measured:
         """The reference where there is one, else the reader's own: what a sentence about the result speaks of."""
         return self.own if self.reference is None else self.reference
 
+    @property
+    def source(self) -> str:
+        """Whose numbers :attr:`best` holds, in words: ``the reference (seeds 0, 1, 2)``."""
+        table, whose = (self.own, "your runs") if self.reference is None else (self.reference, "the reference")
+        seeds = sorted(set(table["seed"])) if "seed" in table else []
+        named = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if seeds else ""
+        return whose + named
+
     def where(self, query: str) -> "Measured":
         """The same with only the rows that a pandas query chooses, of own and reference alike."""
         chosen = None if self.reference is None else self.reference.query(query)

@@ -51,16 +51,19 @@ def draw_lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *,
                styles: dict[str, dict]) -> None:
     """One line per method of `own` (mean over its seeds) over the reference's smallest-to-largest band.
 
-    The thin line is the reference's mean: where it holds a single seed, a band alone would not be seen. Rows whose
-    ``learnt`` is False enter neither mean nor band; they are drawn as hollow markers.
+    The thin line is the reference's mean: where it holds a single seed, a band alone would not be seen. It has markers
+    where `own` lacks the method, so that the legend can be read. Rows whose ``learnt`` is False enter neither mean nor
+    band; they are drawn as hollow markers.
     """
+    mine = set(own["method"])
     for method, style in styles.items():
         if reference is not None:
             rows, failed = _by_learning(reference[reference["method"] == method])
             band = rows.groupby(x)[y].agg(["min", "mean", "max"])
             axis.fill_between(band.index, band["min"], band["max"], color=style["color"], alpha=0.15, linewidth=0)
+            bare = method in mine and len(band) > 1  # a line of one point is not seen
             axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference",
-                      marker=style["marker"] if len(band) == 1 else None)  # a line of one point is not seen
+                      marker=None if bare else style["marker"], markersize=4)
             _hollow(axis, failed, x, y, style)
         rows, failed = _by_learning(own[own["method"] == method])
         line = rows.groupby(x)[y].mean()

@@ -58,6 +58,8 @@ def _gain(table: pd.DataFrame) -> pd.Series | None:
         return table["learning"]
     if "accuracy" not in table or not set(table["task"]) <= set(TASKS):
         return None
+    if (table.groupby(["run", "step"] if "step" in table else ["run"])["accuracy"].nunique() > 1).any():
+        return None  # rows of one run that differ are of changed models: none of them says what the run learnt
     guessing = {name: 1 / len(TASKS[name].labels) for name in table["task"].unique() if TASKS[name].labels}
     return table["accuracy"] - table["task"].map(guessing) if len(guessing) == table["task"].nunique() else None
 

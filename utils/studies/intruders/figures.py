@@ -1,137 +1,192 @@
-"""From tidy frame to figure. The same function draws the reader's own data, the reference band and published values.
+"""The count of intruder dimensions against its two thresholds, and its controls (paper's Figs 4, 15 and 22)."""
 
-No function here reads a file or a model: give it tables. Own results are lines with markers, the reference is a band
-from its smallest to its largest seed with a thin line at its mean, published values are hollow grey symbols.
-"""
-
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from utils.reporting.panels import PANEL, draw_lines, panels, task_panels
-from utils.reporting.style import method_styles, use_style
+from utils.reporting.drawn import Drawn, Found, figure, finding
+from utils.reporting.measured import Measured
+from utils.reporting.panels import draw_lines, label_left, outer_legend, panels, task_panels
+from utils.reporting.rules import CLAIM_EPSILONS
+from utils.reporting.selection import runs_that_learnt
+from utils.reporting.style import DASHES, method_styles
+from utils.reporting.words import both, listed, over_seeds
 
-
-def counts_against_epsilon(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, level: float) -> Figure:
-    """Intruders summed over the model against epsilon, one panel per task (paper's Fig 4)."""
-    figure, axes = task_panels(own, reference, x="epsilon", y="n_intruders")
-    for axis in axes:
-        axis.axvspan(0, level, color="grey", alpha=0.2)
-        axis.set(xlabel="epsilon", ylabel="intruder dimensions, whole model", xlim=(0, 1))
-        axis.set_yscale("symlog", linthresh=1)
-        axis.set_ylim(bottom=-0.2)
-    return figure
+COUNT = "intruder dimensions, whole model"
 
 
-def growth(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Through training: number of intruders, singular value of the strongest, least cosine, accuracy (Fig 5)."""
-    figure, axes = panels(4, width=3.9)
-    styles = method_styles(list(own["method"].unique()))
-    for axis, (column, label) in zip(axes, {
-            "n_intruders": "intruder dimensions", "strongest_ratio": "strongest intruder / W0's largest",
-            "least_cosine": "least maximal cosine, leading k", "accuracy": "test accuracy"}.items(), strict=True):
-        draw_lines(axis, own, reference, x="step", y=column, styles=styles)
-        axis.set(xlabel="optimiser step", ylabel=label)
-    axes[0].legend()
-    return figure
+def count_axis(axis: Axes, top: float) -> None:
+    """A vertical axis for counts: zero and the first few are seen, hundreds fit; 0 to 1 takes little of it."""
+    axis.set_yscale("symlog", linthresh=1, linscale=0.3)
+    axis.set_ylim(-0.3, max(2, 1.5 * top))
 
 
-def one_intruder(trace: pd.DataFrame, *, epsilon: float, largest: float) -> Figure:
-    """One intruder through training: its index, its singular value, its cosines, the accuracy (paper's Fig 5)."""
-    figure, axes = panels(4, width=3.9)
-    lines = {"index": "index among the tuned vectors", "singular_value": "singular value",
-             "max_cosine": "largest |cosine| with W0's", "accuracy": "test accuracy"}
-    for axis, (column, label) in zip(axes, lines.items(), strict=True):
-        axis.plot(trace["step"], trace[column], "s--", color="C0", markersize=5, label="nearest tuned vector")
-        axis.set(xlabel="optimiser step", ylabel=label)
-    axes[0].set_yscale("log")
-    axes[0].invert_yaxis()
-    axes[1].axhline(largest, color="grey", linestyle=":", label="W0's largest")
-    axes[1].legend(fontsize="x-small")
-    axes[2].plot(trace["step"], trace["overlap"], "o-", color="C1", markersize=4, label="|cosine| with its final self")
-    axes[2].axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon}")
-    axes[2].legend(fontsize="x-small")
-    return figure
+def by_method(table: pd.DataFrame, value: str = "n_intruders") -> pd.Series:
+    """Mean of a column by method over the runs that learnt, methods in order of appearance."""
+    return runs_that_learnt(table).groupby("method", sort=False)[value].mean()
 
 
-def counts_against_k(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Intruders against the share of tuned vectors that is examined, one panel per task (paper's Fig 15)."""
-    figure, axes = task_panels(own, reference, x="k", y="n_intruders")
-    for axis in axes:
-        axis.set(xlabel="share of the tuned vectors examined", ylabel="intruder dimensions")
-        axis.set_yscale("symlog", linthresh=1)
-    return figure
-
-
-def control_curves(runs: pd.DataFrame, controls: pd.DataFrame) -> Figure:
-    """Counts of each run beside random updates of the same norm, one panel per control."""
-    names = list(controls["control"].unique())
-    figure, axes = panels(1 + len(names), sharey=True)
-    styles = method_styles(list(runs["method"].unique()))
-    frames = {"trained": runs} | {name: controls[controls["control"] == name] for name in names}
-    for axis, (title, frame) in zip(axes, frames.items(), strict=True):
-        present = {m: styles[m] for m in frame["method"].unique()}
-        draw_lines(axis, frame, None, x="epsilon", y="n_intruders", styles=present)
-        axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
-        axis.set_yscale("symlog", linthresh=1)
-    axes[0].set_ylabel("intruder dimensions, whole model")
-    axes[0].legend()
-    return figure
-
-
-def _count_map(axis: Axes, grid: pd.DataFrame, top: float):
-    """Counts by layer (rows) and type (columns) as a heat-map with the numbers in it; returns the image."""
-    image = axis.imshow(grid.values, vmin=0, vmax=top, cmap="magma_r", aspect="auto")
-    for (row, column), value in np.ndenumerate(grid.values):
-        axis.text(column, row, "" if np.isnan(value) else f"{value:g}", ha="center", va="center", fontsize=8,
-                  color="white" if value > top / 2 else "black")
-    axis.set(xticks=range(grid.shape[1]), yticks=range(grid.shape[0]), ylabel="layer")
-    axis.set_xticklabels(grid.columns, rotation=40, ha="right", fontsize=7)
-    axis.set_yticklabels(grid.index, fontsize=8)
-    axis.grid(False)
-    return image
-
-
-def places(table: pd.DataFrame, methods: list[str]) -> Figure:
-    """Intruders by layer and matrix type, one heat-map per method."""
-    figure, axes = panels(len(methods), width=4.2, height=3.6)
-    top, types = max(1, table[table["method"].isin(methods)]["n_intruders"].max()), list(table["type"].unique())
-    for axis, method in zip(axes, methods, strict=True):
-        grid = table[table["method"] == method].pivot_table(index="layer", columns="type", values="n_intruders",
-                                                            aggfunc="mean").reindex(columns=types)
-        image = _count_map(axis, grid, top)
-        axis.set(title=method)
-    figure.colorbar(image, ax=list(axes), label="intruders", ticks=MaxNLocator(integer=True))
-    return figure
-
-
-def intruder_overview(counts: pd.DataFrame, places: pd.DataFrame, *, title: str, epsilon: float,
-                      level: float) -> Figure:
-    """Of one pair of checkpoints: intruders against epsilon, and where they are.
+@figure("04_count_against_epsilon", measurements=("intruder_counts",), place="Illusion v3, Fig 4d")
+def count_against_epsilon(counts: Measured, *, level: float, examined: int) -> Drawn:
+    """Intruders summed over the model against epsilon, one panel per task.
 
     Parameters
     ----------
-    counts : pandas.DataFrame
-        ``epsilon``, ``n_intruders`` of the whole model.
-    places : pandas.DataFrame
-        ``layer``, ``type``, ``n_intruders`` at `epsilon`.
+    level : float
+        What a random direction reaches; left of it no vector can be counted.
+    examined : int
+        How many vectors of the whole model were looked at, for the caption.
     """
-    types, layers = list(places["type"].unique()), places["layer"].nunique()
-    use_style()
-    size = (PANEL[0] + max(5.0, 0.75 * len(types)), max(4.0, 0.28 * layers))
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 1.2))
-    left.axvspan(0, level, color="grey", alpha=0.2, label="below a random direction's level")
-    left.plot(counts["epsilon"], counts["n_intruders"], "o-", markersize=4)
-    left.set(xlabel="epsilon", ylabel="intruder dimensions", xlim=(0, 1))
-    left.set_yscale("symlog", linthresh=1)
-    left.set_ylim(-0.2, 2 * counts["n_intruders"].max() + 1)
-    left.legend(fontsize="x-small", loc="upper left")
-    grid = places.pivot_table(index="layer", columns="type", values="n_intruders", aggfunc="sum").reindex(columns=types)
-    image = _count_map(right, grid, max(1, np.nanmax(grid.values)))
-    right.set(title=f"at epsilon = {epsilon:g}")
-    figure.suptitle(title, fontsize="medium")
-    figure.colorbar(image, ax=right, label="intruders", ticks=MaxNLocator(integer=True))
-    return figure
+    figure_, axes = task_panels(counts.own, counts.reference, x="epsilon", y="n_intruders")
+    for axis in axes:
+        axis.axvspan(0, level, color="grey", alpha=0.2)
+        axis.text(level / 2, 1.2, "chance", rotation=90, ha="center", va="bottom", fontsize="small", color="0.3")
+        axis.set(xlabel="epsilon", xlim=(0, 1))
+        count_axis(axis, counts.own["n_intruders"].max())
+    label_left(axes, COUNT)
+    at = counts.own[counts.own["epsilon"] == counts.profile.spectra.epsilon]
+    alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, one "
+           f"line per method. At epsilon {counts.profile.spectra.epsilon}: " + "; ".join(
+               f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean())}"
+               for task, part in at.groupby("task", sort=False)) + ".")
+    return Drawn(figure_, alt, f"Intruder dimensions among the {examined} leading vectors of the model, against epsilon; bands "
+                 "are the reference's seeds, hollow runs did not learn.", counts.own, _few(counts))
+
+
+def _few(counts: Measured) -> pd.DataFrame:
+    """Mean counts of the first task at a few epsilons, with accuracy: what the small table shows."""
+    first = counts.best[counts.best["task"] == counts.best["task"].iloc[0]]
+    table = runs_that_learnt(first[first["epsilon"].isin([0.3, 0.5, 0.7, 0.9])])
+    wide = table.pivot_table(index="method", columns="epsilon", values="n_intruders", sort=False)
+    wide.columns = [f"ε = {epsilon:g}" for epsilon in wide.columns]
+    wide.insert(0, "accuracy", table.groupby("method", sort=False)["accuracy"].mean())
+    return wide.reset_index().head(8)
+
+
+@finding("04_count_against_epsilon")
+def count_against_epsilon_found(counts: Measured, *, level: float, examined: int) -> Found:
+    main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
+    strict, lenient = ({kind: part for kind, part in main[main["epsilon"] == epsilon].groupby("method_kind")}
+                       for epsilon in CLAIM_EPSILONS)
+    full = strict["full"]["n_intruders"]
+    least = strict["lora"].groupby("method", sort=False)["n_intruders"].min()
+    always, never = (both(least.index[chosen]) for chosen in (least > 0, strict["lora"].groupby(
+        "method", sort=False)["n_intruders"].max() == 0))
+    text = (f"At epsilon {CLAIM_EPSILONS[0]} full fine-tuning has {over_seeds(full)} intruders, {counts.source}; LoRA has some "
+            f"in every seed at {always or 'no rank'}, and none in any seed at {never or 'no rank'}. At epsilon "
+            f"{CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full fine-tuning's "
+            f"{over_seeds(lenient['full']['n_intruders'])}.")
+    return Found(text, bool(full.eq(0).all() and always))
+
+
+@figure("04_random_updates", measurements=("random_controls", "intruder_counts"), place="ours")
+def random_updates(controls: Measured, counts: Measured) -> Drawn:
+    """Counts of the trained runs beside random updates of the same norm, of full rank and of the run's own rank."""
+    chosen = counts.where("experiment == 'ranks'")
+    names = list(controls.own["control"].unique())
+    figure_, axes = panels(1 + len(names), sharey=True, height=3.6)
+    styles = method_styles(chosen.own["method"].unique())
+    parts = {"trained": chosen} | {name: controls.where(f"control == '{name}'") for name in names}
+    for axis, (title, part) in zip(axes, parts.items(), strict=True):
+        present = {method: styles[method] for method in part.own["method"].unique()}
+        draw_lines(axis, part.own, part.reference, x="epsilon", y="n_intruders", styles=present)
+        axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
+        count_axis(axis, chosen.own["n_intruders"].max())
+    label_left(axes, COUNT)
+    outer_legend(figure_, axes)
+    shown = _beside(controls, counts).reset_index().rename(columns={"method": "method"})
+    largest = {name: shown[name].max() for name in parts}
+    alt = ("Counts against epsilon for the trained runs, random updates of equal norm and full rank, and random updates of "
+           f"equal norm and the run's rank. Largest mean count at epsilon {CLAIM_EPSILONS[0]}: {listed(largest)}.")
+    return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every matrix.", controls.own, shown)
+
+
+def _beside(controls: Measured, counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFrame:
+    """Mean counts at one epsilon by method: trained, and each random control."""
+    trained = counts.best[(counts.best["experiment"] == "ranks") & (counts.best["epsilon"] == epsilon)]
+    random = controls.best[controls.best["epsilon"] == epsilon]
+    table = random.pivot_table(index="method", columns="control", values="n_intruders", sort=False)
+    table.insert(0, "trained", by_method(trained))
+    return table
+
+
+@finding("04_random_updates")
+def random_updates_found(controls: Measured, counts: Measured) -> Found:
+    tables = {epsilon: _beside(controls, counts, epsilon) for epsilon in CLAIM_EPSILONS}
+    spread = max(table["random, full rank"].max() for table in tables.values())
+    lines = []
+    for epsilon, table in tables.items():
+        low = table.dropna(subset=["random, rank r"])
+        above = low.index[low["trained"] > low["random, rank r"]]
+        lines.append(f"at epsilon {epsilon} training makes more than a random update of the same rank and norm at "
+                     f"{len(above)} of {len(low)} ranks (random: {listed(low['random, rank r'])})")
+    exceeds = all((table["trained"] > table["random, rank r"])[table["random, rank r"] > 0].all()
+                  for table in tables.values())
+    return Found(f"A random update of full rank and equal norm makes at most {spread:.2g} intruders on average, "
+                 f"{controls.source}; {'; '.join(lines)}. Low rank and size alone do make some.", bool(spread < 1 and exceeds))
+
+
+@figure("04_count_against_k", measurements=("intruder_counts_by_k",), place="Illusion v3, Fig 15a")
+def count_against_k(counts: Measured) -> Drawn:
+    """Intruders against the share of tuned vectors that is examined, one panel per task."""
+    figure_, axes = task_panels(counts.own, counts.reference, x="k", y="n_intruders")
+    for axis in axes:
+        axis.set(xlabel="share of the tuned vectors examined")
+        count_axis(axis, counts.own["n_intruders"].max())
+    label_left(axes, "intruder dimensions")
+    every = counts.own[counts.own["k"] == counts.own["k"].max()]
+    alt = (f"Line plots of intruder dimensions at epsilon {counts.profile.spectra.epsilon} against the share of vectors "
+           "examined, one panel per task. With all vectors examined: " + "; ".join(
+               f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean(), '{:.0f}')}"
+               for task, part in every.groupby("task", sort=False)) + ".")
+    return Drawn(figure_, alt, "The count as more of each matrix's vectors are examined, from the largest singular value down.",
+                 counts.own)
+
+
+@finding("04_count_against_k")
+def count_against_k_found(counts: Measured) -> Found:
+    main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
+    means = main.groupby(["k", "method"], sort=False)["n_intruders"].mean().unstack()
+    above = (means.drop(columns="full").ge(means["full"], axis=0)).mean()
+    whole = means.loc[means.index.max()].sort_values(ascending=False)
+    return Found(f"Share of the depths at which a method lies at or above full fine-tuning: {listed(above, '{:.0%}')}, "
+                 f"{counts.source}. With every vector examined the counts are {listed(whole, '{:.0f}')}.",
+                 bool(above.ge(0.9).all()))
+
+
+@figure("04_seeds", measurements=("intruder_counts",), place="Illusion v3, Fig 22")
+def seeds(counts: Measured) -> Drawn:
+    """Each seed as a line of its own, one panel per method of the main experiment."""
+    lines = counts.best[counts.best["experiment"] == "ranks"]
+    methods = list(lines["method"].unique())
+    figure_, axes = panels(len(methods), sharey=True, height=2.7)
+    for axis, method in zip(axes, methods, strict=True):
+        style = method_styles([method])[method]
+        for number, (seed, part) in enumerate(lines[lines["method"] == method].groupby("seed")):
+            axis.plot(part["epsilon"], part["n_intruders"], color=style["color"], linestyle=DASHES[number % len(DASHES)],
+                      label=f"seed {seed}")
+        axis.set(title=method, xlabel="epsilon", xlim=(0, 1))
+        count_axis(axis, lines["n_intruders"].max())
+    label_left(axes, "intruder dimensions")
+    outer_legend(figure_, axes[:1])
+    spread = _spread(counts)
+    alt = ("Line plots of intruder dimensions against epsilon, one panel per method, one line per seed. Smallest and largest "
+           f"at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['min']} to {row['max']}"
+                                                           for method, row in spread.iterrows()) + ".")
+    return Drawn(figure_, alt, "Every seed of the reference as a line of its own.", lines, spread.reset_index())
+
+
+def _spread(counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFrame:
+    at = counts.best[(counts.best["experiment"] == "ranks") & (counts.best["epsilon"] == epsilon)]
+    return at.groupby("method", sort=False)["n_intruders"].agg(["min", "max"])
+
+
+@finding("04_seeds")
+def seeds_found(counts: Measured) -> Found:
+    parts = []
+    for epsilon in CLAIM_EPSILONS:
+        spread = _spread(counts, epsilon)
+        width, apart = (spread["max"] - spread["min"]).max(), spread["max"].max() - spread["max"].min()
+        parts.append((epsilon, width, apart))
+    text = "; ".join(f"at epsilon {epsilon} seeds of one method differ by up to {width}, methods by up to {apart}"
+                     for epsilon, width, apart in parts)
+    return Found(f"{text[0].upper()}{text[1:]}, {counts.source}.", all(width < apart for _, width, apart in parts))

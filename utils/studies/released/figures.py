@@ -1,58 +1,95 @@
-"""From tidy frame to figure. The same function draws the reader's own data, the reference band and published values.
+"""Figures of the released LLaMA checkpoints, drawn at profile `paper` (paper's Figs 1, 4a to 4c, 13 and 15b to 15d)."""
 
-No function here reads a file or a model: give it tables. Own results are lines with markers, the reference is a band
-from its smallest to its largest seed with a thin line at its mean, published values are hollow grey symbols.
-"""
+from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.reporting.panels import draw_lines, panels
+from utils.profiles import Profile
+from utils.reporting.drawn import Drawn, figure
+from utils.reporting.measured import Measured
+from utils.reporting.panels import draw_lines, label_left, outer_legend, panels
 from utils.reporting.style import method_styles
+from utils.studies.similarity.figures import long_form, side_by_side
 
 
-def _group_panels(table: pd.DataFrame, *, x: str, y: str):
-    """One panel per group of released models, each with a legend of its own: their methods differ."""
+def _group_panels(table: pd.DataFrame, *, x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """One panel per group of released models; their methods differ, the looks do not."""
     groups = list(table["group"].unique())
-    figure, axes = panels(len(groups), width=4.6)
+    figure_, axes = panels(len(groups))
     for axis, group in zip(axes, groups, strict=True):
         part = table[table["group"] == group]
-        draw_lines(axis, part, None, x=x, y=y, styles=method_styles(list(part["method"].unique())))
+        draw_lines(axis, part, None, x=x, y=y, styles=method_styles(part["method"].unique()))
         axis.set(title=group)
-        axis.legend(fontsize="x-small")
-    return figure, axes
+    return figure_, axes
 
 
-def released_counts(counts: pd.DataFrame, *, x: str = "epsilon", level: float | None = None) -> Figure:
-    """Intruders of released models, one panel per group, against epsilon or k (paper's Figs 4a-c and 15b-d).
-
-    Parameters
-    ----------
-    counts : pandas.DataFrame
-        ``group``, ``method``, `x`, ``n_intruders``.
-    x : {"epsilon", "k"}
-    level : float, optional
-        The largest cosine of a random direction; what lies left of it is shaded.
-    """
-    figure, axes = _group_panels(counts, x=x, y="n_intruders")
+def _count_panels(table: pd.DataFrame, *, x: str, xlabel: str, level: float | None = None) -> Figure:
+    figure_, axes = _group_panels(table, x=x, y="n_intruders")
     for axis in axes:
         if level is not None:
             axis.axvspan(0, level, color="grey", alpha=0.2)
-        axis.set(xlabel="epsilon" if x == "epsilon" else "share of the tuned vectors examined", xlim=(0, 1))
+        axis.set(xlabel=xlabel, xlim=(0, 1))
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(bottom=-0.2)
-    axes[0].set_ylabel("intruder dimensions, all matrices")
-    return figure
+    label_left(axes, "intruder dimensions, all matrices")
+    outer_legend(figure_, axes)
+    return figure_
 
 
-def released_scaling(table: pd.DataFrame) -> Figure:
-    """Causal loss of released models against lambda, the base's as a dotted line (paper's Fig 13)."""
-    figure, axes = _group_panels(table, x="lambda", y="loss_nats_per_token")
+@figure("04_released", measurements=("released_counts",), place="Illusion v3, Figs 4a to 4c")
+def released(counts: Measured, *, level: float) -> Drawn:
+    """Intruders of released models against epsilon, one panel per group.
+
+    `level` is the largest cosine of a random direction; what lies left of it is shaded.
+    """
+    epsilon = counts.profile.spectra.epsilon
+    at = counts.own[counts.own["epsilon"] == epsilon]
+    alt = ("Line plots of intruder dimensions against epsilon, one panel per group of released LLaMA models: "
+           + ", ".join(f"{row.group} {row.method} {row.n_intruders}" for row in at.itertuples())
+           + f" at epsilon {epsilon}.")
+    return Drawn(_count_panels(counts.own, x="epsilon", xlabel="epsilon", level=level), alt,
+                 "Intruder dimensions of the released LLaMA models, against epsilon.", counts.own,
+                 at[["group", "method", "r", "n_intruders"]].head(8))
+
+
+@figure("04_released_by_k", place="Illusion v3, Figs 15b to 15d")
+def released_by_k(profile: Profile, counts: pd.DataFrame) -> Drawn:
+    """Intruders of released models against the share of vectors examined, one panel per group."""
+    alt = ("Line plots of intruder dimensions in released LLaMA models against the share of vectors examined, up to "
+           f"{counts['k'].max():.0%}, one panel per group; at most {counts['n_intruders'].max()}.")
+    return Drawn(_count_panels(counts, x="k", xlabel="share of the tuned vectors examined"), alt,
+                 "Intruder dimensions of the released models as more vectors are examined.", counts)
+
+
+@figure("04_released_heat_map", place="Illusion v3, Fig 1")
+def released_heat_map(profile: Profile, maps: Mapping[str, np.ndarray], *, matrix: str) -> Drawn:
+    """Absolute cosines of leading tuned (rows of each array) and pretrained vectors of one matrix of released models."""
+    diagonal = {name: np.diagonal(cosines).mean() for name, cosines in maps.items()}
+    alt = (f"Heat-maps of absolute cosines between the leading tuned (columns) and pretrained (rows) vectors of {matrix}. "
+           "Mean on the diagonal: " + ", ".join(f"{name} {value:.2f}" for name, value in diagonal.items()) + ".")
+    return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix of the "
+                 "released models.", long_form(maps))
+
+
+@figure("07_released_scaling", place="Illusion v3, Fig 13")
+def released_scaling(profile: Profile, table: pd.DataFrame) -> Drawn:
+    """Causal loss of released models against lambda, the factor of their intruders; the base's as a dotted line.
+
+    `table`: ``group``, ``method``, ``lambda``, ``loss_nats_per_token``, ``base_loss_nats_per_token``.
+    """
+    figure_, axes = _group_panels(table, x="lambda", y="loss_nats_per_token")
     for axis in axes:
         base = table[table["group"] == axis.get_title()]["base_loss_nats_per_token"].iloc[0]
         axis.axhline(base, color="grey", linestyle=":", label="base")
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set(xlabel="lambda: the intruders' factor")
-        axis.legend(fontsize="x-small")
-    axes[0].set_ylabel("loss, nats per token")
-    return figure
+    label_left(axes, "loss, nats per token")
+    outer_legend(figure_, axes)
+    least = table.loc[table.groupby(["group", "method"])["loss_nats_per_token"].idxmin()]
+    alt = ("Line plots of the loss on general text against lambda, one panel per group of released models. Least loss: "
+           + ", ".join(f"{row['group']} {row['method']} {row['loss_nats_per_token']:.3f} nats per token at "
+                       f"{row['lambda']:g}" for row in least.to_dict("records")) + ".")
+    return Drawn(figure_, alt, "Loss of the released models when their intruders are scaled by lambda.", table)

@@ -1,5 +1,7 @@
 """Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 
@@ -103,3 +105,8 @@ def window_levels(profile: Profile) -> dict[int, float]:
     """What a random direction reaches at each width, at most: in the model's narrowest output."""
     shapes = {tuple(weight.shape) for weight in experiment_runs(profile, "ranks")[0].base_matrices().values()}
     return {width: max(window_level(out, min(out, wide), width) for out, wide in shapes) for width in WINDOWS}
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Vector tables of several runs as one."""
+    return pd.concat(parts, ignore_index=True)
