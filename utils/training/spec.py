@@ -25,12 +25,19 @@ from utils.profiles.schema import (
 from utils.sources.models import resolve
 from utils.sources.tasks import task
 
-_LATER = ("durations", "weight_decay", "decay_towards", "attention_dropout", "gradient_accumulation", "objective",
-          "template", "beta", "max_new_tokens")
 PREFERENCE_ORDER = ("sft", "reward", "dpo", "swapped", "orpo", "online_dpo")
 NEEDED = {"dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}  # what each goes on from
 Objective = Literal["likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"]
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
+# Fields that came after the first runs were stored, with the value that those runs had. A field counts in a key only
+# where it differs from it, so older keys stay valid. A literal, and not the models' defaults: whoever changes a default
+# must not give old runs another name, nor new runs an old one. New fields are added here; no value here ever changes.
+HISTORICAL_DEFAULTS = {
+    "run": {"durations": None, "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0,
+            "gradient_accumulation": 1, "objective": "likelihood", "template": None, "beta": None,
+            "max_new_tokens": None},
+    "method": {"variant": "lora", "targets": "all"},
+}
 
 
 LABELS = {"lora": "LoRA", "b_only": "B only", "lora_plus": "LoRA+", "pissa": "PiSSA", "adalora": "AdaLoRA",
@@ -126,11 +133,12 @@ class RunSpec(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _content(self) -> dict:
-        """What the key is made of. Fields that came later count only where they are used: older keys stay valid."""
+        """What the key is made of: every field, but for those at their historical default; other runs by their key."""
         content = self.model_dump(mode="json", exclude={"start", "reward"})
-        for part, model, later in ((content, RunSpec, _LATER), (content["method"], Method, ("variant", "targets"))):
-            for name in later:
-                if part[name] == model.model_fields[name].default:
+        for part, historical in ((content, HISTORICAL_DEFAULTS["run"]),
+                                 (content["method"], HISTORICAL_DEFAULTS["method"])):
+            for name, value in historical.items():
+                if part[name] == value:
                     del part[name]
         others = {"start": self.start, "reward": self.reward}
         return content | {name: other.key for name, other in others.items() if other}
