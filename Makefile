@@ -1,7 +1,8 @@
 # `make course`, `make test`, `make lint` and `make lab` set up everything they need.
-# PYTHON picks the interpreter (3.11 to 3.13), PROFILE the scale.
+# PYTHON picks the interpreter (3.11 to 3.13), PROFILE the scale, WORKERS the tests' processes, of one thread each.
 PYTHON ?= python3
 PROFILE ?= laptop
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: setup fetch course lab test lint doctor clean
@@ -25,7 +26,7 @@ lab: setup
 
 test: setup
 	@$(BIN)/python -m utils fetch --profile smoke
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # Three tools, each also a test (tests/test_habits.py) and a hook (.pre-commit-config.yaml); rules in pyproject.toml.
 lint: setup
