@@ -414,7 +414,7 @@ def test_a_sequence_is_a_chain_per_seed_and_method(planned):
         profile.with_reference_runs(), (7, 3))] == [
             (7, "full"), (7, "LoRA r=1"), (7, "LoRA r=4"), (7, "LoRA r=64"), (3, "full"), (3, "LoRA r=1"),
             (3, "LoRA r=4")]
-    assert [chain[0].seed for chain in continual_specs(profile)] == [0, 0]  # the profile's own seeds
+    assert [chain[0].seed for chain in continual_specs(profile)] == [3, 3]  # the profile's own seeds
 
 
 def test_a_sequence_may_have_fewer_reference_seeds(planned):
@@ -515,3 +515,9 @@ def test_a_decoder_experiment_has_the_steps_batches_and_tokens_that_it_says(plan
     assert {spec.base for spec in specs} == {profile.continued if continued else profile.decoders[0].model}
     assert {spec.schedule for spec in specs} == {
         "constant_with_warmup" if profile.decoder_experiments[experiment].durations else profile.training.schedule}
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_the_readers_seed_is_none_of_the_references(name):
+    profile = load_profile(name)
+    assert not set(profile.seeds) & set(profile.reference_seeds)
