@@ -24,6 +24,7 @@ from utils.sources.domains import mathematics_questions
 from utils.sources.models import BaseModel
 from utils.sources.tasks import load_task, task
 from utils.spectra.controls import random_updates
+from utils.studies.learning.published import published_curves
 from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.data import tokenizer_of
@@ -36,34 +37,26 @@ VERSION = 1
 SETTINGS = ("targets", "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "scaling")
 ASKED = ("mathematics", "mathematics-shuffled", "open-web-math")  # tasks whose models answer generated questions
 MAIN = ("code", "mathematics")
+COLUMNS = (*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "targets",
+           "scaling", "step", "loss_nats_per_token", "general_loss", "choice", "choice_se", "exact_match",
+           "kl_nats_per_token", "train_tokens", "train_seconds", "base_general_loss", "base_choice", "base_choice_se",
+           "base_exact_match", "base_loss_nats_per_token", "forgetting", "learning")
 CHOSEN = (*MAIN, "regularisers", "instruction")  # whose last checkpoints answer multiple choice, which takes longest
 
 
-@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
-                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
-                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
-                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
-                      "base_loss_nats_per_token", "forgetting", "learning",))
+@measurement(columns=COLUMNS, published=published_curves)
 def learning_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Continued pretraining on each domain: one row per run and cooled-down duration (Figs 1 and 2, A and C)."""
     return _table(profile, seeds, MAIN)
 
 
-@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
-                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
-                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
-                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
-                      "base_loss_nats_per_token", "forgetting", "learning",))
+@measurement(columns=COLUMNS, published=published_curves)
 def instruction_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Instruction tuning: one row per run and checkpoint, with the rates tried (Figs 1 and 2, B and D)."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name.startswith("instruction")))
 
 
-@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
-                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
-                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
-                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
-                      "base_loss_nats_per_token", "forgetting", "learning",))
+@measurement(columns=COLUMNS)
 def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Weight decay and attention dropout beside plain full fine-tuning and LoRA, on code (Fig 4)."""
     table = _table(profile, seeds, ("regularisers", "code"))
@@ -72,21 +65,13 @@ def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table[table["step"].isin(durations)].reset_index(drop=True)
 
 
-@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
-                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
-                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
-                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
-                      "base_loss_nats_per_token", "forgetting", "learning",))
+@measurement(columns=COLUMNS)
 def sensitivity(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Every short run on code: rate, optimiser, alpha, modules, batch, scaling (Figs S1 to S3 and 7)."""
     return _table(profile, seeds, ("rates", "optimisers", "alpha", "modules", "batches", "scalings"))
 
 
-@measurement(columns=(*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards",
-                      "attention_dropout", "targets", "scaling", "step", "loss_nats_per_token", "general_loss",
-                      "choice", "choice_se", "exact_match", "kl_nats_per_token", "train_tokens", "train_seconds",
-                      "base_general_loss", "base_choice", "base_choice_se", "base_exact_match",
-                      "base_loss_nats_per_token", "forgetting", "learning",))
+@measurement(columns=COLUMNS)
 def shuffled_answers(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of the mathematics: trained on questions whose answers belong to others."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name == "shuffled"))
