@@ -7,14 +7,12 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from utils.studies.costs import measure as costs
 from utils.errors import CourseError, UsageError
 from utils.evaluation.costs import (
     NF4,
     Shape,
     adapter_parameters,
     changes,
-    fit_grid,
     fits,
     gpu,
     memory_parts,
@@ -33,6 +31,7 @@ from utils.evaluation.memory import training_bytes
 from utils.paths import MODELS
 from utils.profiles import load_profile
 from utils.studies.costs import figures as costs_figures
+from utils.studies.costs import measure as costs
 from utils.studies.costs import measure as costs_measure
 from utils.training import footprint
 from utils.training.recipe import Recipe
@@ -215,12 +214,6 @@ def test_nothing_helps_on_too_small_a_gpu():
     for bad in (0, -1, math.inf, math.nan):
         with pytest.raises(UsageError, match="^Expected the GPU's memory"):
             fits(TINY, Recipe(), bad)
-
-
-def test_smallest_gpu():
-    models = {"tiny": TINY, "7B": costs_measure.model_shapes()["Llama-2-7B"]}
-    table = fit_grid(models, [Recipe(precision="mixed")], costs_measure.gpus())
-    assert table["smallest"].tolist() == ["RTX 4060 Ti 16 GB", ""]
 
 
 def test_cost_per_run_by_hand():

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from utils.errors import CourseError, UsageError
 from utils.evaluation import generation
-from utils.evaluation.generation import apply_chat, next_token_entropy, sample
+from utils.evaluation.generation import next_token_entropy, sample
 
 PROMPTS = ["def add(x, y):\n", "a", "return x + y if x else None\n    pass"]
 DEFAULTS = dict(n=1, temperature=0.0, max_new_tokens=6, seed=0)
@@ -206,16 +206,6 @@ def test_a_tuned_model_of_peft_is_sampled_like_its_merged_one(model, tokenizer):
     wide = dict(n=3, temperature=0.7, max_new_tokens=6, seed=0)
     found = sample(tuned, tokenizer, PROMPTS, **wide)
     assert found.equals(sample(tuned.merge_and_unload(), tokenizer, PROMPTS, **wide))
-
-
-def test_chat_needs_a_template(tokenizer):
-    messages = [{"role": "user", "content": "hello"}]
-    with pytest.raises(CourseError, match="no chat template"):
-        apply_chat(tokenizer, messages)
-    chatty = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=END)
-    chatty.chat_template = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-                            "{% if add_generation_prompt %}<assistant>{% endif %}")
-    assert apply_chat(chatty, messages) == "<user>hello<assistant>"
 
 
 def test_entropy_by_hand(model, tokenizer):

@@ -8,18 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic_core import PydanticUndefined
+from pydantic.fields import PydanticUndefined
 
 from utils.profiles import load_profile
 from utils.training import spec as module
-from utils.training.spec import (
-    HISTORICAL_DEFAULTS,
-    Method,
-    RunSpec,
-    continual_specs,
-    preference_specs,
-    run_specs,
-)
+from utils.training.spec import HISTORICAL_DEFAULTS, Method, RunSpec, continual_specs, preference_specs, run_specs
 
 KEYS = Path(__file__).with_name("run_keys.json")
 SEEDS = {"own": (0,), "reference": (0, 1, 2)}
@@ -99,4 +92,5 @@ def test_the_key_of_the_first_runs():
 
 if __name__ == "__main__":
     module.hardware = lambda: {"accelerator": None}
-    KEYS.write_text(json.dumps({name: keys for place in PLACES for name, keys in keys_of(place).items()}, indent=1) + "\n")
+    everything = {name: keys for place in PLACES for name, keys in keys_of(place).items()}
+    KEYS.write_text(json.dumps(everything, indent=1) + "\n")

@@ -194,25 +194,6 @@ def _shared_prompts(model, prompts: list[list[int]], ids: torch.Tensor, *, mask:
     return cache
 
 
-def apply_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
-    """The prompt that a chat model is to answer: the messages in its template, and the opening of the answer.
-
-    Parameters
-    ----------
-    messages : list of dict
-        Each with ``role`` (``system``, ``user``, ``assistant``) and ``content``.
-
-    Raises
-    ------
-    CourseError
-        If the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise CourseError("The tokenizer has no chat template; take an instruction-tuned model, or write the prompt "
-                          "as plain text.")
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
 @torch.inference_mode()
 def next_token_entropy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *,
                        tokens: int) -> pd.DataFrame:
