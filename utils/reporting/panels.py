@@ -7,14 +7,16 @@ from its smallest to its largest seed with a thin line at its mean, published va
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from utils.reporting.style import method_styles, use_style
 
 PANEL = (5.2, 4.0)  # inches of one panel
+TICK_GAP = 0.08  # of a doubling axis, so that its labels do not touch
 MOST_COLUMNS = 2  # panels in a row: more cannot be read at the 900 pixels of a code host
 
 
@@ -135,6 +137,17 @@ def label_left(axes: Iterable[Axes], ylabel: str) -> None:
     for axis in axes:
         if axis.get_subplotspec().is_first_col():
             axis.set_ylabel(ylabel)
+
+
+def doubling_axis(axis: Axes, values: Iterable[float]) -> None:
+    """A log2 axis with its ticks at the values themselves, such as durations; one too near the next larger has none."""
+    known, ticks = sorted({value for value in values if value > 0}, reverse=True), []
+    for value in known:
+        if not ticks or np.log(ticks[-1] / value) > TICK_GAP * np.log(known[0] / known[-1]):
+            ticks.append(value)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def by_value(table: pd.DataFrame | None, values: dict[str, str]) -> pd.DataFrame | None:
