@@ -1,54 +1,93 @@
-"""From tidy frame to figure. The same function draws the reader's own data, the reference band and published values.
-
-No function here reads a file or a model: give it tables. Own results are lines with markers, the reference is a band
-from its smallest to its largest seed with a thin line at its mean, published values are hollow grey symbols.
-"""
+"""Forgetting against rank, and against what could explain it."""
 
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from utils.reporting.panels import panels
-from utils.reporting.style import method_styles
+from utils.reporting.drawn import Drawn, figure
+from utils.reporting.measured import Measured
+from utils.reporting.panels import label_left, outer_legend, panels
+from utils.reporting.selection import runs_that_learnt
+from utils.reporting.style import BASE, FULL, method_styles
+from utils.reporting.words import listed
+
+LORA_COLOUR = "#0173b2"  # of LoRA as a whole: its ranks are on the axis here
 
 
-def forgetting_against_rank(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Pseudo-loss against LoRA rank, full fine-tuning and the base as lines, one panel per task (Fig 6b, v1's U)."""
-    tasks = list(own["task"].unique())
-    figure, axes = panels(len(tasks))
+@figure("06_pseudo_loss_against_rank", measurements=("forgetting",), place="Illusion v3, Fig 6b; v1, Fig 9")
+def forgetting_against_rank(losses: Measured) -> Drawn:
+    """Pseudo-loss against LoRA's rank, full fine-tuning and the base as lines, one panel per task."""
+    tasks = list(losses.own["task"].unique())
+    drawn, axes = panels(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
-        part = own[own["task"] == task]
-        band = None if reference is None else reference[reference["task"] == task]
-        lora = part[part["r"] > 0].groupby("r")["pseudo_loss"].mean()
-        places = {r: index for index, r in enumerate(lora.index)}
-        if band is not None:
-            seeds = band[band["r"].isin(lora.index)].groupby("r")["pseudo_loss"].agg(["min", "max"])
-            axis.fill_between(seeds.index.map(places), seeds["min"], seeds["max"], alpha=0.2, color="C0",
-                              label="LoRA, reference seeds")
-            full = band[band["r"] == 0]["pseudo_loss"]
-            axis.axhspan(full.min(), full.max(), alpha=0.2, color="black", label="full, reference seeds")
-        axis.plot(lora.index.map(places), lora.values, "o-", color="C0", label="LoRA, yours")
-        axis.axhline(part[part["r"] == 0]["pseudo_loss"].mean(), color="black", label="full, yours")
-        axis.axhline(part["base_pseudo_loss"].iloc[0], color="C2", linestyle=":", label="base")
-        axis.set(xticks=range(len(places)), xticklabels=list(places), xlabel="LoRA rank",
-                 ylabel="pseudo-loss, nats per token", title=f"task: {task}")
-    axes[0].legend(fontsize="x-small")
-    return figure
+        chosen = losses.where(f"task == '{task}'")
+        _against_rank(axis, chosen.own, chosen.reference)
+        axis.set(xlabel="LoRA rank", title=f"task: {task}")
+    label_left(axes, "pseudo-loss, nats per token")
+    outer_legend(drawn, axes)
+    means = runs_that_learnt(losses.best).groupby(["task", "method"], sort=False)["pseudo_loss"].mean()
+    alt = ("Line plots of pseudo-loss against LoRA rank with full fine-tuning and the base as horizontal lines, one "
+           f"panel per task. Base {losses.best['base_pseudo_loss'].iloc[0]:.2f} nats per token. Means, "
+           f"{losses.source}: "
+           + "; ".join(f"{task}: {listed(part.droplevel(0))}"
+                       for task, part in means.groupby(level=0, sort=False)) + ".")
+    wide = means.unstack(0, sort=False).rename_axis(columns=None).reset_index()
+    return Drawn(drawn, alt, "Pseudo-loss on pre-training text after fine-tuning, in nats per token: LoRA's ranks "
+                 "beside full fine-tuning and the base.", losses.own, wide.head(8))
 
 
-def scatter_by_method(table: pd.DataFrame, xs: dict[str, str], *, y: str, label: str,
-                      reference: pd.DataFrame | None = None) -> Figure:
-    """One point per run against each of `xs` (column -> axis label); faint points are the reference's seeds."""
-    figure, axes = panels(len(xs), sharey=True)
-    styles = method_styles(list(table["method"].unique()))
-    for axis, (column, name) in zip(axes, xs.items(), strict=True):
-        for method, style in styles.items():
-            look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
-            if reference is not None:
-                seeds = reference[reference["method"] == method]
-                axis.plot(seeds[column], seeds[y], alpha=0.35, markersize=6, **look)
+def _against_rank(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None) -> None:
+    """One task: LoRA's line over its ranks, full fine-tuning and base as horizontal lines, the reference as bands."""
+    learnt = runs_that_learnt(own)
+    lora = learnt[learnt["method_kind"] == "lora"].groupby("r")["pseudo_loss"].mean()
+    band = None if reference is None else runs_that_learnt(reference)
+    seeds = lora.to_frame("mean").iloc[:0] if band is None else band[band["method_kind"] == "lora"].groupby("r")[
+        "pseudo_loss"].agg(["min", "max"])
+    places = {r: index for index, r in enumerate(sorted({*lora.index, *seeds.index}))}
+    if band is not None:
+        axis.fill_between(seeds.index.map(places), seeds["min"], seeds["max"], alpha=0.2, color=LORA_COLOUR,
+                          linewidth=0, label="LoRA, reference seeds")
+        full = band[band["method_kind"] == "full"]["pseudo_loss"]
+        axis.axhspan(full.min(), full.max(), alpha=0.15, color=FULL["color"], linewidth=0,
+                     label="full, reference seeds")
+    axis.plot(lora.index.map(places), lora.values, "o-", color=LORA_COLOUR, label="LoRA, yours")
+    axis.axhline(learnt[learnt["method_kind"] == "full"]["pseudo_loss"].mean(), color=FULL["color"],
+                 label="full, yours")
+    axis.axhline(own["base_pseudo_loss"].iloc[0], color=BASE["color"], linestyle=":", label="base")
+    axis.set(xticks=range(len(places)), xticklabels=list(places))
+
+
+@figure("06_forgetting_against_what", measurements=("forgetting",), place="ours")
+def forgetting_against_what(losses: Measured) -> Drawn:
+    """Forgetting on the first task against accuracy, norm of the update and intruder count: one point per run."""
+    first = losses.where("experiment == 'ranks'")
+    names = {"accuracy": "test accuracy", "relative_norm": "mean of |update| / |W0|",
+             "n_intruders": f"intruder dimensions, epsilon {losses.profile.spectra.epsilon}"}
+    drawn, axes = panels(len(names), sharey=True, height=3.6)
+    for axis, (column, label) in zip(axes, names.items(), strict=True):
+        _points(axis, first, column)
+        axis.set(xlabel=label)
+    label_left(axes, "forgetting, nats per token")
+    outer_legend(drawn, axes)
+    means = runs_that_learnt(first.best).groupby("method", sort=False)[["forgetting", *names]].mean()
+    alt = ("Three scatter plots of forgetting (rise of pseudo-loss) against test accuracy, relative update norm and "
+           f"number of intruder dimensions, one symbol per method. Mean forgetting in nats per token, {first.source}: "
+           f"{listed(means['forgetting'])}; mean relative norm: {listed(means['relative_norm'])}.")
+    shown = means.reset_index().rename(columns={"relative_norm": "relative norm", "n_intruders": "intruders"})
+    return Drawn(drawn, alt, "Forgetting of each run against what could explain it; faint: the reference's seeds.",
+                 first.own, shown.head(8))
+
+
+def _points(axis: Axes, runs: Measured, column: str) -> None:
+    """One point per run, faint for the reference, hollow where the run did not learn."""
+    for method, style in method_styles(runs.best["method"].unique()).items():
+        for table, look in ((runs.reference, {"alpha": 0.35, "markersize": 6}),
+                            (runs.own, {"markersize": 9, "markeredgecolor": "black"})):
+            if table is None:
+                continue
             part = table[table["method"] == method]
-            axis.plot(part[column], part[y], label=method, markersize=9, markeredgecolor="black", **look)
-        axis.set(xlabel=name)
-    axes[0].set_ylabel(label)
-    axes[0].legend(fontsize="x-small")
-    return figure
+            learnt = part[part["learnt"].astype(bool)]
+            axis.plot(learnt[column], learnt["forgetting"], color=style["color"], marker=style["marker"],
+                      linestyle="none", label=method if table is runs.own else "_reference", **look)
+            failed = part[~part["learnt"].astype(bool)]
+            axis.plot(failed[column], failed["forgetting"], marker=style["marker"], linestyle="none",
+                      markerfacecolor="none", markeredgecolor=style["color"], label="_did not learn")

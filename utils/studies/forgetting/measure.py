@@ -1,8 +1,4 @@
-"""Every measurement of the course as one function: profile and seeds in, tidy DataFrame out.
-
-Notebooks and ``python -m utils reference`` call the same functions, so the reader's numbers and the reference band
-are the same measurement. Each result is kept beside its run; asking again reads it.
-"""
+"""Forgetting of every run: the rise of its pseudo-loss over its base's, with accuracy, count and norm beside it."""
 
 import pandas as pd
 
@@ -22,7 +18,7 @@ from utils.reporting.runs import (
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm",))
+                      "forgetting", "relative_norm"))
 def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Pseudo-loss of every run and of its base, with the final accuracy, the update's norm and the intruder count."""
     rows = []
@@ -39,7 +35,7 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm",))
+                      "forgetting", "relative_norm"))
 def learning_rate_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`forgetting` over the learning-rate sweep."""
     return forgetting(profile, seeds, ("learning_rates",))

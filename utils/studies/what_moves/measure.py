@@ -1,4 +1,4 @@
-"""What moves the count of intruder dimensions: rank, alpha, learning rate, amount of data, the variant of LoRA."""
+"""What notebook 05 measures: count, accuracy, forgetting and the update, over rates, ranks and alphas."""
 
 import pandas as pd
 
@@ -17,18 +17,20 @@ from utils.reporting.runs import (
 )
 from utils.studies.forgetting.measure import forgetting
 from utils.studies.intruders.measure import intruder_counts, intruder_counts_by_k
+from utils.studies.what_moves.published import effective_rank_levels, rate_correlations
 
 MOVES = ("learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha", "rank_stabilised")
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm",))
+                      "forgetting", "relative_norm"))
 def what_moves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Count, accuracy, forgetting and size of the update for every run of notebook 05."""
     return forgetting(profile, seeds, MOVES)
 
 
-@measurement(columns=(*RUN_COLUMNS, "step", "accuracy", "pseudo_loss", "forgetting", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "step", "accuracy", "pseudo_loss", "forgetting", "n_intruders"),
+             published=rate_correlations)
 def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 7: count, accuracy and forgetting at every checkpoint, for the showcase rank's rates and full fine-tuning.
 
@@ -49,19 +51,20 @@ def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se"))
 def alpha_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, top: count against epsilon under alpha = 2r (the rule) and alpha = 8, with accuracy."""
     return intruder_counts(profile, seeds, ("rule", "alpha_8"))
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders"))
 def alpha_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, bottom: count at the profile's epsilon against the share of vectors examined, under both alphas."""
     return intruder_counts_by_k(profile, seeds, ("rule", "alpha_8"))
 
 
-@measurement(columns=(*RUN_COLUMNS, "matrix", "update_norm", "relative_norm", "effective_rank", "layer", "type",))
+@measurement(columns=(*RUN_COLUMNS, "matrix", "update_norm", "relative_norm", "effective_rank", "layer", "type"),
+             published=effective_rank_levels)
 def update_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 14: effective rank of every matrix's update, under alpha = 2r (main runs and the rule) and alpha = 8."""
     return with_places(update_sizes(profile, seeds, ("ranks", "rule", "alpha_8"))).drop(columns=["base_norm"])

@@ -105,7 +105,7 @@ def higher_rank_minus_lower(table: pd.DataFrame, *, column: str) -> Effects:
 
 @rule(needs=("experiment", "seed", "r", "{column}"))
 def alpha_8_minus_rule(table: pd.DataFrame, *, rank: int, column: str) -> Effects:
-    """Mean of `column` at alpha = 8 minus at alpha = 2r for one rank, each in its own experiment and at its own rate."""
+    """Mean of `column` at alpha = 8 minus at alpha = 2r for one rank, each at its own rate."""
     learnt = runs_that_learnt(table)
     at = learnt[(learnt["r"] == rank) & learnt["experiment"].isin(["rule", "alpha_8"])]
 
