@@ -39,12 +39,13 @@ def mark_learnt(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : pandas.DataFrame
-        ``run``, ``seed``, ``task`` and ``accuracy`` or ``learning``; ``step`` where there are several checkpoints.
+        ``run``, ``seed``, ``task`` and ``accuracy`` or ``learning``; ``step`` where there are several checkpoints, or
+        ``steps`` of runs of several lengths with one row each.
     """
     gain = _gain(table)
     if gain is None or table.empty:
         return table
-    rows = table.assign(gain=gain, step=table["step"] if "step" in table else 0)
+    rows = table.assign(gain=gain, step=next((table[name] for name in ("step", "steps") if name in table), 0))
     last = rows.sort_values("step", kind="stable").drop_duplicates("run", keep="last")
     best = last.groupby(["seed", "task", "step"])["gain"].transform("max")
     learnt = pd.Series((last["gain"] >= LEARNT_SHARE * best).to_numpy(), index=last["run"])
