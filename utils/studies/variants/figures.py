@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 from utils.reporting.panels import panels
 from utils.reporting.style import method_styles, use_style
 from utils.studies.sensitivity.figures import OWN, SEEDS
-from utils.studies.variants.measure import LACKING, LOSS, VANILLA, main_grid
+from utils.studies.variants.tables import LACKING, LOSS, VANILLA, main_grid
 
 COLUMNS = 5
 PUBLISHED = {"color": "grey", "marker": "D", "markerfacecolor": "none", "linestyle": "none", "markersize": 7}

@@ -20,7 +20,7 @@ from utils.reporting.panels import panels
 from utils.reporting.style import method_styles
 from utils.studies.sensitivity.figures import OWN, SEEDS
 from utils.studies.variants.figures import PUBLISHED, in_order
-from utils.studies.variants.measure import VANILLA
+from utils.studies.variants.tables import VANILLA
 
 BLOCKS = {"module": "one module", "adapter": "whole adapter"}
 MOMENTS = {"initialisation": {"color": "C0", "marker": "o"}, "trained": {"color": "C1", "marker": "^"}}

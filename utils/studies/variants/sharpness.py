@@ -17,7 +17,8 @@ from utils.spectra.hessian import (
     module_parameters,
     preconditioned_extremes,
 )
-from utils.studies.variants.measure import best_of_each, variant_name, variant_sweep
+from utils.studies.variants.measure import published_best, variant_name, variant_sweep
+from utils.studies.variants.tables import best_of_each
 from utils.training.store import Run
 from utils.training.targets import tuned_modules
 from utils.training.train import built, first_batches
@@ -31,7 +32,7 @@ NOT_ADAMW = ("LoFT",)  # its steps are not AdamW's on the factors
 
 @measurement(columns=(*RUN_COLUMNS, "variant", "at", "block", "largest", "smallest", "residual_largest",
                       "residual_smallest", "iterations", "converged", "parameters", "seconds", "gradient_bound",
-                      "gauss_newton", "preconditioned", "best_learning_rate", "threshold",))
+                      "gauss_newton", "preconditioned", "best_learning_rate", "threshold"), published=published_best)
 def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Both ends of the Hessian of every adapter, each at its best learning rate, before and after training.
 
