@@ -286,7 +286,7 @@ def test_the_planted_run_has_the_intruders_that_were_planted(planted, profile):
 def test_only_matrices_with_an_intruder_are_touched(planted, profile, kind, touched):
     """The others keep their bits; each touched one moves by its directions' sigmas, and in no more directions."""
     directions, tuned = cause_measure.run_directions(planted, profile), planted.tuned_matrices()
-    changed = cause_measure.changed_matrices(planted, directions, kind, 0.25)
+    changed = cause_measure.changed_matrices(planted, directions, kind=kind, factor=0.25)
     assert list(changed) == list(tuned)
     for name, weight in changed.items():
         moved = weight - tuned[name]
@@ -304,36 +304,39 @@ def test_only_matrices_with_an_intruder_are_touched(planted, profile, kind, touc
 
 def test_the_whole_update_touches_every_matrix(planted, profile):
     directions, base = cause_measure.run_directions(planted, profile), planted.base_matrices()
-    half = cause_measure.changed_matrices(planted, directions, "whole update", 0.5)
+    half = cause_measure.changed_matrices(planted, directions, kind="whole update", factor=0.5)
     for name, weight in planted.tuned_matrices().items():
         torch.testing.assert_close(half[name], (base[name] + weight) / 2)
-    none = cause_measure.changed_matrices(planted, directions, "whole update", 0.0)
+    none = cause_measure.changed_matrices(planted, directions, kind="whole update", factor=0.0)
     assert all(torch.equal(none[name], base[name]) for name in base), "lambda 0 of the whole update is the base"
 
 
 @pytest.mark.parametrize("kind", [*cause_measure.KINDS, "all intruders"])
 def test_lambda_one_is_exactly_the_run(planted, profile, kind):
     """W0 + (Wt - W0) is not Wt in float32: the row at 1 would not be the run to the last bit."""
-    changed = cause_measure.changed_matrices(planted, cause_measure.run_directions(planted, profile), kind, 1.0)
+    directions = cause_measure.run_directions(planted, profile)
+    changed = cause_measure.changed_matrices(planted, directions, kind=kind, factor=1.0)
     assert all(torch.equal(changed[name], weight) for name, weight in planted.tuned_matrices().items())
     base, tuned = gaussian(30, 30, seed=1), 1e-3 * gaussian(30, 30, seed=2)
     assert not torch.equal(shrunk(base, tuned, 1.0), tuned), "no example of it"
     run = SimpleNamespace(spec=planted.spec, base_matrices=lambda: {"w": base}, tuned_matrices=lambda: {"w": tuned})
-    assert torch.equal(cause_measure.changed_matrices(run, {"w": Directions([], [])}, kind, 1.0)["w"], tuned)
+    assert torch.equal(cause_measure.changed_matrices(run, {"w": Directions([], [])}, kind=kind, factor=1.0)["w"], tuned)
 
 
 @pytest.mark.parametrize("kind", [*cause_measure.KINDS, "all intruders"])
 def test_a_wrong_lambda_is_refused_for_every_kind(planted, profile, kind):
     """Without an intruder nothing is scaled, and NaN would have passed as a measurement of the run itself."""
     with pytest.raises(UsageError, match="lambda must lie"):
-        cause_measure.changed_matrices(planted, {name: Directions([], []) for name in planted.base_matrices()}, kind, math.nan)
+        none = {name: Directions([], []) for name in planted.base_matrices()}
+        cause_measure.changed_matrices(planted, none, kind=kind, factor=math.nan)
 
 
 def test_removing_all_intruders_leaves_what_the_definition_counts_as_none(planted, profile):
     """The planted blocks are trailing ones: with lambda 0 the leading vectors are W0's own again."""
     directions = cause_measure.run_directions(planted, profile)
     assert sum(len(one.intruders) for one in directions.values()) == 3
-    base, removed = planted.base_matrices(), cause_measure.changed_matrices(planted, directions, "all intruders", 0.0)
+    base = planted.base_matrices()
+    removed = cause_measure.changed_matrices(planted, directions, kind="all intruders", factor=0.0)
     for name in (TWO, ONE):
         after = leading_directions(Pair(name, lambda name=name: (base[name], removed[name])), k=5, epsilon=EPSILON)
         assert after.intruders == []
@@ -342,7 +345,8 @@ def test_removing_all_intruders_leaves_what_the_definition_counts_as_none(plante
 def test_the_random_control_of_a_run_is_one_direction_for_every_lambda(planted, profile):
     """A new direction at each lambda would draw a jagged line; another seed's run has another."""
     directions, tuned = cause_measure.run_directions(planted, profile), planted.tuned_matrices()
-    moves = [cause_measure.changed_matrices(planted, directions, "random direction", factor)[ONE] - tuned[ONE]
+    moves = [cause_measure.changed_matrices(planted, directions, kind="random direction", factor=factor)[ONE]
+             - tuned[ONE]
              for factor in (0.0, 0.5)]
     torch.testing.assert_close(moves[0], 2 * moves[1], rtol=0, atol=1e-5)
     assert directions[ONE].intruders and not torch.equal(
@@ -405,7 +409,7 @@ def test_interventions_are_the_planted_runs_numbers(planted, profile, given):
     _, test = classification_data("movies", planted.spec.sizes, planted.base.folder)
     batches = evaluation_batches(test, planted.base.folder)
     for row in table.itertuples():
-        matrices = cause_measure.changed_matrices(planted, directions, row.kind, row.factor)
+        matrices = cause_measure.changed_matrices(planted, directions, kind=row.kind, factor=row.factor)
         share = accuracy(*predict(planted.classifier(matrices=matrices), batches))["accuracy"]
         loss = corpus_loss(model_pseudo_loss(planted.base, planted.masked_lm(matrices=matrices), profile.pseudo_loss))
         assert row.accuracy == share and row.pseudo_loss == pytest.approx(loss, rel=1e-6)
@@ -489,7 +493,7 @@ def test_removals_count_up_and_take_the_strongest_first(planted, profile, given,
                                                                      "neighbours": [0, 1, 2, 3]}
     tuned, directions = planted.tuned_matrices(), cause_measure.run_directions(planted, profile)
     assert all(torch.equal(seen[place][name], weight) for place in (0, 4) for name, weight in tuned.items())
-    every = cause_measure.changed_matrices(planted, directions, "all intruders", 0.0)
+    every = cause_measure.changed_matrices(planted, directions, kind="all intruders", factor=0.0)
     assert all(torch.equal(seen[3][name], weight) for name, weight in every.items())
     strongest = max(((name, one) for name, found in directions.items() for one in found.intruders),
                     key=lambda entry: entry[1].sigma)
@@ -510,7 +514,8 @@ def test_norms_are_matched_matrix_by_matrix(planted, profile, given, seen):
     assert table[["intruders", "norm"]].values.tolist() == [["kept", "own"], ["kept", "smaller"], ["removed", "own"],
                                                             ["removed", "smaller"]]
     base, tuned = planted.base_matrices(), planted.tuned_matrices()
-    removed = cause_measure.changed_matrices(planted, cause_measure.run_directions(planted, profile), "all intruders", 0.0)
+    directions = cause_measure.run_directions(planted, profile)
+    removed = cause_measure.changed_matrices(planted, directions, kind="all intruders", factor=0.0)
     size = [{name: (one[name] - base[name]).norm().item() for name in base} for one in (*seen, tuned, removed)]
     for name in base:
         assert size[0][name] == pytest.approx(size[4][name], rel=1e-4) == pytest.approx(size[2][name], rel=1e-4)
@@ -648,7 +653,7 @@ def test_mitigations_set_pefts_way_beside_ours(planted, profile, given, monkeypa
                                  "PEFT's model, as left"]
     assert table["distance"]["ours, all intruders"] == 0 < table["distance"]["PEFT's factors"]
     tuned, directions = planted.tuned_matrices(), cause_measure.run_directions(planted, profile)
-    ours = cause_measure.changed_matrices(planted, directions, "all intruders", 0.75)
+    ours = cause_measure.changed_matrices(planted, directions, kind="all intruders", factor=0.75)
     apart = math.sqrt(sum((tuned[name] - ours[name]).double().square().sum().item() for name in ours)
                       / sum(weight.double().square().sum().item() for weight in ours.values()))
     assert table["distance"]["unchanged"] == pytest.approx(apart, rel=1e-6)

@@ -477,7 +477,7 @@ def test_kept_probes_are_read_again(tables, profile, monkeypatch):
     """Asking again trains nothing and fits no head, in another process neither; other rows are another measurement."""
     monkeypatch.setattr(sequence, "RunStore", lambda: RunStore(tables["store"].folder))
     monkeypatch.setattr(store_module, "train", lambda *_: pytest.fail("trained again"))
-    continual_measure._base_probe.cache_clear()
+    continual_measure._base_accuracies.cache_clear()
     fitted, real = [], sequence.head_accuracy
     monkeypatch.setattr(sequence, "head_accuracy", lambda *both: fitted.append(1) or real(*both))
     again = continual_measure.sequence_accuracies(profile)
@@ -516,7 +516,7 @@ def test_a_known_body_is_tested_at_its_own_stage(tiny_base, tmp_path, monkeypatc
     monkeypatch.setattr(continual_measure, "sequence_runs", lambda *_: [chain])
     table = continual_measure.sequence_accuracies(profile).set_index(["stage", "tested_task"])["accuracy"]
     for name in TASKS:
-        train, test = classification_data(name, continual_measure._probe_sizes(profile, name), base.folder)
+        train, test = classification_data(name, continual_measure._probe_sizes(profile)[name], base.folder)
         counts = np.bincount(train["labels"])
         commonest = np.flatnonzero(counts == counts.max())
         shares = [float(np.mean(np.array(test["labels"]) == label)) for label in commonest]

@@ -35,6 +35,7 @@ from utils.spectra.intervention import (
     shrunk,
     with_norm,
 )
+from utils.studies.cause.published import paper_scaling
 from utils.training.data import classification_data, evaluation_batches
 from utils.training.metrics import accuracy, predict
 from utils.training.mitigation import mitigated_by_peft
@@ -103,7 +104,7 @@ def run_directions(run: Run, profile: Profile) -> dict[str, Directions]:
                                           spectrum=base_spectra().spectrum) for pair in run_pairs(run)}
 
 
-def changed_matrices(run: Run, directions: dict[str, Directions], kind: str, factor: float) -> Tensors:
+def changed_matrices(run: Run, directions: dict[str, Directions], *, kind: str, factor: float) -> Tensors:
     """Every matrix of a run with one kind of change at strength `factor` (lambda).
 
     Parameters
@@ -138,7 +139,7 @@ def _picked(found: Directions, kind: str, *, seed: int) -> list[Direction]:
 
 
 @measurement(columns=(*RUN_COLUMNS, "kind", "factor", "changed", "accuracy", "pseudo_loss", "base_pseudo_loss",
-                      "forgetting", "accuracy_change", "forgetting_change", "loss_change",))
+                      "forgetting", "accuracy_change", "forgetting_change", "loss_change"), published=paper_scaling)
 def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy and forgetting against lambda for each kind of change (Figs 8 and 12, Tables 3 and 4, controls).
 
@@ -150,7 +151,7 @@ def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         ``forgetting_change`` of what was forgotten, ``loss_change`` of the loss itself (the caption's two readings).
     """
     settings = profile.intervention
-    grids = {"intruder": settings.lambdas} | {kind: settings.control_lambdas for kind in KINDS[1:]}
+    grids = {"intruder": settings.lambdas} | dict.fromkeys(KINDS[1:], settings.control_lambdas)
 
     def compute(run: Run) -> pd.DataFrame:
         changed, directions = Changed(run, profile), run_directions(run, profile)
@@ -161,12 +162,12 @@ def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             for factor in factors:
                 same = factor == 1 or count == 0  # then nothing changes, and nothing needs measuring
                 values = {key: rows[0][key] for key in ("accuracy", "pseudo_loss")} if same \
-                    else changed.measure(changed_matrices(run, directions, kind, factor))
+                    else changed.measure(changed_matrices(run, directions, kind=kind, factor=factor))
                 rows.append({"kind": kind, "factor": factor, "changed": count} | values)
         return pd.DataFrame(rows[1:])
 
     settings_key = {"version": VERSION, "grids": {kind: list(grid) for kind, grid in grids.items()}}
-    tables = _kept(profile, seeds, "interventions", settings_key, compute)
+    tables = _of_every_run(profile, seeds, "interventions", settings=settings_key, compute=compute)
     return pd.concat([_percentages(table) for table in tables], ignore_index=True)
 
 
@@ -178,7 +179,7 @@ def _percentages(table: pd.DataFrame) -> pd.DataFrame:
         forgetting_change=100 * moved / at_one["forgetting"], loss_change=100 * moved / at_one["pseudo_loss"])
 
 
-@measurement(columns=(*RUN_COLUMNS, "kind", "removed", "accuracy", "pseudo_loss", "base_pseudo_loss", "forgetting",))
+@measurement(columns=(*RUN_COLUMNS, "kind", "removed", "accuracy", "pseudo_loss", "base_pseudo_loss", "forgetting"))
 def removals(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Forgetting against how many intruders are removed, the strongest first; their neighbours removed as control.
 
@@ -200,7 +201,8 @@ def removals(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                 rows.append({"kind": kind, "removed": count} | changed.measure(matrices))
         return pd.DataFrame(rows)
 
-    return pd.concat(_kept(profile, seeds, "removals", {"version": VERSION}, compute), ignore_index=True)
+    tables = _of_every_run(profile, seeds, "removals", settings={"version": VERSION}, compute=compute)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _removal_orders(directions: dict[str, Directions]) -> dict[str, list[tuple[str, Direction]]]:
@@ -227,7 +229,7 @@ def doubling(most: int) -> list[int]:
 
 
 @measurement(columns=(*RUN_COLUMNS, "intruders", "norm", "relative_norm", "accuracy", "pseudo_loss",
-                      "base_pseudo_loss", "forgetting",))
+                      "base_pseudo_loss", "forgetting"))
 def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Norm and intruders taken apart: the update with and without its intruders, each at two norms. Ours.
 
@@ -239,7 +241,7 @@ def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """
     def compute(run: Run) -> pd.DataFrame:
         base, tuned = run.base_matrices(), run.tuned_matrices()
-        removed = changed_matrices(run, run_directions(run, profile), "all intruders", 0.0)
+        removed = changed_matrices(run, run_directions(run, profile), kind="all intruders", factor=0.0)
         sizes = {kind: {name: (weights[name] - base[name]).norm().item() for name in base}
                  for kind, weights in (("own", tuned), ("smaller", removed))}
         changed, rows = Changed(run, profile), []
@@ -251,7 +253,8 @@ def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                             | changed.measure(matrices))
         return pd.DataFrame(rows)
 
-    return pd.concat(_kept(profile, seeds, "norm-matched", {"version": VERSION}, compute), ignore_index=True)
+    tables = _of_every_run(profile, seeds, "norm-matched", settings={"version": VERSION}, compute=compute)
+    return pd.concat(tables, ignore_index=True)
 
 
 def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
@@ -270,8 +273,8 @@ def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         changed, directions = Changed(run, profile), run_directions(run, profile)
         theirs, model = mitigated_by_peft(run, k=profile.spectra.k, epsilon=profile.spectra.epsilon, factor=factor)
         ways = {"unchanged": run.tuned_matrices(),
-                "ours, first intruder": changed_matrices(run, directions, "intruder", factor),
-                "ours, all intruders": changed_matrices(run, directions, "all intruders", factor),
+                "ours, first intruder": changed_matrices(run, directions, kind="intruder", factor=factor),
+                "ours, all intruders": changed_matrices(run, directions, kind="all intruders", factor=factor),
                 "PEFT's factors": theirs}
         whole = ways["ours, all intruders"]
         rows = [{"way": way} | changed.measure(matrices) | {"distance": _distance(matrices, whole)}
@@ -279,8 +282,9 @@ def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         as_left = accuracy(*predict(model.to(device_name()).eval(), changed.batches))["accuracy"]
         return pd.DataFrame([*rows, {"way": "PEFT's model, as left", "accuracy": as_left}])
 
-    return pd.concat(_kept(profile, seeds, "mitigations", {"version": VERSION, "factor": factor}, compute),
-                     ignore_index=True)
+    settings = {"version": VERSION, "factor": factor}
+    tables = _of_every_run(profile, seeds, "mitigations", settings=settings, compute=compute)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _distance(matrices: Tensors, others: Tensors) -> float:
@@ -289,9 +293,12 @@ def _distance(matrices: Tensors, others: Tensors) -> float:
     return (apart / sum(other.double().square().sum().item() for other in others.values()))**0.5
 
 
-def _kept(profile: Profile, seeds: Seeds, name: str, settings: dict,
-          compute: Callable[[Run], pd.DataFrame]) -> list[pd.DataFrame]:
-    """A measurement of every chosen run, with the forgetting of each row; ``method`` names the learning rate, too."""
+def _of_every_run(profile: Profile, seeds: Seeds, name: str, *, settings: dict,
+                  compute: Callable[[Run], pd.DataFrame]) -> list[pd.DataFrame]:
+    """What `compute` says of every chosen run, kept beside it under `name`, with the forgetting of each row.
+
+    ``method`` names the learning rate, too: several of one method's rates may be scaled.
+    """
     spectra = profile.spectra
     key = settings | {"k": spectra.k, "epsilon": spectra.epsilon} | profile.pseudo_loss.model_dump()
     tables = []

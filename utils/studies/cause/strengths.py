@@ -1,4 +1,4 @@
-"""Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
+"""From which strength on a direction is an intruder: predicted, measured by planting, and met by trained updates."""
 
 import pandas as pd
 from scipy.stats import mannwhitneyu
@@ -6,13 +6,13 @@ from scipy.stats import mannwhitneyu
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import RUN_COLUMNS, Seeds, base_spectra, collect, experiment_runs, run_pairs, run_vectors
-from utils.spectra import adapter_strengths, critical_strength, measured_critical_strength
+from utils.spectra import adapter_strengths, critical_strength, is_intruder, measured_critical_strength
 from utils.studies.similarity.measure import DRAWS
 from utils.training.store import Run
 from utils.training.targets import split_name
 
 
-@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest",))
+@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest"))
 def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The strength at which a random direction becomes an intruder in each base matrix, predicted and measured. Ours.
 
@@ -37,7 +37,7 @@ def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement(columns=(*RUN_COLUMNS, "matrix", "out", "in", "strength", "critical", "ratio", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "matrix", "out", "in", "strength", "critical", "ratio", "n_intruders"))
 def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Each trained matrix's strength over the critical one, and its number of intruders, for the sweep's LoRA runs."""
     spectra = profile.spectra
@@ -47,8 +47,9 @@ def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         table = run.measured("strengths", settings, lambda run: adapter_strengths(
             run_pairs(run), epsilon=spectra.epsilon, k=spectra.k, spectrum=base_spectra().spectrum))
         leading = run_vectors(run, spectra, k=spectra.k)
-        counts = leading["max_cosine"].lt(spectra.epsilon).groupby(leading["matrix"]).sum()
-        return table.assign(n_intruders=table["matrix"].map(counts))
+        counts = is_intruder(leading["max_cosine"], spectra.epsilon).groupby(leading["matrix"]).sum()
+        last = run.metrics()["accuracy"].iloc[-1]  # by which the runs that did not learn are told
+        return table.assign(n_intruders=table["matrix"].map(counts), accuracy=last)
 
     return collect(profile, seeds, measure, ("learning_rates",))
 

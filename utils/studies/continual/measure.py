@@ -1,10 +1,11 @@
 """Continual learning: tasks one after the other, heads refitted on the frozen body after each stage (notebook 08)."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import pandas as pd
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from utils.errors import CourseError
 from utils.evaluation.continual import sequence_summary
@@ -18,7 +19,7 @@ from utils.sources.models import BaseModel
 from utils.training.data import classification_data, evaluation_batches
 from utils.training.spec import continual_specs
 from utils.training.store import Run, RunStore
-from utils.training.weights import Tensors, load_into
+from utils.training.weights import load_into
 
 VERSION = 1
 
@@ -51,7 +52,7 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
-                      "trained_task", "tested_task", "accuracy", "base_accuracy", "tested_place",))
+                      "trained_task", "tested_task", "accuracy", "base_accuracy", "tested_place"))
 def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy on every task after every stage, each by a head refitted on the frozen body (Figs 9a, 17, 21).
 
@@ -61,11 +62,12 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         One row per chain, ``stage`` (0 is the untouched base) and ``tested_task``: ``trained_task`` (empty at stage
         0), ``tested_place`` (from 1, the stage at which that task is trained), ``accuracy``, ``base_accuracy``.
     """
-    settings, parts = profile.continual, []
-    places = {name: place for place, name in enumerate(settings.tasks, start=1)}
+    sizes, parts = _probe_sizes(profile), []
+    places = {name: place for place, name in enumerate(sizes, start=1)}
     for chain in sequence_runs(profile, seeds):
-        base = _kept_probe(chain[0], profile, "probe-base", lambda run: None)
-        stages = [base] + [_kept_probe(run, profile, "probe", lambda run: run.tuned_matrices()) for run in chain]
+        base = _probed(chain[0], "probe-base", sizes=sizes, probe=lambda run: base_probe(run, sizes))
+        stages = [base] + [_probed(run, "probe", sizes=sizes, probe=lambda run: stage_probe(run, sizes))
+                           for run in chain]
         for stage, accuracies in enumerate(stages):
             parts.append(_chain_columns(profile, chain, stage).merge(accuracies, how="cross").merge(
                 base.rename(columns={"accuracy": "base_accuracy"}), on="tested_task"))
@@ -76,7 +78,7 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "average_accuracy",
-                      "average_forgetting", "backward_transfer", "forward_transfer",))
+                      "average_forgetting", "backward_transfer", "forward_transfer"))
 def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`utils.evaluation.continual.sequence_summary` of every chain."""
     rows, table = [], sequence_accuracies(profile, seeds)
@@ -88,7 +90,7 @@ def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
-                      "trained_task", "n_intruders", "pseudo_loss", "forgetting",))
+                      "trained_task", "n_intruders", "pseudo_loss", "forgetting"))
 def sequence_spectra(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders against the original base, and pseudo-loss, after every stage of every chain (Figs 9b, 9c, 18)."""
     spectra, settings, rows = profile.spectra, profile.pseudo_loss, []
@@ -109,35 +111,45 @@ def _chain_columns(profile: Profile, chain: list[Run], stage: int) -> pd.DataFra
         "stage": stage, "trained_task": columns["task"] if stage else ""}])
 
 
-def _kept_probe(run: Run, profile: Profile, name: str, matrices) -> pd.DataFrame:
+def _probe_sizes(profile: Profile) -> dict[str, TaskSizes]:
+    """Every task of the sequence with as many rows as a head is fitted and tested on."""
     settings = profile.continual
-    sizes = {task: _probe_sizes(profile, task) for task in settings.tasks}
+    rows = {"train_rows": settings.probe_train_rows, "test_rows": settings.probe_test_rows}
+    return {task: profile.tasks[task].model_copy(update=rows) for task in settings.tasks}
+
+
+def _probed(run: Run, name: str, *, sizes: dict[str, TaskSizes],
+            probe: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
+    """``tested_task`` and ``accuracy`` as `probe` says, kept beside the run under `name`."""
     key = {"version": VERSION, "tasks": {task: size.model_dump() for task, size in sizes.items()}}
-    table = run.measured(name, key, lambda run: _probe(run.base, matrices(run), sizes))
-    return table[["tested_task", "accuracy"]]
+    return run.measured(name, key, probe)[["tested_task", "accuracy"]]
 
 
-def _probe_sizes(profile: Profile, task: str) -> TaskSizes:
-    settings = profile.continual
-    return profile.tasks[task].model_copy(update={"train_rows": settings.probe_train_rows,
-                                                  "test_rows": settings.probe_test_rows})
+def stage_probe(run: Run, sizes: dict[str, TaskSizes]) -> pd.DataFrame:
+    """Head-only accuracy on each task for what a run made of its base."""
+    return head_accuracies(run.base, load_into(_body(run.base), run.tuned_matrices()), sizes)
 
 
-def _probe(base: BaseModel, matrices: Tensors | None, sizes: dict[str, TaskSizes]) -> pd.DataFrame:
-    """Head-only accuracy on each task for the base (no `matrices`) or what a run made of it."""
-    if matrices is None:
-        return pd.DataFrame(_base_probe(base, tuple(sizes.items())))
-    body = AutoModel.from_pretrained(base.folder, dtype=torch.float32).eval()
-    load_into(body, matrices).to(device_name())
-    rows = []
+def base_probe(run: Run, sizes: dict[str, TaskSizes]) -> pd.DataFrame:
+    """Head-only accuracy on each task for the run's untouched base."""
+    return pd.DataFrame(_base_accuracies(run.base, tuple(sizes.items())))
+
+
+@lru_cache(maxsize=2)
+def _base_accuracies(base: BaseModel, sizes: tuple[tuple[str, TaskSizes], ...]) -> list[dict]:
+    """The same for every chain, so measured once in a process."""
+    return head_accuracies(base, _body(base), dict(sizes)).to_dict("records")
+
+
+def _body(base: BaseModel) -> PreTrainedModel:
+    return AutoModel.from_pretrained(base.folder, dtype=torch.float32).eval()
+
+
+def head_accuracies(base: BaseModel, body: PreTrainedModel, sizes: dict[str, TaskSizes]) -> pd.DataFrame:
+    """``tested_task`` and ``accuracy`` of a head fitted for each task on a frozen body of this base."""
+    body, rows = body.to(device_name()), []
     for task, size in sizes.items():
         train, test = (first_token_states(body, evaluation_batches(part, base.folder))
                        for part in classification_data(task, size, base.folder))
         rows.append({"tested_task": task, "accuracy": head_accuracy(train, test)})
     return pd.DataFrame(rows)
-
-
-@lru_cache(maxsize=2)
-def _base_probe(base: BaseModel, sizes: tuple[tuple[str, TaskSizes], ...]) -> list[dict]:
-    """The base's own accuracies: the same for every chain, so measured once in a process."""
-    return _probe(base, {}, dict(sizes)).to_dict("records")
