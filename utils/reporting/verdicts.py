@@ -119,7 +119,7 @@ def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, s
         outside = found.low >= expect.within or found.high <= -expect.within
         return (NOT_REPRODUCED if outside else UNDECIDED), ""
     worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
-    if found.low == found.high:  # equal in every seed, as counts and grid steps are: there is no spread to judge by
+    if effects.items is None and _alike(effects.values.dropna()):  # equal in every seed, as counts and grid steps are: there is no spread to judge by
         word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED
         return word, "every seed gives the same number, so there is no interval"
     if worst > 0:
@@ -127,6 +127,11 @@ def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, s
     if best <= 0:
         return NOT_REPRODUCED, ""
     return (SAME_DIRECTION if found.agree == found.seeds else UNDECIDED), ""
+
+
+def _alike(values: pd.Series) -> bool:
+    """Whether all seeds give the same number, but for rounding."""
+    return bool(np.ptp(values) <= 1e-12 * max(1.0, np.abs(values).max()))
 
 
 def _ours(word: str) -> str:
@@ -193,7 +198,7 @@ def p_value(effects: Effects, expect: Expectation) -> float | None:
             return (1 + float((side * (means - border) <= 0).sum())) / (1 + len(means))
     else:
         values = effects.values.dropna()
-        if values.std(ddof=1) == 0:
+        if _alike(values):
             return None
 
         def beyond(border: float, side: int) -> float:

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.reporting.drawn import Drawn, Found, figure, finding, shown_table
 from utils.reporting.measured import Measured
-from utils.reporting.panels import label_left, outer_legend, panels
+from utils.reporting.panels import PANEL, label_left, outer_legend, panels
 from utils.reporting.style import method_styles
 from utils.reporting.words import both, listed, over_seeds
 
+OFFSETS = "offsets"
 SEEN = 24  # vectors of a heat-map: with more, an offset of one place is narrower than a pixel
 
 Maps = Mapping[str, np.ndarray]
@@ -30,13 +32,14 @@ def similarity(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
     maps : mapping of str to array of shape (tuned, pretrained)
         Absolute cosines by method.
     """
-    figure_, axes = panels(len(maps) + 1, height=4.2)
-    for axis, (method, cosines) in zip(axes, maps.items(), strict=False):
-        heat_map(axis, cosines[:SEEN, :SEEN], title=method)
-        axis.plot((0.5, SEEN + 0.5), (0.5, SEEN + 0.5), color="white", linewidth=0.8, linestyle=":")
-    figure_.colorbar(axes[0].images[0], ax=axes[:len(maps)], label="|cosine|", shrink=0.8)
-    _offsets(axes[-1], maps)
-    outer_legend(figure_, axes[-1:])
+    figure_ = plt.figure(figsize=(2 * PANEL[0], 6.4))
+    axes = figure_.subplot_mosaic([list(maps), [OFFSETS] * len(maps)], height_ratios=(2.2, 1))
+    for method, cosines in maps.items():
+        heat_map(axes[method], cosines[:SEEN, :SEEN], title=method)
+        axes[method].plot((0.5, SEEN + 0.5), (0.5, SEEN + 0.5), color="white", linewidth=0.8, linestyle=":")
+    figure_.colorbar(axes[next(iter(maps))].images[0], ax=[axes[method] for method in maps], label="|cosine|", shrink=0.8)
+    _offsets(axes[OFFSETS], maps, summary.profile.spectra.epsilon)
+    outer_legend(figure_, [axes[OFFSETS]])
     figure_.suptitle(matrix, fontsize="medium")
     diagonal = {method: cosines.diagonal().mean() for method, cosines in maps.items()}
     moved = {method: float(np.median(best_offset(cosines)[10:])) for method, cosines in maps.items()}
@@ -65,12 +68,14 @@ def best_offset(cosines: np.ndarray) -> np.ndarray:
     return np.arange(len(cosines)) - cosines.argmax(1)
 
 
-def _offsets(axis: Axes, maps: Maps) -> None:
+def _offsets(axis: Axes, maps: Maps, epsilon: float) -> None:
+    """Offsets of the vectors that have a pretrained counterpart: an intruder's best match has no meaning."""
     for method, style in method_styles(maps).items():
-        offsets = best_offset(maps[method])
-        axis.plot(range(1, len(offsets) + 1), offsets, label=method, markersize=4, **style)
-    axis.set(xlabel="index of the tuned vector", ylabel="index minus best match's index", yscale="symlog")
-    axis.axhline(0, color="grey", linewidth=0.8)
+        offsets, places = best_offset(maps[method]), np.arange(1, len(maps[method]) + 1)
+        matched = maps[method].max(1) >= epsilon
+        axis.plot(places[matched], offsets[matched], label=method, markersize=4, **style)
+    axis.set(xlabel="index of the tuned vector (those with a counterpart)", ylabel="index minus\nbest match's index")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def heat_map(axis: Axes, cosines: np.ndarray, *, title: str) -> None:

@@ -10,16 +10,18 @@ from utils.reporting.registry import measurement
 from utils.reporting.runs import (
     RUN_COLUMNS,
     Seeds,
-    base_triplets,
     base_spectra,
+    base_triplets,
     collect,
     experiment_runs,
     identity,
     least_alike,
     run_pairs,
 )
+from utils.sources.models import resolve
 from utils.spectra import count_intruders, similarity, thin_svd, toy_sweep, window_level, window_table
 from utils.training.store import Run
+from utils.training.weights import base_matrices
 
 TOP = 64  # leading vectors of a similarity map
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
@@ -103,7 +105,7 @@ def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def window_levels(profile: Profile) -> dict[int, float]:
     """What a random direction reaches at each width, at most: in the model's narrowest output."""
-    shapes = {tuple(weight.shape) for weight in experiment_runs(profile, "ranks")[0].base_matrices().values()}
+    shapes = {tuple(weight.shape) for weight in base_matrices(resolve(profile.encoder).folder).values()}
     return {width: max(window_level(out, min(out, wide), width) for out, wide in shapes) for width in WINDOWS}
 
 

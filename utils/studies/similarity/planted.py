@@ -30,8 +30,9 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
     for column, colour, label in (("max_cosine", "C0", "largest |cosine| with a pretrained vector"),
                                   ("overlap", "C1", "|cosine| with the planted direction"), ("index", "C2", "its index")):
         axis = axes[1] if column == "index" else axes[0]
-        axis.plot(predicted["ratio"], predicted[column], color=colour, linestyle=":", label="predicted from W0's spectrum"
-                  if column == "overlap" else None)
+        told = predicted[predicted["overlap"] >= IDENTIFIED]  # below, no single vector carries the direction
+        axis.plot(told["ratio"], told[column], color=colour, linestyle=":", linewidth=2,
+                  label="predicted from W0's spectrum" if column == "overlap" else None)
         axis.plot(own["ratio"][clear], own[column][clear], "o-", color=colour, markersize=5, label=label)
         axis.plot(own["ratio"][~clear], own[column][~clear], "o", color=colour, markersize=5, markerfacecolor="none",
                   label="nearest vector, not identified" if column == "overlap" else None)
