@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import time
 import xml.etree.ElementTree
@@ -83,6 +84,21 @@ def test_a_course_runs_in_order_and_gives_the_profile(course, tmp_path, capsys):
     assert "peak" in lines[0] and "0 runs trained" in lines[0] and "\r" not in captured.err
     start(seeds=[3, 4])
     assert count(tmp_path / "one") == 2, "a completed pass starts afresh"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kernels listen on ports there")
+def test_kernels_that_start_at_once_do_not_meet(course):
+    """Both took kernel-ipc-1 to 5 in the present folder, and each client could be answered by the other's kernel."""
+    with runner.kernel_config() as one, runner.kernel_config() as other:
+        folders = [Path(config.KernelManager.ip).parent for config in (one, other)]
+        assert folders[0] != folders[1] and all(folder.is_dir() for folder in folders)
+    assert not any(folder.exists() for folder in folders)
+    course("00_one", "import ipykernel.kernelapp as app\nprint(app.IPKernelApp.instance().ip)")
+    before = set(ROOT.glob("kernel-ipc-*"))
+    start()
+    address = Path(nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text.strip())
+    assert address.name == "kernel" and address.parent.name.startswith("course-") and not address.parent.exists()
+    assert set(ROOT.glob("kernel-ipc-*")) <= before
 
 
 def test_only_some_notebooks(course, tmp_path):
@@ -319,6 +335,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("course_notebook", paths or [None], ids=lambda path: path.stem if path else "none found")
 
 
+@pytest.mark.alone
 def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch):
     """The notebook runs whole, and what it publishes is fresh, valid and not degenerate."""
     assert course_notebook is not None, f"there are no notebooks in {NOTEBOOKS}"
@@ -328,7 +345,7 @@ def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch):
     check_completed(target)
     cells = [cell for cell in nbformat.read(target, 4).cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells if any(one.output_type == "error" for one in cell.outputs)] == []
-    folder = tmp_path / "figures" / "smoke"
+    folder = tmp_path / "figures" / "yours" / "smoke"
     calls = sum(len(re.findall(r"^publish\(", cell.source, re.MULTILINE)) for cell in cells)  # not the indented ones
     files = sorted(folder.iterdir()) if folder.exists() else []
     stems = sorted({path.stem for path in files})
@@ -349,7 +366,7 @@ def assert_figure(stem: Path, started: float) -> None:
     assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.01, "an empty picture"
     svg = stem.with_suffix(".svg").read_text(encoding="utf-8")
     assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg") and STAMP in svg
-    with open(stem.with_suffix(".csv"), newline="", encoding="utf-8") as stream:
+    with stem.with_suffix(".csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == record["rows"] > 0 and list(rows[0]) == record["columns"]
     varying, numeric = 0, 0
@@ -369,6 +386,7 @@ def test_a_degenerate_figure_would_be_noticed(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
     import pandas as pd
 
+    from utils.reporting.drawn import Drawn
     from utils.reporting.publish import publish as publish_figure
 
     monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path))
@@ -378,14 +396,15 @@ def test_a_degenerate_figure_would_be_noticed(tmp_path, monkeypatch):
     def figure(identifier: str, table: pd.DataFrame) -> Path:
         drawn, axes = plt.subplots()
         axes.plot(table["x"])
-        publish_figure(drawn, table, identifier, alt=alt, profile=SMOKE)
-        return tmp_path / "smoke" / identifier
+        publish_figure(Drawn(drawn, alt, "A line from left to right.", table, identifier=identifier, profile=SMOKE))
+        return tmp_path / "yours" / "smoke" / identifier
 
-    assert_figure(figure("good", table), started)
+    good = figure("good", table)
+    assert_figure(good, started)
     with pytest.raises(AssertionError, match="is the same"):
         assert_figure(figure("constant", table.assign(x=1.0)), started)
     with pytest.raises(AssertionError):
-        assert_figure(tmp_path / "smoke" / "good", time.time() + 60)
-    image.imsave(tmp_path / "smoke" / "good.png", np.ones((300, 300, 3)))
+        assert_figure(good, time.time() + 60)
+    image.imsave(good.with_suffix(".png"), np.ones((300, 300, 3)))
     with pytest.raises(AssertionError, match="an empty picture"):
-        assert_figure(tmp_path / "smoke" / "good", started)
+        assert_figure(good, started)

@@ -4,12 +4,15 @@ An executed notebook goes to ``cache/course/<profile>/``. While it runs, and if 
 ``<name>.partial.ipynb``; a course that was cut short goes on with the first notebook that did not finish.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +32,6 @@ from utils.provenance import provenance
 from utils.reporting.publish import PUBLISH_VARIABLE
 from utils.training.store import RESULT
 
-# Kernels listen on files of this user, not on open local ports, where the system has them.
-KERNELS = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
 
 
@@ -89,8 +90,10 @@ def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, 
     before, started = _finished_runs(), time.monotonic()
     watch.start(path.stem)
     try:
-        papermill.execute_notebook(str(path), str(partial), parameters=parameters, cwd=str(ROOT), progress_bar=False,
-                                   execution_timeout=timeout, kernel_name="python3", log_output=False, config=KERNELS)
+        with kernel_config() as config:
+            papermill.execute_notebook(str(path), str(partial), parameters=parameters, cwd=str(ROOT), config=config,
+                                       progress_bar=False, execution_timeout=timeout, kernel_name="python3",
+                                       log_output=False)
         check_completed(partial)
     except PapermillExecutionError as error:
         reason = f"{error.evalue}" if error.ename in ("CourseError", "UsageError") else f"{error.ename}: {error.evalue}"
@@ -103,6 +106,20 @@ def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, 
         peak = watch.stop()
     partial.replace(target)
     return Outcome(path.stem, round(time.monotonic() - started, 1), round(peak, 2), _finished_runs() - before)
+
+
+@contextlib.contextmanager
+def kernel_config() -> Iterator[Config]:
+    """Where the system can, a kernel listens on files of this user alone, not on open local ports.
+
+    They lie in a folder of the kernel's own. Left to itself jupyter_client counts up from ``kernel-ipc-1`` in the
+    present folder, and two kernels that start at once there would take the same files and answer each other's client.
+    """
+    if os.name != "posix":
+        yield Config()
+        return
+    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 def _finished_runs() -> int:
