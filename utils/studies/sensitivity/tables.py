@@ -1,6 +1,6 @@
 """How much each method depends on its settings (notebook 13): tables in, tables out.
 
-`table` is that of :func:`utils.reporting.learning.sensitivity` or some of its rows. A run that several experiments
+`table` is that of :func:`utils.studies.learning.measure.sensitivity` or some of its rows. A run that several experiments
 share, the same key in ``run``, counts once wherever rows are put together. Losses are held-out, in nats per token.
 """
 
@@ -52,7 +52,7 @@ def selection(table: pd.DataFrame | None, experiment: str) -> pd.DataFrame | Non
         If the experiment is not known.
     """
     if experiment not in SERIES:
-        raise UsageError(f"Expected an experiment of {', '.join(SERIES)}, but '{experiment}' came.")
+        raise UsageError(f"Expected an experiment of {', '.join(SERIES)}, got '{experiment}'; name one of them.")
     if table is None:
         return None
     own = table[table["experiment"] == experiment]
@@ -121,9 +121,9 @@ def _best(runs: pd.DataFrame) -> dict:
     place, last = means.index.get_loc(best), len(means) - 1
     edge = "only" if not last else {0: "lowest", last: "highest"}.get(place, "")
     around, at = slice(place - 1, place + 2), runs[runs["learning_rate"] == best]
-    return {"learning_rate": best, "loss": at[LOSS].mean(), "seeds": at["seed"].nunique(), "rates": runs["learning_rate"].nunique(),
-            "edge": edge, "loss_below": losses[place - 1] if place else np.nan,
-            "loss_above": losses[place + 1] if place < last else np.nan,
+    return {"learning_rate": best, "loss": at[LOSS].mean(), "seeds": at["seed"].nunique(),
+            "rates": runs["learning_rate"].nunique(), "edge": edge,
+            "loss_below": losses[place - 1] if place else np.nan, "loss_above": losses[place + 1] if place < last else np.nan,
             "fine_rate": np.nan if edge else parabola_minimum(rates[around], losses[around])}
 
 
@@ -178,7 +178,7 @@ def rate_ratio(table: pd.DataFrame, against: str = "full") -> pd.DataFrame:
     """
     best = best_rate_table(selection(table, "rates"), ["method"])
     if against not in set(best["method"]):
-        raise UsageError(f"Expected rows of method '{against}' to compare with, but none came.")
+        raise UsageError(f"Expected rows of method '{against}' to compare with, got none; measure it at several rates.")
     other = best[best["method"] == against].iloc[0]
     found = best[best["method"] != against].reset_index(drop=True)
     return found[["method", "learning_rate", "edge"]].assign(
@@ -244,8 +244,8 @@ def gentler_rate(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         ``forgetting_kept`` (those of the lower rate as shares of them).
     """
     rows = []
-    for keys, group in rate_means(table, by).groupby(list(by), sort=False):
-        group = group.reset_index(drop=True)
+    for keys, part in rate_means(table, by).groupby(list(by), sort=False):
+        group = part.reset_index(drop=True)
         place = int(group[LOSS].idxmin())
         best, lower = group.loc[place], group.loc[place - 1] if place else None
         kept = {name: lower[name] / best[name] if place else np.nan for name in ("learning", "forgetting")}

@@ -16,7 +16,7 @@ EXPERIMENTS = ("code", "mathematics", "instruction")
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
-                      "type", "step", "train_tokens", "base_rank", "tuned_rank",))
+                      "type", "step", "train_tokens", "base_rank", "tuned_rank"))
 def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Rank for 90 % of each update's squared spectrum, by matrix and duration, beside the Gaussian null (Fig 6)."""
     parts = []
@@ -38,7 +38,7 @@ def _ranks(run: Run, step: int) -> pd.DataFrame:
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "null_rank", "update_rank", "tuned_rounded_rank",
-                      "both_rounded_rank", "noise", "both_noise", "layer", "type", "step",))
+                      "both_rounded_rank", "noise", "both_noise", "layer", "type", "step"))
 def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What bfloat16 rounding of the tuned weights does to the update's rank, for full fine-tuning on code."""
     parts = []
@@ -53,7 +53,7 @@ def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
-                      "type",))
+                      "type"))
 def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of Fig 6: a random update of the same norm, matrix by matrix, and its rank for 90 %."""
     parts = []
@@ -65,7 +65,7 @@ def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@measurement(columns=("scale", "deviation", "seed", "profile", "experiment",))
+@measurement(columns=("scale", "deviation", "seed", "profile", "experiment"))
 def toy_deviations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Mean shift of the singular values of a Gaussian matrix by a scaled second one, by scale (Fig S8b)."""
     parts = [deviation_sweep(seed=seed).assign(seed=seed) for seed in seeds or profile.seeds]
@@ -73,7 +73,7 @@ def toy_deviations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=("table", "model", "parameters_billion", "method", "gpus", "gigabytes_published", "gigabytes",
-                      "agrees", "seed", "profile", "experiment",))
+                      "agrees", "seed", "profile", "experiment"), published=published_memory)
 def memory_formulas(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The published cells of Tables S14 to S16 beside the formula's; the printed decimals round or cut off."""
     published = published_memory()
