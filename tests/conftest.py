@@ -6,7 +6,10 @@ os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers, and the processes that they start, one thread each
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +29,7 @@ KINDS = {
     "hub": "the gpu and paper profiles on the stand-in Hub, with the network shut off",
     "notebook": "a notebook of the course, whole, at smoke",
 }
+PROCESSES = {"test_code.py", "test_habits.py", "test_runner.py", "test_sandbox.py"}  # files of that kind as a whole
 # Seconds of a test that has not run here yet; only which of them begin first depends on it.
 USUAL_SECONDS = {"unit": 0.2, "process": 1.0, "hub": 10.0, "notebook": 20.0}
 
@@ -43,14 +47,16 @@ def pytest_configure(config):
 
 
 def kind_of(item: pytest.Item) -> str:
-    """What a test is marked as, or else what its fixtures say."""
+    """What a test is marked as, or else what its fixtures or its file say."""
     for name in KINDS:
         if item.get_closest_marker(name):
             return name
     fixtures = set(getattr(item, "fixturenames", ()))
     if "course_notebook" in fixtures:
         return "notebook"
-    return "hub" if fixtures & {"hub", "standin"} else "unit"
+    if fixtures & {"hub", "standin"}:
+        return "hub"
+    return "process" if item.nodeid.split("::")[0].split("/")[-1] in PROCESSES else "unit"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,6 +77,29 @@ def pytest_collection_modifyitems(config, items):
         seconds = measured.get(item.nodeid, USUAL_SECONDS[kind_of(item)])
         total[group_of(item)] = total.get(group_of(item), 0.0) + seconds
     items.sort(key=lambda item: (-total[group_of(item)], group_of(item)))  # stable: a file keeps its order
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _running["kind"] = kind_of(item)
+    return (yield)
+
+
+_running = {"kind": None}  # the kind of the test that this process is at
+_start = subprocess.Popen.__init__
+
+
+@functools.wraps(_start)
+def _start_if_said(self, args, *rest, **keywords):
+    """A unit test starts no Python of its own: importing torch there takes longer than a hundred unit tests."""
+    words = [str(word) for word in args] if isinstance(args, list | tuple) else [str(args)]
+    fetching = "pip" in words or "utils.sources.questions" in words  # for a cold cache, whichever test comes first
+    if _running["kind"] == "unit" and words[0] == sys.executable and not fetching:
+        pytest.fail(f"Expected a unit test to start no process, got {' '.join(words)[:200]}; mark it as 'process'.")
+    _start(self, args, *rest, **keywords)
+
+
+subprocess.Popen.__init__ = _start_if_said
 
 
 def group_of(item: pytest.Item) -> str:
@@ -110,7 +139,7 @@ class Durations:
 @pytest.fixture(autouse=True)
 def _no_variables_of_the_shell(monkeypatch):
     """A reader's own settings must not decide how a test ends; the cache is theirs to place."""
-    for name in ("LORA_COURSE_FIGURES", "LORA_COURSE_REFERENCE", "LORA_COURSE_SKIP_HARDWARE"):
+    for name in ("LORA_COURSE_FIGURES", "LORA_COURSE_PUBLISH", "LORA_COURSE_REFERENCE", "LORA_COURSE_SKIP_HARDWARE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -204,3 +233,18 @@ def _build_decoder(folder: Path) -> None:
                          pad_token_id=0)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory):
+    """Checkpoints as transformers and PEFT write them, each made when a test first asks for it."""
+    from checkpoint_shelf import Shelf
+
+    return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture
+def shelf_cache(shelf, monkeypatch) -> Path:
+    """One cache for all tests on the shelf: most of them compare something with the same few base models."""
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(shelf.folder / "cache"))
+    return shelf.folder / "cache"

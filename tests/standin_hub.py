@@ -93,18 +93,6 @@ for _name in ("connect", "connect_ex", "sendto"):
 for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
     _guarded_lookup(_name)
 '''
-_ASK = """
-import importlib, json, sys, traceback
-from pathlib import Path
-
-module, answers = importlib.import_module(sys.argv[1]), {}
-for name in sys.argv[3:]:
-    try:
-        answers[name] = {"answer": getattr(module, name)()}
-    except BaseException:
-        answers[name] = {"error": traceback.format_exc()}
-Path(sys.argv[2]).write_text(json.dumps(answers))
-"""
 
 
 def build(root: Path) -> None:
@@ -145,13 +133,6 @@ def environment_with(variables: dict[str, str], log: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items()
                  if not name.startswith("HF_") and not name.lower().endswith("_proxy")}
     return inherited | variables | {"STANDIN_NETWORK_LOG": str(log)}
-
-
-def ask(variables: dict[str, str], answers: Path, module: str, *functions: str) -> dict[str, dict]:
-    """Call functions of a test module in one fresh process; for each its JSON answer, or its traceback."""
-    done = run(["-c", _ASK, module, str(answers), *functions], variables, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(answers.read_text())
 
 
 def answer(answers: dict[str, dict], function: str):

@@ -78,6 +78,7 @@ def test_misuse_is_one_sentence_and_status_2(one_notebook, capsys, arguments, pa
     assert [part for part in parts if part not in sentence] == [], sentence
 
 
+@pytest.mark.process
 def test_the_statuses_reach_the_shell():
     run = subprocess.run([sys.executable, "-m", "utils", "course", "--profile", "smok"], cwd=ROOT, capture_output=True,
                          text=True)

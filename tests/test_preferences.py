@@ -543,13 +543,10 @@ def inside_gpu() -> dict:
 
 
 @pytest.fixture(scope="module")
-def gpu(tmp_path_factory):
+def gpu(standin, tmp_path_factory):
     import standin_hub
 
-    root = tmp_path_factory.mktemp("hub")
-    standin_hub.build(root)
-    variables = standin_hub.environment(root, tmp_path_factory.mktemp("gpu"))
-    found = standin_hub.ask(variables, root / "answers.json", "test_preferences", "inside_gpu")
+    found = standin.ask("test_preferences", "inside_gpu", LORA_COURSE_CACHE=str(tmp_path_factory.mktemp("gpu")))
     return standin_hub.answer(found, "inside_gpu")
 
 

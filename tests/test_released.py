@@ -379,7 +379,7 @@ def test_other_architectures_have_layers_and_types(tmp_path):
 
 
 def inside_hub_pair() -> dict:
-    """Runs in a fresh process that sees only the stand-in Hub."""
+    """Runs in the process that sees only the stand-in Hub."""
     pair = ReleasedPair(group="g", label="full", base=standin_hub.ROBERTA, tuned=standin_hub.SHARDED)
     counts = released_counts(profile_of(pair, pair_of(standin_hub.ROBERTA, "nobody/unknown", "unknown")))
     folder = next((Path(os.environ["LORA_COURSE_CACHE"]) / "released").iterdir())
@@ -387,10 +387,8 @@ def inside_hub_pair() -> dict:
     return {"counts": counts[["method", "epsilon", "n_intruders"]].values.tolist(), "base": tag["settings"]["base"]}
 
 
-def test_hub_names_are_read_with_the_network_shut_off(tmp_path):
-    standin_hub.build(tmp_path / "hub")
-    variables = standin_hub.environment(tmp_path / "hub", tmp_path / "cache")
-    answers = standin_hub.ask(variables, tmp_path / "answers.json", "test_released", "inside_hub_pair")
+def test_hub_names_are_read_with_the_network_shut_off(standin, tmp_path):
+    answers = standin.ask("test_released", "inside_hub_pair", LORA_COURSE_CACHE=str(tmp_path / "cache"))
     found = standin_hub.answer(answers, "inside_hub_pair")
     assert found["counts"] == [["full", epsilon, 0] for epsilon in EPSILONS]
     assert found["base"] == [standin_hub.ROBERTA, standin_hub.COMMIT]
@@ -418,6 +416,7 @@ print(json.dumps({"peak": peak() - before, "matrices": table["matrix"].nunique()
 """
 
 
+@pytest.mark.process
 def test_memory_is_that_of_one_matrix_and_not_of_a_model(tmp_path):
     """Peak memory over that of the process after its imports stays under twice what one matrix needs.
 

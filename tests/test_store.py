@@ -276,6 +276,7 @@ def process(tmp_path: Path, spec: RunSpec, folder: Path, mode: str) -> subproces
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_a_killed_run_is_finished_by_another_process(tmp_path, spec, monkeypatch, finished):
     killed = process(tmp_path, spec(), tmp_path / "runs", "kill")
     _, errors = killed.communicate(timeout=120)
@@ -288,6 +289,7 @@ def test_a_killed_run_is_finished_by_another_process(tmp_path, spec, monkeypatch
     assert_same_run(run, finished[LORA])
 
 
+@pytest.mark.process
 def test_two_processes_train_a_run_once(tmp_path, spec):
     processes = [process(tmp_path, spec(), tmp_path / "runs", mode) for mode in ("a", "b")]
     outputs = [one.communicate(timeout=180) for one in processes]

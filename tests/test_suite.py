@@ -1,6 +1,8 @@
 """The suite itself: each test has one kind, a worker begins with what takes long, and durations are kept."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import conftest
@@ -66,6 +68,16 @@ def test_durations_are_kept_beside_those_of_tests_that_did_not_run(durations):
         "b.py::three[x@y]": 7.0, "b.py::[x@b]": 1.0, "a.py::two": 3.5, "a.py::one": 1.0}
     durations.write_text("half a fi")
     assert conftest.read_durations() == {}
+
+
+def test_a_unit_test_that_starts_python_is_told_to_say_so():
+    with pytest.raises(pytest.fail.Exception, match="got .*python.* -c 1; mark it as 'process'"):
+        subprocess.run([sys.executable, "-c", "1"], check=True)
+
+
+@pytest.mark.process
+def test_a_test_that_says_so_starts_python():
+    assert subprocess.run([sys.executable, "-c", "raise SystemExit(3)"], check=False).returncode == 3
 
 
 def test_a_folder_is_built_once(built_once):

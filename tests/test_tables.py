@@ -149,6 +149,7 @@ def test_a_kill_between_the_writes_leaves_the_old_file(path, moment, monkeypatch
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.process
 def test_a_process_that_dies_while_it_writes_leaves_nothing_to_read(path):
     story = ("import os, sys; from pathlib import Path; import pandas as pd; from utils import files, tables; "
              "files.os.fsync = lambda handle: os._exit(9); "
@@ -158,6 +159,7 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing_to_read(path):
     assert cached_table(path, {}, lambda: pd.DataFrame({"a": [2]}))["a"].tolist() == [2]
 
 
+@pytest.mark.process
 def test_two_processes_read_one_table(path):
     """Both may compute; each sees a whole table of its settings, and the file that stays is whole."""
     story = ("import os, sys, time; from pathlib import Path; import pandas as pd; from utils.tables import cached_table\n"
