@@ -1,5 +1,5 @@
 """Continued pretraining with cooldowns, on a tiny decoder: against a loop written here, cut short, killed, diverged;
-which matrices are trained, what a specification's key is made of, and how a profile's groups become runs.
+and which matrices are trained.
 """
 
 import json
@@ -14,9 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
-from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -24,19 +22,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, se
 
 from utils.errors import CourseError
 from utils.paths import MODELS, ROOT
-from utils.profiles import Profile, load_profile
+from utils.profiles import load_profile
 from utils.profiles import loader as loader_module
-from utils.profiles.schema import DecoderExperiment, ModelReference, RunGroup, TaskSizes
-from utils.sources.models import BaseModel, resolve
+from utils.profiles.schema import ModelReference, TaskSizes
+from utils.sources.models import resolve
 from utils.training import checkpoints as checkpoints_module
 from utils.training import cooldown as cooldown_module
-from utils.training import spec as spec_module
 from utils.training import train as train_module
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import METRICS
 from utils.training.cooldown import Cooldowns, cooldown_start
 from utils.training.metrics import causal_loss
-from utils.training.spec import Method, RunSpec, instruction_decoder, run_specs
+from utils.training.spec import Method, RunSpec
 from utils.training.store import Run, RunStore
 from utils.training.targets import tuned_modules
 from utils.training.weights import prepare, trained_tensors
@@ -329,6 +326,7 @@ print("STEPS", module.RunStore(folder).get(spec).steps, flush=True)
 """
 
 
+@pytest.mark.process
 def test_a_run_killed_while_it_writes_a_point_is_finished_by_the_process_that_waits(tmp_path, spec, finished):
     """kill -9 in the middle of the second checkpoint, with another process in line for the same run."""
     chosen, folder = spec(), tmp_path / "runs"
@@ -522,177 +520,6 @@ def test_modules_are_compared_at_about_equal_numbers(targets, r, expected):
     model = prepare(model, Method(kind="lora", r=r, lora_alpha=2 * r, targets=targets), causal=True)
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
     assert f"{expected:,}" in (Path(loader_module.__file__).parent / "laptop.yaml").read_text(encoding="utf-8")
-
-
-# --- keys
-
-
-# Specifications as they were stored, with the key that they were stored under.
-STORED = {
-    "06f42bce53143960": {
-        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
-        "task": "movies", "sizes": {"train_rows": None, "test_rows": 1000, "max_length": 64},
-        "method": {"kind": "lora", "r": 16, "lora_alpha": 32, "rank_stabilised": False}, "learning_rate": 0.001,
-        "schedule": "linear", "warmup_fraction": 0.06, "steps": 300, "epochs": None, "batch_size": 16,
-        "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 2},
-    "028dd589bedc2ccf": {
-        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
-        "task": "continues", "sizes": {"train_rows": None, "test_rows": 300, "max_length": 64},
-        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora"},
-        "learning_rate": 0.002, "schedule": "linear", "warmup_fraction": 0.06, "steps": 60, "epochs": None,
-        "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 1, "seed": 0, "start": None},
-    "051b28e3bad2bbf0": {
-        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
-        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
-        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora",
-                   "targets": "all"},
-        "learning_rate": 0.03, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 80,
-        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
-        "durations": [80], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0,
-        "gradient_accumulation": 1, "start": None},
-    "d95019efdf737011": {
-        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
-        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
-        "method": {"kind": "full", "r": None, "lora_alpha": None, "rank_stabilised": False, "variant": "lora",
-                   "targets": "all"},
-        "learning_rate": 0.003, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 240,
-        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
-        "durations": [60, 120, 240], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.1,
-        "gradient_accumulation": 1, "start": None},
-}
-
-
-@pytest.mark.parametrize("key", STORED)
-def test_a_stored_run_is_found_again(key):
-    """Another key for the same run would train hours of reference results anew, and call them missing."""
-    assert RunSpec(**STORED[key]).key == key
-    assert RunSpec.model_validate_json(RunSpec(**STORED[key]).model_dump_json()).key == key
-
-
-@pytest.mark.parametrize("changes", [
-    {"durations": (5, 10, 20)}, {"durations": (20,)}, {"durations": None}, {"optimiser": "lion"},
-    {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "decay_towards": "base"}, {"attention_dropout": 0.1},
-    {"gradient_accumulation": 2}, {"method": Method(kind="full", targets="mlp")},
-    {"method": Method(kind="full", targets="attention")}], ids=str)
-def test_every_later_field_changes_the_key(spec, changes):
-    assert spec(**changes).key != spec().key
-    if "decay_towards" in changes:
-        assert spec(**changes).key != spec(weight_decay=1e-3).key
-
-
-# --- a profile's groups
-
-
-CHOSEN = load_profile("laptop")
-
-
-@pytest.fixture
-def decoder_specs(monkeypatch):
-    """The specifications of a group in an experiment of the laptop's; nothing is fetched."""
-    monkeypatch.setattr(spec_module, "resolve", lambda reference: BaseModel("base", Path("nowhere"), "revision"))
-
-    def build(group: dict, **experiment) -> list[RunSpec]:
-        made = DecoderExperiment(**{"task": "python", "runs": [RunGroup(**group)]} | experiment)
-        profile = CHOSEN.model_copy(update={"decoder_experiments": {"tried": made}})
-        return run_specs(profile, "tried")
-
-    return build
-
-
-FULL_GROUP = {"method": "full", "learning_rate": 3e-3}
-
-
-@pytest.mark.parametrize("batch_size", [4, 16, 64])
-def test_another_batch_size_keeps_the_number_of_tokens(decoder_specs, batch_size):
-    usual = CHOSEN.training.batch_size
-    one, = decoder_specs(FULL_GROUP | {"batch_size": batch_size}, durations=[80, 160])
-    assert one.batch_size == batch_size and one.durations == (80 * usual // batch_size, 160 * usual // batch_size)
-    assert one.steps == one.durations[-1] and one.schedule == "constant_with_warmup"
-    assert [steps * batch_size for steps in one.durations] == [80 * usual, 160 * usual]
-
-
-def test_an_experiments_batch_size_is_the_usual_one_of_its_groups(decoder_specs):
-    one, = decoder_specs(FULL_GROUP | {"batch_size": 8}, durations=[20, 40], batch_size=4)
-    assert (one.batch_size, one.durations) == (8, (10, 20))
-
-
-def test_a_large_batch_still_leaves_every_duration_a_step_to_cool_down(decoder_specs):
-    one, = decoder_specs(FULL_GROUP | {"batch_size": 256}, durations=[40, 80, 160])
-    assert one.durations == (5, 10) and one.steps == 10
-
-
-def test_a_group_says_what_its_runs_are(decoder_specs):
-    one, = decoder_specs(FULL_GROUP | {"optimiser": "lion", "weight_decay": 1e-3, "decay_towards": "base",
-                                       "attention_dropout": 0.1, "targets": "mlp"}, durations=[10])
-    assert (one.optimiser, one.weight_decay, one.decay_towards, one.attention_dropout, one.method.targets) == (
-        "lion", 1e-3, "base", 0.1, "mlp")
-    assert (one.base, one.gradient_accumulation, one.durations) == (CHOSEN.continued, 1, (10,))
-
-
-def test_instruction_tuning_takes_the_decoder_that_fits(decoder_specs, monkeypatch):
-    one, = decoder_specs(FULL_GROUP, task="functions", base="instruction", steps=7)
-    assert one.base == CHOSEN.decoders[0].model and one.batch_size == CHOSEN.decoders[0].batch_size
-    assert (one.steps, one.durations, one.schedule) == (7, None, CHOSEN.training.schedule)
-    gpu = load_profile("gpu")
-    for memory, name in ((24.0, "HuggingFaceTB/SmolLM2-1.7B"), (10.0, "HuggingFaceTB/SmolLM2-360M")):
-        monkeypatch.setattr(spec_module, "hardware", lambda memory=memory: {"accelerator": {"memory_gib": memory}})
-        assert instruction_decoder(gpu).model.name == name
-    monkeypatch.setattr(spec_module, "hardware", lambda: {"accelerator": None})
-    assert instruction_decoder(gpu).model.name == "HuggingFaceTB/SmolLM2-360M", "without a GPU the smallest"
-
-
-@pytest.mark.parametrize("given, said", [
-    ({"durations": [4, 10]}, "fewer than 5 steps"), ({"durations": [10, 10]}, "must rise"),
-    ({"durations": [20, 10]}, "must rise"), ({"durations": [10], "steps": 10}, "'steps' is their last"),
-    ({"durations": []}, "at least 1")])
-def test_durations_rise_and_leave_a_step_to_cool_down(given, said):
-    with pytest.raises(ValidationError, match=said):
-        DecoderExperiment(task="python", runs=[FULL_GROUP], **given)
-    assert DecoderExperiment(task="python", runs=[FULL_GROUP], durations=[5, 6]).durations == (5, 6)
-
-
-def test_weight_decay_is_of_full_fine_tuning():
-    """On an adapter it would shrink the factors, and not the weights that the paper's figure is about."""
-    with pytest.raises(ValidationError, match="'weight_decay' goes with method 'full'"):
-        RunGroup(method="lora", lora_alpha="2r", learning_rate={8: 1e-3}, weight_decay=1e-3)
-    assert RunGroup(**FULL_GROUP, weight_decay=1e-3).weight_decay == 1e-3
-
-
-def laptop(**changes) -> dict:
-    path = Path(loader_module.__file__).parent / "laptop.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) | changes
-
-
-@pytest.mark.parametrize("name", ["continued", "decoder_evaluation", "decoders"])
-def test_decoder_experiments_need_what_they_run_on(name):
-    content = laptop()
-    del content[name]
-    with pytest.raises(ValidationError, match="'continued', 'decoders' and 'decoder_evaluation'"):
-        Profile.model_validate(content)
-
-
-def test_decoder_experiments_are_named_tasks_have_sizes_and_no_name_is_used_twice():
-    content = laptop()
-    experiments = content["decoder_experiments"]
-    for wrong, said in ((
-            {name: one for name, one in experiments.items() if name != "modules"}, "must name 'modules'"),
-            (experiments | {"ranks": experiments["code"]}, "'ranks' is an experiment and a decoder experiment"),
-            (experiments | {"more": experiments["code"] | {"task": "codeparrot"}}, "task 'codeparrot', which 'tasks'")):
-        with pytest.raises(ValidationError, match=said):
-            Profile.model_validate(content | {"decoder_experiments": wrong})
-    Profile.model_validate(content)
-    without = Profile.model_validate({name: part for name, part in content.items() if name not in (
-        "decoder_experiments", "continued", "decoder_evaluation")})
-    assert without.decoder_experiments == {}, "a profile of the first paper alone"
-
-
-def test_runs_that_differ_in_a_later_field_are_no_run_twice():
-    differing = [{}, {"optimiser": "lion"}, {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "decay_towards": "base"},
-                 {"attention_dropout": 0.1}, {"batch_size": 4}, {"targets": "mlp"}]
-    made = DecoderExperiment(task="python", durations=[10], runs=[FULL_GROUP | one for one in differing])
-    assert len(made.runs) == 7
-    with pytest.raises(ValidationError, match="named twice"):
-        DecoderExperiment(task="python", durations=[10], runs=[FULL_GROUP | {"optimiser": "lion"}] * 2)
 
 
 @pytest.mark.parametrize("hot", [1.0, 0.25])

@@ -1,17 +1,12 @@
-"""``python -m utils intruders`` on checkpoints as transformers and PEFT write them, judged by the plain definition.
-
-What is damaged, hostile or of another kind has to end in one sentence and status 2; nothing may end in a wrong count.
-"""
+"""``python -m utils intruders`` on checkpoints as transformers and PEFT write them, judged by the plain definition."""
 
 import io
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +14,20 @@ import pytest
 import standin_checkpoints as standin
 import standin_hub
 import torch
-from peft import IA3Config, VeraConfig
+from checkpoint_shelf import (
+    EPSILONS,
+    INDEX,
+    assert_is_the_definition,
+    assert_same,
+    assert_says,
+    models_before_and_after,
+    moved,
+    real_looking,
+    refused,
+    report_of,
+)
 from PIL import Image
-from safetensors.torch import load_file
-from standin_checkpoints import MATRICES, NARROW, WIDTH, configured, definition, edited, pickled, save_adapter
+from standin_checkpoints import MATRICES, NARROW, WIDTH, configured, definition, edited, save_adapter
 from standin_hub import COMMIT, PICKLED, ROBERTA, SHARDED
 from transformers import (
     BertForMaskedLM,
@@ -36,126 +41,10 @@ from transformers import (
 
 from utils.course.cli import main
 from utils.paths import ROOT
-from utils.spectra.fast import LowRankUpdate, Pair, leading_cosines
-from utils.spectra.intervention import leading_intruder, scaled
+from utils.spectra.fast import Pair, leading_cosines
 from utils.spectra.precision import precision_floor
 
-EPSILONS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-QUERY = "bert.encoder.layer.1.attention.self.query"
-FACTOR = f"base_model.model.{QUERY}"
-INDEX, CONFIG = "model.safetensors.index.json", "adapter_config.json"
-
-
-@pytest.fixture(scope="module")
-def one_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _a_cache_of_our_own(one_cache, monkeypatch):
-    """One for all tests: most of them compare something with the same few base models."""
-    monkeypatch.setenv("LORA_COURSE_CACHE", str(one_cache))
-
-
-@pytest.fixture
-def cache(_a_cache_of_our_own, tmp_path, monkeypatch) -> Path:
-    """An empty one, for a test of what is written there."""
-    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-class Shelf:
-    """Checkpoints made when they are first asked for, each once."""
-
-    def __init__(self, folder: Path):
-        self.folder, self._made = folder, {}
-
-    def _make(self, name: str, write) -> Path:
-        if name not in self._made:
-            write(self.folder / name)
-            self._made[name] = self.folder / name
-        return self._made[name]
-
-    def base(self, architecture: str, width: int = WIDTH) -> Path:
-        return self._make(f"{architecture}-{width}", standin.build(architecture, width).save_pretrained)
-
-    def tuned(self, architecture: str, width: int = WIDTH) -> Path:
-        return self._make(f"{architecture}-{width}-tuned",
-                          lambda folder: standin.tune(standin.build(architecture, width)).save_pretrained(folder))
-
-    def adapter(self, width: int = WIDTH, **settings) -> Path:
-        """Of BERT's queries and values, r = 4."""
-        base = self.base("bert", width)
-        return self._make(f"adapter-{width}{'-'.join(settings)}", lambda folder: save_adapter(
-            folder, base, BertForMaskedLM, **{"r": 4, "target_modules": ["query", "value"]} | settings))
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("checkpoints"))
-
-
-def report_of(tmp_path: Path, base, tuned, *options) -> dict:
-    """The JSON report of a run that has to succeed."""
-    file = tmp_path / "report.json"
-    assert main(["intruders", str(base), str(tuned), "--json", str(file), *map(str, options)]) == 0
-
-    def no_nan(word: str):
-        raise AssertionError(f"{word} in the JSON report")
-
-    return json.loads(file.read_text(encoding="utf-8"), parse_constant=no_nan)
-
-
-def assert_same(report: dict, other: dict) -> None:
-    """Two reports of the same matrices; cosines may differ in the last bits, as products of unaligned memory do."""
-    for row, twin in zip(report["matrices"], other["matrices"], strict=True):
-        for key in ("name", "shape", "method", "stored", "counts"):
-            assert row[key] == twin[key]
-        np.testing.assert_allclose(row["max_cosines"], twin["max_cosines"], atol=1e-9)
-        np.testing.assert_allclose(row["singular_values"], twin["singular_values"], rtol=1e-11)
-    assert report["total"] == other["total"]
-
-
-def refused(capsys, *arguments, status: int = 2) -> str:
-    """The one sentence on stderr of a run that has to be refused."""
-    capsys.readouterr()
-    found = main(["intruders", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert "unexpected" not in captured.err and "Traceback" not in captured.err, captured.err
-    assert found == status and captured.out == ""
-    return captured.err
-
-
-def assert_says(sentence: str, *parts) -> None:
-    assert [part for part in map(str, parts) if part not in sentence] == [], sentence
-
-
-def assert_is_the_definition(report: dict, before: dict, after: dict, *, names=None, vectors: str = "left",
-                             k: int = 10, prefix: str = "") -> None:
-    """Names, shapes, singular values, cosines and counts are those of two plain SVDs of each matrix.
-
-    `prefix` is what the report's names have before the module names of `before` and `after`.
-    """
-    by_name = {row["name"].removeprefix(prefix): row for row in report["matrices"]}
-    assert set(by_name) == set(before if names is None else names) and len(by_name) == len(report["matrices"])
-    total = dict.fromkeys(EPSILONS, 0)
-    for name, row in by_name.items():
-        sigma, cosines = definition(before[name], after[name], k=k, vectors=vectors)
-        assert tuple(row["shape"]) == before[name].shape, name
-        np.testing.assert_allclose(row["singular_values"], sigma, rtol=1e-9)
-        np.testing.assert_allclose(row["max_cosines"], cosines, atol=1e-7, err_msg=name)
-        assert all(np.abs(cosines - epsilon).min() > 1e-7 for epsilon in EPSILONS), "a tie says nothing"
-        counts = {epsilon: int((cosines < epsilon).sum()) for epsilon in EPSILONS}
-        assert row["counts"] == {f"{epsilon:g}": count for epsilon, count in counts.items()}, name
-        total = {epsilon: total[epsilon] + counts[epsilon] for epsilon in EPSILONS}
-    assert report["total"] == {f"{epsilon:g}": count for epsilon, count in total.items()}
-    assert 0 < report["total"]["0.5"], "no intruders, so nothing was tested"
-
-
-def models_before_and_after(architecture: str, width: int = WIDTH, dtype=torch.float32) -> tuple[dict, dict]:
-    plain, tuned = standin.build(architecture, width), standin.tune(standin.build(architecture, width))
-    return standin.matrices(plain.to(dtype)), standin.matrices(tuned.to(dtype))
+pytestmark = pytest.mark.usefixtures("shelf_cache")
 
 
 # Whole models -------------------------------------------------------------------------------------------------------
@@ -339,23 +228,6 @@ def test_an_adapter_over_a_bfloat16_base(shelf, tmp_path):
     assert {row["stored"][0] for row in report["matrices"]} == {"bfloat16"}
 
 
-def real_looking(shape: tuple[int, int], seed: int) -> torch.Tensor:
-    """Singular values that fall as those of trained weights do, j ** -0.5, with random vectors."""
-    generator, q = torch.Generator().manual_seed(seed), min(shape)
-    u, v = (torch.linalg.qr(torch.randn(side, q, generator=generator, dtype=torch.float64)).Q for side in shape)
-    return (u * torch.arange(1, q + 1, dtype=torch.float64)**-0.5) @ v.T
-
-
-def moved(base: torch.Tensor, *, rank: int = 3, strength: float = 0.5, noise: float = 0.02,
-          seed: int = 10) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A tuned matrix, and the factors b (out, r) and a (r, in) of the strong part of what was added."""
-    generator = torch.Generator().manual_seed(seed)
-    b = torch.randn(base.shape[0], rank, generator=generator, dtype=torch.float64)
-    a = torch.randn(rank, base.shape[1], generator=generator, dtype=torch.float64)
-    b *= strength * base.norm() / (b @ a).norm()
-    return base + b @ a + noise * real_looking(tuple(base.shape), seed + 1), b, a
-
-
 @pytest.mark.parametrize("vectors", ["left", "right"])
 @pytest.mark.parametrize("shape", [(192, 192), (192, 256), (256, 192)], ids=["square", "wide", "tall"])
 def test_the_precision_floor_is_about_what_rounding_does(shape, vectors):
@@ -503,339 +375,18 @@ def test_a_dash_needs_an_adapter_that_names_a_base(shelf, tmp_path, capsys, tune
     assert_says(refused(capsys, "-", folder), *parts)
 
 
-# Misuse -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options, parts", [
-    (["--layers", "layer.9"], ["No matrix is left", "layer.9", "layer.0.attention"]),
-    (["--layers", "("], ["--layers", "'(' is not a regular expression"]),
-    (["--epsilon", "0"], ["--epsilon", "'0'", "above 0 and up to 1"]),
-    (["--epsilon", "1.5"], ["--epsilon", "'1.5'", "above 0 and up to 1"]),
-    (["--epsilon", "0.5", "abc"], ["--epsilon", "'abc'", "above 0 and up to 1"]),
-    (["--epsilon", "nan"], ["--epsilon", "'nan'", "above 0 and up to 1"]),
-    (["--k", "0"], ["--k", "'0'", "1 or more"]),
-    (["--k", "2.5"], ["--k", "'2.5'", "whole number"]),
-    (["--vectors", "up"], ["--vectors", "'up'", "left", "right"]),
-    (["--figure", "figure.jpg"], ["--figure", "'figure.jpg'", ".png, .svg or .pdf"]),
-    (["--device", "tpu"], ["--device", "'tpu'", "cpu", "cuda"]),
-], ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None)
-def test_misuse_is_one_sentence(shelf, capsys, options, parts):
-    assert_says(refused(capsys, shelf.base("bert"), shelf.tuned("bert"), *options), *parts)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there(shelf, capsys):
-    assert_says(refused(capsys, shelf.base("bert"), shelf.tuned("bert"), "--device", "cuda"), "--device cuda", "no GPU",
-                "--device cpu")
-
-
-def test_an_adapter_is_no_base(shelf, capsys):
-    assert_says(refused(capsys, shelf.adapter(), shelf.adapter()), shelf.adapter(), "is an adapter", "first argument")
-
-
-# Checkpoints that do not go together --------------------------------------------------------------------------------
-
-
-def cut_rows(tensors: dict) -> None:
-    tensors[f"{QUERY}.weight"] = tensors[f"{QUERY}.weight"][:100].contiguous()
-
-
-def without_one(tensors: dict) -> None:
-    del tensors[f"{QUERY}.weight"]
-
-
-def one_more_layer(tensors: dict) -> None:
-    tensors["bert.encoder.layer.2.attention.self.query.weight"] = tensors[f"{QUERY}.weight"].clone()
-
-
-@pytest.mark.parametrize("edit, parts", [
-    (cut_rows, [QUERY, "(144, 144)", "(100, 144)", "base", "tuned"]),
-    (without_one, [f"lacks '{QUERY}'"]),
-    (one_more_layer, ["also has 'bert.encoder.layer.2.attention.self.query'"]),
-])
-def test_models_of_two_architectures(shelf, tmp_path, capsys, edit, parts):
-    tuned = edited(shelf.tuned("bert"), tmp_path / "tuned", edit)
-    assert_says(refused(capsys, shelf.base("bert"), tuned), *parts)
-
-
-def test_models_of_two_families_name_a_few_of_their_matrices(shelf, capsys):
-    sentence = refused(capsys, shelf.base("bert"), shelf.tuned("llama"))
-    assert_says(sentence, "lacks", "bert.encoder.layer.0.attention", "9 more")
-
-
-def widened(tensors: dict) -> None:
-    tensors[f"{FACTOR}.lora_A.weight"] = torch.ones(4, 100)
-
-
-def of_a_seventh_layer(tensors: dict) -> None:
-    for part in ("lora_A", "lora_B"):
-        tensors[f"{FACTOR}.{part}.weight".replace("layer.1", "layer.7")] = tensors[f"{FACTOR}.{part}.weight"].clone()
-
-
-def without_b(tensors: dict) -> None:
-    del tensors[f"{FACTOR}.lora_B.weight"]
-
-
-def of_two_ranks(tensors: dict) -> None:
-    tensors[f"{FACTOR}.lora_A.weight"] = tensors[f"{FACTOR}.lora_A.weight"][:2].contiguous()
-
-
-def short_magnitude(tensors: dict) -> None:
-    tensors[f"{FACTOR}.lora_magnitude_vector"] = tensors[f"{FACTOR}.lora_magnitude_vector"][:100].contiguous()
-
-
-def with_a_whole_weight(tensors: dict) -> None:
-    tensors[f"{FACTOR}.weight"] = torch.ones(WIDTH, WIDTH)
-
-
-def without_factors(tensors: dict) -> None:
-    tensors.clear()
-    tensors["something.else"] = torch.ones(2)
-
-
-@pytest.mark.parametrize("edit, parts", [
-    (widened, [QUERY, "(144, 144)", "(144, 100)"]),
-    (of_a_seventh_layer, ["layer.7.attention.self.query"]),
-    (without_b, [QUERY, "lora_B"]),
-    (of_two_ranks, [QUERY]),
-    (short_magnitude, [QUERY]),
-    (with_a_whole_weight, [QUERY, "merge_and_unload"]),
-    (without_factors, ["no LoRA factors"]),
-])
-def test_an_adapter_that_does_not_fit(shelf, tmp_path, capsys, edit, parts):
-    source = shelf.adapter(use_dora=True) if edit is short_magnitude else shelf.adapter()
-    adapter = edited(source, tmp_path / "adapter", edit)
-    assert_says(refused(capsys, shelf.base("bert"), adapter), *parts)
-
-
-def test_an_adapter_of_another_family(shelf, tmp_path, capsys):
-    adapter = save_adapter(tmp_path / "adapter", shelf.base("llama"), LlamaForCausalLM, r=4, target_modules=["q_proj"])
-    assert_says(refused(capsys, shelf.base("bert"), adapter), "model.layers.0.self_attn.q_proj")
-
-
-# Adapters of another kind -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name, settings", [
-    ("IA3", {"config_class": IA3Config, "target_modules": ["query"], "feedforward_modules": []}),
-    ("VERA", {"config_class": VeraConfig, "target_modules": ["query"], "r": 4}),
-    ("pissa", {"init_lora_weights": "pissa", "target_modules": ["query"], "r": 4}),
-    ("pissa_niter_2", {"init_lora_weights": "pissa_niter_2", "target_modules": ["query"], "r": 4}),
-    ("olora", {"init_lora_weights": "olora", "target_modules": ["query"], "r": 4}),
-])
-def test_what_is_more_than_scale_b_a_is_refused_with_a_way_out(shelf, tmp_path, capsys, name, settings):
-    """Saved by PEFT itself; for each the factors alone do not say what the tuned weight is."""
-    adapter = save_adapter(tmp_path / "adapter", shelf.base("bert"), BertForMaskedLM, **settings)
-    assert_says(refused(capsys, shelf.base("bert"), adapter), adapter, name, "merge_and_unload")
-
-
-@pytest.mark.parametrize("changes", [
-    {"target_parameters": ["mlp.experts.down_proj"]}, {"layer_replication": [[0, 1], [0, 2]]}, {"use_qalora": True}])
-def test_variants_beyond_lora_are_named(shelf, tmp_path, capsys, changes):
-    adapter = configured(shelf.adapter(), tmp_path / "adapter", **changes)
-    assert_says(refused(capsys, shelf.base("bert"), adapter), *changes, "merge_and_unload")
-
-
-@pytest.mark.parametrize("start", [False, "gaussian", "orthogonal", "eva"])
-def test_starts_that_leave_the_base_alone_are_read(shelf, tmp_path, start):
-    adapter = configured(shelf.adapter(), tmp_path / "adapter", init_lora_weights=start)
-    assert report_of(tmp_path, "-", adapter)["total"] == report_of(tmp_path, "-", shelf.adapter())["total"]
-
-
-# Damage -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [WIDTH, NARROW])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize("where", ["base", "tuned", "lora_A", "lora_B", "lora_magnitude_vector"])
-def test_a_value_that_is_no_number_is_placed(shelf, tmp_path, capsys, where, value, width):
-    """The matrix is named, and whether it is the base's or the tuned one's; the fast path and the direct one agree."""
-    base, tuned = shelf.base("bert", width), shelf.tuned("bert", width)
-    source = {"base": base, "tuned": tuned}.get(where) or shelf.adapter(
-        width, **{"use_dora": True} if "magnitude" in where else {})
-
-    def spoil(tensors: dict) -> None:
-        part = "weight" if where in ("base", "tuned") else where
-        key = next(name for name in tensors if QUERY in name and part in name)
-        tensors[key].view(-1)[5] = value
-
-    spoiled = edited(source, tmp_path / "spoiled", spoil)
-    sentence = refused(capsys, *((spoiled, tuned) if where == "base" else (base, spoiled)))
-    assert_says(sentence, "base matrix" if where == "base" else "tuned matrix", QUERY, "NaN or infinite")
-
-
-@pytest.mark.parametrize("which", ["model", "adapter"])
-@pytest.mark.parametrize("left", ["half", "in the header", "all but a byte", "four bytes", "nothing"])
-def test_a_file_that_was_cut_off_is_named(shelf, tmp_path, capsys, left, which):
-    shutil.copytree(shelf.tuned("bert") if which == "model" else shelf.adapter(), tmp_path / "cut")
-    file = next((tmp_path / "cut").glob("*.safetensors"))
-    whole = file.read_bytes()
-    file.write_bytes(whole[:{"half": len(whole) // 2, "in the header": 100, "all but a byte": len(whole) - 1,
-                             "four bytes": 4, "nothing": 0}[left]])
-    assert_says(refused(capsys, shelf.base("bert"), tmp_path / "cut"), file, "truncated or damaged")
-
-
 @pytest.fixture
-def sharded(shelf, tmp_path) -> Path:
-    BertForMaskedLM.from_pretrained(shelf.tuned("bert")).save_pretrained(tmp_path / "sharded", max_shard_size="300KB")
-    return tmp_path / "sharded"
-
-
-def test_a_shard_that_is_missing_is_named(shelf, sharded, capsys):
-    gone = sorted(sharded.glob("*.safetensors"))[1]
-    gone.unlink()
-    assert_says(refused(capsys, shelf.base("bert"), sharded), gone.name, INDEX)
-
-
-def test_a_shard_that_is_empty_is_named(shelf, sharded, capsys):
-    empty = sorted(sharded.glob("*.safetensors"))[1]
-    empty.write_bytes(b"")
-    assert_says(refused(capsys, shelf.base("bert"), sharded), empty.name, "truncated or damaged")
-
-
-@pytest.mark.parametrize("content", [b'{"metadata": {}, "weight_m', b"", b"[]", b"\xff\xfe\x00\x01",
-                                     b'{"weight_map": ["a"]}', b'{"weight_map": {"a": 5}}'])
-def test_a_damaged_index_is_named(shelf, sharded, capsys, content):
-    (sharded / INDEX).write_bytes(content)
-    assert_says(refused(capsys, shelf.base("bert"), sharded), INDEX)
-
-
-@pytest.mark.parametrize("content", [b'{"peft_type": "LO', b"", b"[]", b"\xff\xfe\x00\x01"])
-def test_a_damaged_adapter_configuration_is_named(shelf, tmp_path, capsys, content):
-    shutil.copytree(shelf.adapter(), tmp_path / "adapter")
-    (tmp_path / "adapter" / CONFIG).write_bytes(content)
-    assert_says(refused(capsys, shelf.base("bert"), tmp_path / "adapter"), tmp_path / "adapter" / CONFIG)
-
-
-@pytest.mark.parametrize("changes", [{"lora_alpha": "sixteen"}, {"lora_alpha": None}, {"alpha_pattern": {"(": 3}}],
-                         ids=str)
-def test_an_adapter_configuration_that_makes_no_sense_is_named(shelf, tmp_path, capsys, changes):
-    adapter = configured(shelf.adapter(), tmp_path / "adapter", **changes)
-    assert_says(refused(capsys, shelf.base("bert"), adapter), adapter, *changes)
-
-
-def test_a_quantised_model_is_refused(shelf, tmp_path, capsys):
-    for dtype, name in ((torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")):
-        def quantise(tensors: dict, dtype=dtype) -> None:
-            tensors[f"{QUERY}.weight"] = tensors[f"{QUERY}.weight"].to(dtype)
-
-        model = edited(shelf.tuned("bert"), tmp_path / name, quantise)
-        for pair in ((shelf.base("bert"), model), (model, shelf.tuned("bert"))):
-            assert_says(refused(capsys, *pair), QUERY, name, "dequantised")
-
-
-@pytest.mark.parametrize("source, parts", [
-    ("empty", ["empty holds no safetensors weights"]),
-    ("file", ["config.json is a file", "folder"]),
-    ("nothing", ["There is no folder", "nothing"]),
-    ("./here/nothing", ["There is no folder ./here/nothing"]),
-    ("one-word", ["There is no folder one-word", "owner/name"]),
-    ("a/b/c", ["There is no folder a/b/c"]),
-])
-def test_what_is_no_checkpoint(shelf, tmp_path, capsys, source, parts):
-    (tmp_path / "empty").mkdir()
-    source = {"empty": tmp_path / "empty", "file": shelf.base("bert") / "config.json",
-              "nothing": tmp_path / "nothing"}.get(source, source)
-    assert_says(refused(capsys, source, shelf.tuned("bert")), *parts)
-    assert_says(refused(capsys, shelf.base("bert"), source), *parts)
-
-
-# Pickles ------------------------------------------------------------------------------------------------------------
-
-
-def old_format(tensors: dict, file: Path) -> None:
-    """As torch wrote before 1.6, and as most of the Hub's old repositories still hold it."""
-    torch.save(tensors, file, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("save", [torch.save, old_format])
-@pytest.mark.parametrize("which", ["tuned", "base", "adapter"])
-def test_a_pickle_is_read_only_when_it_is_allowed(shelf, tmp_path, capsys, which, save):
-    base, tuned = shelf.base("bert"), shelf.adapter() if which == "adapter" else shelf.tuned("bert")
-    plain = report_of(tmp_path, base, tuned)
-    weights = pickled(base if which == "base" else tuned, tmp_path / "pickled", save)
-    pair = (weights, tuned) if which == "base" else (base, weights)
-    sentence = refused(capsys, *pair)
-    assert_says(sentence, next(weights.glob("*.bin")).name, "save_pretrained", "--allow-pickle")
-    report = report_of(tmp_path, *pair, "--allow-pickle")
-    assert_same(report, plain)
-
-
-class Hostile:
-    """Runs a shell command when it is unpickled."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.file}'",)
-
-
-@pytest.mark.parametrize("form", ["zip", "old", "raw"])
-@pytest.mark.parametrize("which", ["model", "adapter"])
-def test_a_hostile_pickle_is_refused_and_not_run(shelf, tmp_path, capsys, which, form):
-    touched = tmp_path / "touched"
-    weapon = pickle.dumps(Hostile(touched))
-    pickle.loads(weapon)
-    assert touched.exists(), "the weapon is not loaded, so nothing is tested"
-    touched.unlink()
-
-    def save(tensors: dict, file: Path) -> None:
-        if form == "raw":
-            file.write_bytes(weapon)
-        else:
-            torch.save(tensors | {"zzz": Hostile(touched)}, file, _use_new_zipfile_serialization=form == "zip")
-
-    folder = pickled(shelf.tuned("bert") if which == "model" else shelf.adapter(), tmp_path / "hostile", save)
-    file = next(folder.glob("*.bin"))
-    for pair in ((shelf.base("bert"), folder), (folder, shelf.tuned("bert")))[:1 if which == "adapter" else 2]:
-        assert_says(refused(capsys, *pair), "--allow-pickle")
-        assert_says(refused(capsys, *pair, "--allow-pickle"), file, "restricted loader")
-        assert not touched.exists()
-
-
-@pytest.mark.parametrize("content", ["nothing", "half", "a list", "numbered"])
-def test_a_pickle_that_holds_no_weights_is_named(shelf, tmp_path, capsys, content):
-    def save(tensors: dict, file: Path) -> None:
-        torch.save({"a list": list(tensors.values()), "numbered": dict(enumerate(tensors.values()))}.get(
-            content, tensors), file)
-        if content in ("nothing", "half"):
-            file.write_bytes(file.read_bytes()[:0 if content == "nothing" else 100_000])
-
-    folder = pickled(shelf.tuned("bert"), tmp_path / "pickled", save)
-    assert_says(refused(capsys, shelf.base("bert"), folder, "--allow-pickle"), folder)
-
-
-def test_a_hub_model_that_is_only_a_pickle_gets_the_same_hint(shelf, tmp_path, capsys, monkeypatch):
-    """Pickles are not downloaded, so the snapshot lacks them; the reader still has to learn what to do."""
-    hub = pickled(shelf.tuned("bert"), tmp_path / "hub")
-
-    def download(name: str, *, revision=None, allow_patterns: list[str]) -> str:
-        snapshot = tmp_path / f"snapshot-{len(allow_patterns)}"
-        snapshot.mkdir(exist_ok=True)
-        for file in hub.iterdir():
-            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
-                shutil.copy(file, snapshot)
-        return str(snapshot)
-
-    monkeypatch.setattr("utils.sources.hub.snapshot_download", download)
-    report = report_of(tmp_path, shelf.base("bert"), "someone/old-model", "--allow-pickle")
-    assert report["total"] == report_of(tmp_path, shelf.base("bert"), shelf.tuned("bert"))["total"]
-    assert_says(refused(capsys, shelf.base("bert"), "someone/old-model"), "someone/old-model", "--allow-pickle")
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty one, for a test of what is written there."""
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 # The Hub ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hub_variables(tmp_path_factory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("hub")
-    standin_hub.build(root)
-    return standin_hub.environment(root, tmp_path_factory.mktemp("hub-cache"))
-
-
 def inside_hub_names() -> dict:
-    """Runs in a fresh process that sees only the stand-in Hub: status, output and report of several commands."""
+    """Runs in the process that sees only the stand-in Hub: status, output and report of several commands."""
     from transformers import RobertaForMaskedLM
 
     folder = Path(os.environ["LORA_COURSE_CACHE"])
@@ -852,9 +403,9 @@ def inside_hub_names() -> dict:
 
 
 @pytest.fixture(scope="module")
-def hub_answers(hub_variables, tmp_path_factory) -> dict:
-    answers = standin_hub.ask(hub_variables, tmp_path_factory.mktemp("answers") / "answers.json",
-                              "test_intruders_command", "inside_hub_names")
+def hub_answers(standin, tmp_path_factory) -> dict:
+    answers = standin.ask("test_intruders_command", "inside_hub_names",
+                          LORA_COURSE_CACHE=str(tmp_path_factory.mktemp("hub-cache")))
     return standin_hub.answer(answers, "inside_hub_names")
 
 
@@ -885,11 +436,11 @@ def test_a_hub_name_that_cannot_be_used_is_one_sentence(hub_answers, label, part
     assert_says(found["err"], *parts)
 
 
-def test_the_command_from_end_to_end(shelf, hub_variables, tmp_path):
+def test_the_command_from_end_to_end(shelf, variables, tmp_path):
     """A shell sees the summary on stdout, nothing on stderr, both files, and no connection that was tried."""
     done = standin_hub.run(["-m", "utils", "intruders", str(shelf.base("bert")), str(shelf.tuned("bert")),
                             "--json", str(tmp_path / "report.json"), "--figure", str(tmp_path / "figure.svg")],
-                           hub_variables)
+                           variables)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / "report.json").read_text())
     assert_is_the_definition(report, *models_before_and_after("bert"))
@@ -967,78 +518,12 @@ def measured(tmp_path_factory) -> dict:
     return found
 
 
+@pytest.mark.process
 def test_no_weights_are_kept_in_memory_of_its_own(measured):
     assert measured["anonymous"] < measured["pair"] / 10, measured
 
 
+@pytest.mark.process
 def test_peak_memory_is_that_of_a_few_matrices(measured):
     """A pair that is twice as large as the machine's memory would still pass through it."""
     assert measured["peak"] < measured["pair"] / 3, measured
-
-
-# Interventions ------------------------------------------------------------------------------------------------------
-
-SHAPES = {"square": (160, 160), "tall": (224, 144), "wide": (144, 224), "narrow": (120, 90)}
-
-
-def pair_of(shape: tuple[int, int], kind: str, sigma: float = 0.85) -> tuple[Pair, torch.Tensor, torch.Tensor]:
-    """A pair with a planted direction between W0's first two, whose singular values are 1 and 0.71; W0; merged Wt."""
-    base = real_looking(shape, 4)
-    tuned, b, a = moved(base, rank=1, strength=sigma / base.norm().item(), noise=0.05)
-    if kind == "lowrank":
-        tuned = base + 2.0 * (b / 2) @ a
-        return Pair("w", lambda: (base, LowRankUpdate(b / 2, a, 2.0))), base, tuned
-    return Pair("w", lambda: (base, tuned)), base, tuned
-
-
-@pytest.mark.parametrize("kind", ["lowrank", "dense"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_leading_intruder_is_the_definitions_triplet(shape, kind):
-    pair, base, tuned = pair_of(shape, kind)
-    u, s, vt = np.linalg.svd(tuned.numpy(), full_matrices=False)
-    places = np.flatnonzero(definition(base.numpy(), tuned.numpy())[1] < 0.5)
-    assert len(places) and places[0] > 0, "the first vector itself would be too easy"
-    place, found = places[0], leading_intruder(pair)
-    assert found.index == place + 1 and found.sigma == pytest.approx(s[place], rel=1e-9)
-    assert (tuple(found.u.shape), tuple(found.v.shape)) == ((shape[0],), (shape[1],))
-    np.testing.assert_allclose(found.sigma * torch.outer(found.u, found.v).numpy(),
-                               s[place] * np.outer(u[:, place], vt[place]), atol=1e-6 * s[0])
-
-
-@pytest.mark.parametrize("kind", ["lowrank", "dense"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_scaling_an_intruder_changes_its_singular_value_alone(shape, kind):
-    pair, _, tuned = pair_of(shape, kind)
-    direction = leading_intruder(pair)
-    values = np.linalg.svd(tuned.numpy(), compute_uv=False)
-    assert torch.equal(scaled(tuned, direction, 1), tuned)
-    for factor in (0, 0.5, 2):
-        expected = np.sort(np.append(np.delete(values, direction.index - 1), factor * direction.sigma))[::-1]
-        changed = scaled(tuned, direction, factor)
-        np.testing.assert_allclose(np.linalg.svd(changed.numpy(), compute_uv=False), expected, atol=1e-6 * values[0])
-        assert (changed @ direction.v).norm().item() == pytest.approx(factor * direction.sigma, abs=1e-6 * values[0])
-    assert scaled(tuned.bfloat16(), direction, 2).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("kind", ["lowrank", "dense"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_matrix_without_intruders_has_none(shape, kind):
-    pair, base, tuned = pair_of(shape, kind, sigma=1e-4)
-    assert (definition(base.numpy(), tuned.numpy())[1] > 0.5).all()
-    assert leading_intruder(pair) is None
-    planted, base, tuned = pair_of(shape, kind)
-    assert leading_intruder(planted, k=1) is None and leading_intruder(planted, epsilon=0.01) is None
-
-
-def test_the_leading_intruder_of_an_adapter_is_peft_s(shelf):
-    """From the files, by the name of a matrix, as a notebook would take it."""
-    tensors, adapter = load_file(shelf.base("bert") / "model.safetensors"), load_file(
-        shelf.adapter() / "adapter_model.safetensors")
-    update = LowRankUpdate(adapter[f"{FACTOR}.lora_B.weight"], adapter[f"{FACTOR}.lora_A.weight"], 8 / 4)
-    found = leading_intruder(Pair(QUERY, lambda: (tensors[f"{QUERY}.weight"], update)))
-    before, after = standin.merged_matrices(shelf.base("bert"), shelf.adapter(), BertForMaskedLM)
-    place = np.flatnonzero(definition(before[QUERY], after[QUERY])[1] < 0.5)[0]
-    u, s, vt = np.linalg.svd(after[QUERY])
-    assert found.index == place + 1
-    np.testing.assert_allclose(found.sigma * torch.outer(found.u, found.v).numpy(),
-                               s[place] * np.outer(u[:, place], vt[place]), atol=1e-6)

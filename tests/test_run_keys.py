@@ -22,6 +22,39 @@ SPEC = {  # of the very first stored runs: no field but those that there were
     "sizes": {"train_rows": 8, "test_rows": 8, "max_length": 16}, "method": {"kind": "lora", "r": 2, "lora_alpha": 4},
     "learning_rate": 1e-3, "schedule": "linear", "warmup_fraction": 0.1, "steps": 4, "epochs": None, "batch_size": 4,
     "checkpoints": 2, "seed": 0}
+# Specifications as they were stored, with the key that they were stored under.
+STORED = {
+    "06f42bce53143960": {
+        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
+        "task": "movies", "sizes": {"train_rows": None, "test_rows": 1000, "max_length": 64},
+        "method": {"kind": "lora", "r": 16, "lora_alpha": 32, "rank_stabilised": False}, "learning_rate": 0.001,
+        "schedule": "linear", "warmup_fraction": 0.06, "steps": 300, "epochs": None, "batch_size": 16,
+        "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 2},
+    "028dd589bedc2ccf": {
+        "base": {"source": "packaged", "name": "minilm-mlm", "revision": None}, "base_revision": "220286ce64524bef",
+        "task": "continues", "sizes": {"train_rows": None, "test_rows": 300, "max_length": 64},
+        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora"},
+        "learning_rate": 0.002, "schedule": "linear", "warmup_fraction": 0.06, "steps": 60, "epochs": None,
+        "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 1, "seed": 0, "start": None},
+    "051b28e3bad2bbf0": {
+        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
+        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
+        "method": {"kind": "lora", "r": 8, "lora_alpha": 16, "rank_stabilised": False, "variant": "lora",
+                   "targets": "all"},
+        "learning_rate": 0.03, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 80,
+        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
+        "durations": [80], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0,
+        "gradient_accumulation": 1, "start": None},
+    "d95019efdf737011": {
+        "base": {"source": "packaged", "name": "small-decoder", "revision": None}, "base_revision": "839593b32e68e25e",
+        "task": "python", "sizes": {"train_rows": None, "test_rows": 160, "max_length": 128},
+        "method": {"kind": "full", "r": None, "lora_alpha": None, "rank_stabilised": False, "variant": "lora",
+                   "targets": "all"},
+        "learning_rate": 0.003, "schedule": "constant_with_warmup", "warmup_fraction": 0.02, "steps": 240,
+        "epochs": None, "batch_size": 16, "optimiser": "adamw", "dtype": "float32", "checkpoints": 5, "seed": 0,
+        "durations": [60, 120, 240], "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.1,
+        "gradient_accumulation": 1, "start": None},
+}
 
 
 def keys_of(place: str) -> dict:
@@ -58,8 +91,8 @@ def test_keys_are_those_that_they_always_were(place):
 def test_no_default_is_changed_by_mistake(model, part):
     today = {name: model.model_fields[name].default for name in HISTORICAL_DEFAULTS[part]}
     assert today == HISTORICAL_DEFAULTS[part], (
-        f"A default of {model.__name__} is no longer the one that stored runs had. Their keys stay (HISTORICAL_DEFAULTS "
-        "is what counts, leave it as it is), but a specification that does not name the field now means another run: "
+        f"A default of {model.__name__} is no longer the one that stored runs had. Their keys stay (what counts is "
+        "HISTORICAL_DEFAULTS, leave it as it is), but a specification without the field now means another run: "
         "name the field where runs are specified, and say here that the change is meant.")
 
 
@@ -88,6 +121,25 @@ def test_a_changed_default_changes_no_key(part, field, other, monkeypatch):
 
 def test_the_key_of_the_first_runs():
     assert RunSpec.model_validate(SPEC).key == "0214e253c2cc1a74"
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_a_stored_run_is_found_again(key):
+    """Another key for the same run would train hours of reference results anew, and call them missing."""
+    assert RunSpec(**STORED[key]).key == key
+    assert RunSpec.model_validate_json(RunSpec(**STORED[key]).model_dump_json()).key == key
+
+
+@pytest.mark.parametrize("changes", [
+    {"durations": (5, 10, 20)}, {"durations": (20,)}, {"durations": None}, {"optimiser": "lion"},
+    {"weight_decay": 1e-3}, {"weight_decay": 1e-3, "decay_towards": "base"}, {"attention_dropout": 0.1},
+    {"gradient_accumulation": 2}, {"method": Method(kind="full", targets="mlp")},
+    {"method": Method(kind="full", targets="attention")}], ids=str)
+def test_every_later_field_changes_the_key(changes):
+    given = SPEC | {"durations": (2, 4)}
+    assert RunSpec(**given | changes).key != RunSpec(**given).key
+    if "decay_towards" in changes:
+        assert RunSpec(**given | changes).key != RunSpec(**given, weight_decay=1e-3).key
 
 
 if __name__ == "__main__":
