@@ -23,7 +23,7 @@ RANKS = {1: ("#0d0887", "s"), 2: ("#4c02a1", "P"), 4: ("#7e03a8", "^"), 8: ("#a9
          32: ("#e56b5d", "X"), 64: ("#f89540", "p"), 256: ("#e3b505", "h"), 512: ("#8c9a1e", "*")}
 VARIANTS = {"B only": "#0173b2", "LoRA+": "#de8f05", "PiSSA": "#029e73", "AdaLoRA": "#d55e00", "VeRA": "#cc78bc",
             "OLoRA": "#ca9161", "MiLoRA": "#56b4e9", "Init[AB]": "#949494", "LoRA-GA": "#882255", "DoRA": "#117733",
-            "GraLoRA": "#44aa99", "RandLoRA": "#332288", "LoFT": "#999933", "rsLoRA": "#aa4499",
+            "GraLoRA": "#44aa99", "RandLoRA": "#332288", "LoFT": "#999933", "rsLoRA": "#ee99aa",
             "LoRA-GA (PEFT)": "#661100"}
 _LABEL = re.compile(r"(?P<family>full|base|LoRA|" + "|".join(map(re.escape, VARIANTS)) + r")"
                     r"(?: r=(?P<rank>\d+))?(?P<rest>(?:,| #).*)?")

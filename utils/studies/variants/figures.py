@@ -1,233 +1,185 @@
-"""Figures of notebook 14's first half: vanilla LoRA beside its variants. Tables in, a figure out.
+"""Figures of notebook 14 on the whole sweep: measures against the rate, best rates against settings, intruders."""
 
-Own runs have large outlined markers, the reference's seeds are faint points with a thin line at their mean, published
-values are hollow grey symbols.
-"""
-
-from collections.abc import Sequence
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter
 
-from utils.reporting.panels import panels
-from utils.reporting.style import method_styles, use_style
-from utils.studies.sensitivity.figures import OWN, SEEDS
-from utils.studies.variants.tables import LACKING, LOSS, VANILLA, main_grid
+from utils.reporting.drawn import Drawn, figure, shown_table
+from utils.reporting.measured import Measured
+from utils.reporting.panels import draw_lines, label_left, outer_legend, panels
+from utils.reporting.style import method_styles
+from utils.reporting.words import listed
+from utils.studies.variants.looks import LABELS, OWN, PUBLISHED, SEEDS, log_ticks, names_in, rate, symbol, whose
+from utils.studies.variants.measure import published_settings
+from utils.studies.variants.tables import LOSS, SETTINGS, VANILLA, best_of_each, best_rate_against, main_grid
 
-COLUMNS = 5
-PUBLISHED = {"color": "grey", "marker": "D", "markerfacecolor": "none", "linestyle": "none", "markersize": 7}
-LABELS = {LOSS: "held-out loss, nats per token", "token_accuracy": "held-out token accuracy",
-          "forgetting": "forgetting, nats per token", "n_intruders": "intruders"}
+FAMILIES = {"starts from W0": ("PiSSA", "OLoRA", "MiLoRA"),
+            "starts from the gradient or from noise": ("LoRA-GA", "LoRA-GA (PEFT)", "Init[AB]"),
+            "other shapes": ("DoRA", "GraLoRA", "RandLoRA"),
+            "other steps or scales, and full": ("LoFT", "LoRA+", "rsLoRA", "full")}
+RATE_COLUMNS = {"variant": "method", "learning_rate": "best rate", LOSS: "loss", "token_accuracy": "token accuracy",
+                "forgetting": "forgetting", "n_intruders": "intruders"}
 
 
-def in_order(variants: Sequence[str]) -> list[str]:
-    """Vanilla LoRA first, the study's variants by name, and last what the study lacks."""
-    known = list(dict.fromkeys(variants))
-    study = sorted(name for name in known if name != VANILLA and name not in LACKING)
-    return [name for name in (VANILLA,) if name in known] + study + [name for name in LACKING if name in known]
+def telling(best: pd.DataFrame, columns: dict[str, str] = RATE_COLUMNS) -> pd.DataFrame:
+    """Of the methods' best rows vanilla LoRA, full fine-tuning, and the three best and three worst of the others."""
+    best = best.assign(learning_rate=best["learning_rate"].map(rate))
+    others = best[~best["variant"].isin([VANILLA, "full"])]
+    chosen = pd.concat([others.head(3), others.iloc[3:].tail(3), best[best["variant"].isin([VANILLA, "full"])]])
+    return shown_table(chosen.sort_values(LOSS), columns)
 
 
-def rate_grid(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: str = "token_accuracy") -> Figure:
-    """A measure against the learning rate, one panel per method; vanilla LoRA's mean is grey in every panel.
+def rate_panels(sweep: Measured, column: str, *, yscale: str = "linear") -> Figure:
+    """A measure against the learning rate, a panel for each family of methods with vanilla LoRA in all of them.
 
-    A run that diverged is a cross at the bottom of its panel. `own` and `reference` are those of
-    :func:`utils.reporting.vanilla.variant_sweep`.
+    Runs that did not learn are hollow; one that diverged is a cross at the bottom of its panel.
     """
-    use_style()
-    whole = own if reference is None else pd.concat([own, reference])
-    names = in_order(whole["variant"])
-    rows = -(-len(names) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2.6 * COLUMNS, 2.3 * rows), sharex=True, sharey=True,
-                                squeeze=False)
+    main = sweep.where("experiment == 'vanilla'")
+    own, reference = (None if table is None else table.assign(method=table["variant"])
+                      for table in (main.own, main.reference))
+    names, rows = names_in(main), pd.concat([own, reference])
+    bottom = main_grid(rows)[column].min() - 0.06 * np.ptp(main_grid(rows)[column])
+    families = {title: [VANILLA, *(name for name in family if name in names)] for title, family in FAMILIES.items()}
+    families = {title: family for title, family in families.items() if len(family) > 1} or {"vanilla": [VANILLA]}
+    figure_, axes = panels(len(families), sharey=True, height=3.6)
     styles = method_styles(names)
-    vanilla = main_grid(own if reference is None else reference)
-    vanilla = vanilla[vanilla["variant"] == VANILLA].groupby("learning_rate")[y].mean()
-    values = main_grid(whole)[y]
-    bottom = values.min() - 0.06 * (values.max() - values.min())
-    for axis, name in zip(axes.flat, names, strict=False):
-        axis.plot(vanilla.index, vanilla, color="grey", linewidth=3, alpha=0.3)
-        _one_method(axis, name, own, reference, styles[name] | {"linestyle": "-"}, y=y, bottom=bottom)
-        axis.set_title(name, fontsize="small")
-    for axis in axes.flat[len(names):]:
-        axis.set_axis_off()
-    axes[0, 0].set(xscale="log")
-    figure.supxlabel("learning rate", fontsize="small")
-    figure.supylabel(LABELS[y], fontsize="small")
-    _legend(figure, axes.flat[-1] if len(names) < rows * COLUMNS else None, reference is not None)
-    return figure
+    for axis, (title, family) in zip(axes, families.items(), strict=True):
+        present = {name: styles[name] for name in family if name in styles}
+        draw_lines(axis, own, reference, x="learning_rate", y=column, styles=present)
+        lost = rows[rows["diverged"].astype(bool) & rows["variant"].isin(present)]
+        for name, part in lost.groupby("variant"):
+            axis.plot(part["learning_rate"], [bottom] * len(part), "x", color=styles[name]["color"], label="_diverged")
+        axis.set(xlabel="learning rate", xscale="log", title=title, yscale=yscale)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    label_left(axes, LABELS[column])
+    outer_legend(figure_, axes)
+    return figure_
 
 
-def _one_method(axis: Axes, name: str, own: pd.DataFrame, reference: pd.DataFrame | None, style: dict, *, y: str,
-                bottom: float) -> None:
-    for table, look in ((reference, SEEDS), (own, OWN)):
-        if table is None:
-            continue
-        part = table[(table["variant"] == name) & (table["experiment"] == "vanilla")]
-        lost = part[part["diverged"].astype(bool)]
-        axis.plot(lost["learning_rate"], [bottom] * len(lost), "x", color=style["color"], markersize=6)
-        means = part.groupby("learning_rate")[y].mean()
-        if look is SEEDS:
-            axis.plot(part["learning_rate"], part[y], color=style["color"], marker=style["marker"], **SEEDS)
-            axis.plot(means.index, means, color=style["color"], linewidth=1)
-        else:
-            axis.plot(means.index, means, **style | {"linestyle": "none"}, **OWN | {"markersize": 7})
+@figure("14_accuracy_against_rate", measurements=("variant_sweep",), place="Rates v2, Fig C2")
+def accuracy_against_rate(sweep: Measured) -> Drawn:
+    """Held-out token accuracy of every method against the learning rate."""
+    best = best_of_each(sweep.own).set_index("variant")
+    reached = "; ".join(f"{name} {row['token_accuracy']:.3f} at {row['learning_rate']:g}"
+                        for name, row in best.iterrows())
+    alt = ("Held-out token accuracy against the learning rate, logarithmic, one panel per family of methods, with "
+           f"vanilla LoRA in each. At each method's best rate, by the loss: {reached}.")
+    return Drawn(rate_panels(sweep, "token_accuracy"), alt, "Each method over its grid of rates: bands are the "
+                 "reference's seeds, hollow runs did not learn, crosses diverged.", sweep.own)
 
 
-def _legend(figure: Figure, axis: Axes | None, reference: bool) -> None:
-    handles = [Line2D([], [], color="grey", linewidth=3, alpha=0.4, label="vanilla LoRA, mean"),
-               Line2D([], [], color="black", marker="o", linestyle="none", markersize=7, label="your runs, mean"),
-               Line2D([], [], color="black", marker="x", linestyle="none", label="diverged")]
-    if reference:
-        handles.append(Line2D([], [], color="black", marker="o", markersize=4, alpha=0.5, linewidth=1,
-                              label="reference: seeds, mean"))
-    where = {"loc": "center"} if axis is not None else {"loc": "outside lower center", "ncols": 4}
-    (axis or figure).legend(handles=handles, fontsize="x-small", **where)
+@figure("14_loss_against_rate", measurements=("variant_sweep",), place="Rates v2, Fig C2")
+def loss_against_rate(sweep: Measured) -> Drawn:
+    """Held-out loss of every method against the learning rate."""
+    best = best_of_each(sweep.own).set_index("variant")
+    lost = int(sweep.own["diverged"].sum())
+    least = "; ".join(f"{name} {row[LOSS]:.3f} at {row['learning_rate']:g}" for name, row in best.iterrows())
+    alt = (f"Held-out loss against the learning rate, logarithmic, one panel per family of methods. The least: {least} "
+           f"nats per token. {lost} of {len(sweep.own)} runs diverged.")
+    return Drawn(rate_panels(sweep, LOSS), alt, f"The same runs by their loss; {lost} of your {len(sweep.own)} runs "
+                 "diverged.", sweep.own)
 
 
-def best_dots(own: pd.DataFrame, reference: pd.DataFrame | None = None, published: pd.DataFrame | None = None, *,
-              y: str = LOSS) -> Figure:
-    """Every method at its best rate: own value, the reference's mean with its interval, and the study's beside.
-
-    `own` and `reference` are those of :func:`utils.reporting.vanilla.best_of_each`; `published` of
-    :func:`utils.reporting.vanilla.published_best`.
-    """
-    figure, axes = panels(1 if published is None else 2, height=5, width=5.5)
-    names = in_order(pd.concat([table["variant"] for table in (own, reference) if table is not None]))
-    _dots(axes[0], names, own, reference, y)
-    axes[0].set(xlabel=f"{LABELS[y]}, at the best rate")
-    if published is not None:
-        rows = published.set_index("method").reindex(names)
-        axes[1].errorbar(rows["accuracy"], range(len(names)), xerr=rows["accuracy_std"], ecolor="grey", **PUBLISHED)
-        axes[1].set(xlabel="Qwen3-0.6B, % correct (published; one deviation)", yticks=range(len(names)),
-                    yticklabels=[])
-        axes[1].invert_yaxis()
-    return figure
+@figure("14_intruders_against_rate", measurements=("variant_sweep",), place="ours")
+def intruders_against_rate(sweep: Measured) -> Drawn:
+    """Intruders of every method against the learning rate."""
+    best = best_of_each(sweep.own).set_index("variant")["n_intruders"]
+    alt = ("Intruder dimensions against the learning rate, one panel per family of methods. At the best rates: "
+           f"{listed(best, '{:.0f}')}.")
+    return Drawn(rate_panels(sweep, "n_intruders", yscale="symlog"), alt, "Intruder dimensions over each method's grid "
+                 "of rates, where small and large updates are passed through.", sweep.own)
 
 
-def _dots(axis: Axes, names: list[str], own: pd.DataFrame, reference: pd.DataFrame | None, y: str) -> None:
-    styles = method_styles(names)
-    for place, name in enumerate(names):
-        look = {"color": styles[name]["color"], "marker": styles[name]["marker"], "linestyle": "none"}
-        for table, shift in ((reference, 0.15), (own, -0.15)):
-            row = None if table is None else table[table["variant"] == name]
-            if row is None or row.empty:
-                continue
-            row, own_run = row.iloc[0], table is own
-            error = None if np.isnan(row[f"{y}_low"]) else [[row[y] - row[f"{y}_low"]], [row[f"{y}_high"] - row[y]]]
-            axis.errorbar(row[y], place + shift, xerr=error, **look, **(OWN if own_run else {"alpha": 0.6}),
-                          label="_own" if own_run else "_reference")
-    axis.set(yticks=range(len(names)), yticklabels=names)
-    axis.invert_yaxis()
+def best_against_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """Best rate at each rank, batch size and duration, of the settings that have two values or more: ``varied``."""
+    found = {name: best_rate_against(table, name) for name in SETTINGS}
+    kept = [part.assign(varied=name) for name, part in found.items() if part["setting"].nunique() > 1]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["variant", "varied"])
 
 
-def lost_bars(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """What each method loses at vanilla LoRA's best rate, and vanilla LoRA at each method's.
-
-    The tables are those of :func:`utils.reporting.vanilla.borrowed_rate`.
-    """
-    figure, axes = panels(2, height=5, sharey=True)
-    names = [name for name in in_order(own["variant"]) if name != VANILLA]
-    styles = method_styles([VANILLA, *names])
-    for axis, column, title in zip(axes, ("lost_nats", "vanilla_lost_nats"),
-                                   ("the method at vanilla LoRA's best rate", "vanilla LoRA at the method's best rate"),
-                                   strict=True):
-        for table, shift, look in ((reference, 0.2, {"alpha": 0.45}), (own, -0.2, {"edgecolor": "black"})):
-            if table is not None:
-                values = table.set_index("variant")[column].reindex(names)
-                axis.barh(np.arange(len(names)) + shift, values, height=0.38,
-                          color=[styles[name]["color"] for name in names], **look)
-        axis.axvline(0, color="black", linewidth=1)
-        axis.set(yticks=range(len(names)), yticklabels=names, title=title, xlabel="lost, nats per token")
-    axes[0].invert_yaxis()
-    return figure
-
-
-def rate_ratio_dots(own: pd.DataFrame, reference: pd.DataFrame | None, published: pd.DataFrame) -> Figure:
-    """Vanilla LoRA's best rate over each method's, here and in the study, on a logarithmic axis."""
-    figure, (axis,) = panels(1, width=7.5, height=5)
-    names = in_order(pd.concat([table["variant"] for table in (own, reference) if table is not None]))
-    styles = method_styles(names)
-    for place, name in enumerate(names):
-        look = {"color": styles[name]["color"], "marker": styles[name]["marker"], "linestyle": "none"}
-        for table, shift, more in ((reference, 0.15, {"alpha": 0.6}), (own, -0.15, OWN)):
-            rows = [] if table is None else table[table["variant"] == name].to_dict("records")
-            for row in rows:
-                axis.plot(row["ratio"], place + shift, **look, **more)
-                if row["edge"]:
-                    axis.annotate({"lowest": "at least", "highest": "at most"}.get(row["edge"], "one rate"),
-                                  (row["ratio"], place + shift), xytext=(8, -3), textcoords="offset points",
-                                  fontsize="xx-small")
-    rows = published.set_index("method").reindex(names)
-    axis.plot(rows["rate_ratio"], range(len(names)), **PUBLISHED, label="published, Qwen3-0.6B")
-    axis.axvline(1, color="black", linewidth=1)
-    axis.set(xscale="log", yticks=range(len(names)), yticklabels=names,
-             xlabel="vanilla LoRA's best rate over the method's")
-    axis.invert_yaxis()
-    axis.legend(fontsize="x-small")
-    return figure
-
-
-def setting_lines(own: dict[str, pd.DataFrame], reference: dict[str, pd.DataFrame] | None,
-                  published: pd.DataFrame) -> Figure:
-    """Best rate against rank, batch size and duration, one panel each; the study's Gemma in grey where it has any.
+@figure("14_best_rate_against_settings", measurements=("variant_sweep",), place="Rates v2, practical heuristics")
+def best_rate_against_settings(sweep: Measured) -> Drawn:
+    """Best rate against rank, batch size and duration, a panel each; the study's Gemma-3-1B in grey where it has any.
 
     A value at which a single rate was tried is a cross; an arrow says that the best is the end of the grid.
-
-    Parameters
-    ----------
-    own, reference : dict of str to DataFrame
-        Of :func:`utils.reporting.vanilla.best_rate_against`, by setting; empty tables are left out.
-    published : pandas.DataFrame
-        Of :func:`utils.reporting.vanilla.published_settings`.
     """
-    shown = reference or own
-    figure, axes = panels(len(shown), width=4.2)
-    styles = method_styles(in_order(pd.concat([table["variant"] for table in shown.values()])))
-    for axis, setting in zip(axes, shown, strict=True):
-        for table, look in (((reference or {}).get(setting), {"markersize": 5, "linewidth": 1, "alpha": 0.7}),
-                            (own.get(setting), OWN | {"linewidth": 1.5})):
-            for name, style in styles.items() if table is not None and len(table) else ():
-                part = table[table["variant"] == name].sort_values("setting")
-                single, part = part[part["edge"] == "only"], part[part["edge"] != "only"]
-                axis.plot(single["setting"], single["learning_rate"], "x", color=style["color"], label="_one rate")
-                axis.plot(part["setting"], part["learning_rate"], label=name, **style | look)
-                for row in part[part["edge"] != ""].itertuples():
-                    end = row.learning_rate * (1.5 if row.edge == "highest" else 1 / 1.5)
-                    axis.annotate("", (row.setting, end), (row.setting, row.learning_rate),
-                                  arrowprops={"arrowstyle": "->", "color": style["color"]})
-        known = published[published["varied"] == setting]
-        axis.plot(known["value"], known["best_learning_rate"], **PUBLISHED | {"linestyle": ":"},
-                  label="Gemma-3-1B, LoRA")
-        axis.set(xscale="log", yscale="log", xlabel=setting)
-        axis.xaxis.set_major_locator(FixedLocator(sorted({*shown[setting]["setting"], *known["value"]})))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", labelsize="x-small")
-    axes[0].set_ylabel("best learning rate of those tried")
-    handles, labels = axes[0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once, loc="outside right center", fontsize="x-small")
-    return figure
+    shown = best_against_settings(sweep.best)
+    own = best_against_settings(sweep.own)
+    settings = list(dict.fromkeys([*own["varied"], *shown["varied"]]))
+    figure_, axes = panels(len(settings), height=3.6, sharey=True)
+    styles = method_styles(dict.fromkeys([*own["variant"], *shown["variant"]]))
+    for axis, setting in zip(axes, settings, strict=True):
+        for name, style in styles.items():
+            thin = style | {"markersize": 5, "linewidth": 1, "alpha": 0.7, "label": "_reference"}
+            thick = OWN | style | {"linewidth": 1.5, "label": name}
+            for table, look in ((shown, thin), (own, thick)) if sweep.reference is not None else ((own, thick),):
+                _setting_line(axis, table.query("varied == @setting and variant == @name"), look)
+        _published_line(axis, setting, pd.concat([own, shown]).query("varied == @setting")["setting"])
+    label_left(axes, "best learning rate of those tried")
+    outer_legend(figure_, axes)
+    values = "; ".join(f"{row.variant}, {row.varied} {row.setting:g}: {row.learning_rate:g}"
+                       for row in shown.itertuples())
+    alt = f"Best learning rate against rank, batch size and steps, logarithmic, with the study's Gemma-3-1B. {values}."
+    return Drawn(figure_, alt, "Best rate of those tried against rank, batch size and steps: large symbols are your "
+                 "runs, thin lines the reference; the table has vanilla LoRA's.", own if len(own) else shown,
+                 _of_vanilla(shown))
 
 
-def intruder_scatter(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, xlabel: str) -> Figure:
-    """Intruders of each method at its best rate against another column of the same tables, both per seed or mean.
+def _of_vanilla(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting: its values and vanilla LoRA's best rates there, in the same order."""
+    rows = [{"varied": varied, "values": ", ".join(f"{value:g}" for value in part["setting"]),
+             "best rates": ", ".join(map(rate, part["learning_rate"])),
+             "at an end of the grid": int((part["edge"] != "").sum())}
+            for varied, part in found[found["variant"] == VANILLA].sort_values("setting").groupby("varied", sort=False)]
+    return pd.DataFrame(rows)
 
-    The tables have ``variant``, ``n_intruders`` and `x`.
-    """
-    figure, (axis,) = panels(1, width=7.5)
-    styles = method_styles(in_order(pd.concat([t["variant"] for t in (own, reference) if t is not None])))
-    for name, style in styles.items():
-        look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
-        for table, more in ((reference, {"alpha": 0.5, "markersize": 6}), (own, OWN)):
-            if table is not None:
-                part = table[table["variant"] == name]
-                axis.plot(part[x], part["n_intruders"], **look, **more, label=name if table is own else "_seeds")
-    axis.set(xlabel=xlabel, ylabel="intruders at the profile's epsilon", xscale="log")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
-    return figure
+
+def _setting_line(axis: Axes, rows: pd.DataFrame, look: dict) -> None:
+    rows = rows.sort_values("setting")
+    single, known = rows[rows["edge"] == "only"], rows[rows["edge"] != "only"]
+    axis.plot(single["setting"], single["learning_rate"], "x", color=look["color"], label="_one rate")
+    axis.plot(known["setting"], known["learning_rate"], **look)
+    for row in known[known["edge"] != ""].itertuples():
+        end = row.learning_rate * (1.5 if row.edge == "highest" else 1 / 1.5)
+        axis.annotate("", (row.setting, end), (row.setting, row.learning_rate),
+                      arrowprops={"arrowstyle": "->", "color": look["color"]})
+
+
+def _published_line(axis: Axes, setting: str, ours: pd.Series) -> None:
+    known = published_settings().query("varied == @setting")
+    axis.plot(known["value"], known["best_learning_rate"], **PUBLISHED | {"linestyle": ":"},
+              label="Gemma-3-1B, LoRA (published)")
+    axis.set(xscale="log", yscale="log", xlabel=setting)
+    axis.xaxis.set_major_locator(FixedLocator(sorted({*ours.astype(float), *known["value"]})))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", labelsize="small")
+
+
+@figure("14_intruders", measurements=("variant_sweep",), place="ours")
+def intruders_against_update(sweep: Measured) -> Drawn:
+    """Intruders of each method at its best rate against the relative norm of its update."""
+    own, chosen = best_of_each(sweep.own), best_of_each(sweep.best)
+    at = sweep.best.merge(chosen[["variant", "learning_rate"]])
+    seeds, names = main_grid(at), names_in(sweep)
+    figure_, (axis,) = panels(1, width=8.4, height=5.2)
+    for name, style in method_styles(names).items():
+        if sweep.reference is not None:
+            rows = seeds[seeds["variant"] == name]
+            axis.plot(rows["relative_norm"], rows["n_intruders"], **symbol(style), **SEEDS, label="_seeds")
+        mine = own[own["variant"] == name]
+        axis.plot(mine["relative_norm"], mine["n_intruders"], **symbol(style), **OWN, label=name)
+    axis.set(xlabel=LABELS["relative_norm"],
+             ylabel=f"{LABELS['n_intruders']} at epsilon {sweep.profile.spectra.epsilon}")
+    log_ticks((axis,))
+    handles = [*axis.get_legend_handles_labels()[0], *whose(sweep.reference is not None)[1:]]
+    figure_.legend(handles=handles, loc="outside lower center", ncols=5)
+    alt = ("Intruder dimensions of each method at its best rate against the norm of its update over W0's, logarithmic. "
+           + "; ".join(f"{row.variant} {row.n_intruders:.0f} at {row.relative_norm:.2f}"
+                       for row in own.itertuples()) + ".")
+    shown = telling(chosen, {"variant": "method", "learning_rate": "best rate", "relative_norm": "update / W0",
+                             "n_intruders": "intruders", "forgetting": "forgetting"})
+    return Drawn(figure_, alt, "Intruder dimensions at each method's best rate against the size of its update: large "
+                 "symbols are your runs, small ones the reference's seeds.", main_grid(sweep.own), shown)

@@ -83,7 +83,7 @@ def _what(run: Run) -> dict:
 def _run_row(run: Run, profile: Profile) -> dict:
     def compute(run: Run) -> pd.DataFrame:
         updates = update_table(run.base_matrices(), run.tuned_matrices(), run.factors())
-        return pd.DataFrame([_measures(run.causal_lm().to(device_name()), run.base, run.spec, profile)
+        return pd.DataFrame([_measures(run.causal_lm().to(device_name()), run.base, run.spec, profile=profile)
                              | {"relative_norm": updates["relative_norm"].mean()}])
 
     found = run.measured("variant", _settings(profile), compute).iloc[0]
@@ -95,13 +95,13 @@ def _base_row(base: BaseModel, spec: RunSpec, profile: Profile) -> dict:
     def compute() -> pd.DataFrame:
         model = base_causal_lm(base)
         return pd.DataFrame([{LOSS: causal_loss(model, task_batches(spec, base))[LOSS]}
-                             | _measures(model, base, spec, profile)])
+                             | _measures(model, base, spec, profile=profile)])
 
     tag = _settings(profile) | {"sizes": spec.sizes.model_dump()}
     return cached_table(base_folder(base) / f"variant-{spec.task}.parquet", tag, compute).iloc[0].to_dict()
 
 
-def _measures(model, base: BaseModel, spec: RunSpec, profile: Profile) -> dict:
+def _measures(model, base: BaseModel, spec: RunSpec, *, profile: Profile) -> dict:
     settings = profile.decoder_evaluation
     general = text_blocks(settings.general, "heldout", base.folder, length=spec.sizes.max_length)
     return {**token_accuracy(model, task_batches(spec, base)),

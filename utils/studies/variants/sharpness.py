@@ -76,7 +76,8 @@ def measure(run: Run, at: str, settings: Sharpness) -> pd.DataFrame:
     batches, training = ([{name: tensor.to(model.device) for name, tensor in batch.items()} for batch in part]
                          for part in (batches, training))
     blocks = {"module": module_parameters(model, settings.module), "adapter": adapter_parameters(model)}
-    found = [{"block": block} | _ends(model, batches, parameters, settings) for block, parameters in blocks.items()]
+    found = [{"block": block} | _ends(model, batches, parameters, settings=settings)
+             for block, parameters in blocks.items()]
     bounds = _bounds(model, batches)
     found[0] |= {"gradient_bound": bounds.get(settings.module), "gauss_newton": extremes(
         model, batches, blocks["module"], kind="gauss_newton", **_search(settings))["largest"]}
@@ -96,7 +97,7 @@ def _search(settings: Sharpness) -> dict:
     return TOLERANCES | {"max_iterations": settings.max_iterations}
 
 
-def _ends(model, batches: list[dict], parameters: list[torch.nn.Parameter], settings: Sharpness) -> dict:
+def _ends(model, batches: list[dict], parameters: list[torch.nn.Parameter], *, settings: Sharpness) -> dict:
     found = extremes(model, batches, parameters, **_search(settings))
     return {name: found[name] for name in _KEPT}
 
@@ -117,7 +118,7 @@ def sharpness_correlation(table: pd.DataFrame, column: str = "largest") -> pd.Da
     """
     rows = []
     for (seed, block, at), part in table.groupby(["seed", "block", "at"], sort=False):
-        part = part.dropna(subset=[column, "best_learning_rate"])
+        known = part.dropna(subset=[column, "best_learning_rate"])
         rows.append({"seed": seed, "block": block, "at": at}
-                    | rank_correlation(part[column], part["best_learning_rate"]))
+                    | rank_correlation(known[column], known["best_learning_rate"]))
     return pd.DataFrame(rows)

@@ -85,14 +85,14 @@ def borrowed_rate(table: pd.DataFrame) -> pd.DataFrame:
     if VANILLA not in best.index:
         return pd.DataFrame(columns=["variant", "own_rate", "borrowed_rate", "lost_nats", "lost_accuracy",
                                      "vanilla_lost_nats", "seeds"])
-    rows = []
+    rows, lowest = [], means.loc[(VANILLA, best.loc[VANILLA, "learning_rate"]), LOSS]
     for variant, row in best.iterrows():
         borrowed = _nearest(means.loc[variant].index, best.loc[VANILLA, "learning_rate"])
         lent = _nearest(means.loc[VANILLA].index, row["learning_rate"])
         at, own = means.loc[(variant, borrowed)], means.loc[(variant, row["learning_rate"])]
         rows.append({"variant": variant, "own_rate": row["learning_rate"], "borrowed_rate": borrowed,
                      "lost_nats": at[LOSS] - own[LOSS], "lost_accuracy": own["token_accuracy"] - at["token_accuracy"],
-                     "vanilla_lost_nats": means.loc[(VANILLA, lent), LOSS] - best.loc[VANILLA, LOSS],
+                     "vanilla_lost_nats": means.loc[(VANILLA, lent), LOSS] - lowest,
                      "seeds": row["seeds"]})
     return pd.DataFrame(rows)
 
