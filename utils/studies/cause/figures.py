@@ -96,7 +96,8 @@ def beside_table_3(scaled: Measured) -> Drawn:
         "source": "source", "r": "rank", "factor": "lambda", "accuracy_change": "accuracy, %",
         "forgetting_change": "of what was forgotten, %", "loss_change": "of the loss, %"})
     return Drawn(drawn, alt, "What scaling intruders changes, in percent of accuracy and of what was forgotten, "
-                 "beside the paper's Table 3; other base and tasks, so signs and sizes compare, not digits.", own, shown)
+                 "beside Table 3 of the paper; other base and tasks, so signs and sizes compare, not digits.", own,
+                 shown)
 
 
 def _down(table: pd.DataFrame | None) -> pd.DataFrame | None:

@@ -26,7 +26,7 @@ def _scaled_row(part: pd.DataFrame, *, kind: str, factor: float, **run) -> pd.Se
     """One kind of change at one strength; MissingRun where the run has no matrix that it could change."""
     row = rows_where(part, **run, kind=kind, factor=factor).iloc[0]
     if row["changed"] == 0:
-        raise MissingRun(f"{kind} to scale")
+        raise MissingRun(f"no {kind} to scale")
     return row
 
 
@@ -50,7 +50,7 @@ def change_when_scaled(table: pd.DataFrame, *, rank: int, factors: list[float], 
     def effect(part: pd.DataFrame) -> float:
         rows = [_scaled_row(part, kind=kind, factor=factor, **run) for factor in factors]
         if column == "forgetting_change" and any(row[column] * row["loss_change"] < 0 for row in rows):
-            raise MissingRun("anything forgotten")
+            raise MissingRun("nothing was forgotten")
         return pick(row[column] for row in rows)
 
     return by_seed(table, effect, outcome=_among(table, column, **run, kind=kind, factor=[1.0, *factors]))
@@ -112,7 +112,7 @@ def intruders_beyond_norm(table: pd.DataFrame, *, rank: int) -> Effects:
         own, kept, without = (rows_where(part, **run, norm=norm, intruders=which).iloc[0] for norm, which in (
             ("own", "kept"), ("smaller", "kept"), ("smaller", "removed")))
         if own["relative_norm"] == kept["relative_norm"]:
-            raise MissingRun("an intruder to remove")
+            raise MissingRun("no intruder to remove")
         return kept["forgetting"] - without["forgetting"]
 
     return by_seed(table, effect, outcome=_among(table, "forgetting", **run, norm="smaller"))
@@ -143,7 +143,7 @@ def threshold_separates(table: pd.DataFrame, *, rank: int) -> Effects:
     def effect(part: pd.DataFrame) -> float:
         areas = separation(rows_where(part, r=rank))["auc"].dropna()
         if areas.empty:
-            raise MissingRun(f"r = {rank} and intruders in some matrices only")
+            raise MissingRun(f"no run of r = {rank} with intruders in some matrices only")
         return areas.mean()
 
     return by_seed(learnt, effect, outcome=_among(learnt, "n_intruders", r=rank))
