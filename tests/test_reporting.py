@@ -28,7 +28,7 @@ from utils.ledger.claims import (
     verdicts,
     write_ledger,
 )
-from utils.ledger.reference import build_reference, paper_accuracies, paper_scaling, reference_note, reference_table
+from utils.ledger.reference import build_reference, paper_accuracies, reference_note, reference_table
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting import panels as kit_panels
 from utils.reporting import registry as kit_registry
@@ -38,12 +38,6 @@ from utils.reporting.selection import best_rates
 from utils.reporting.statistics import mean_interval, rank_correlation, summarise
 from utils.reporting.style import method_styles
 from utils.studies.accuracy import figures as accuracy_figures
-from utils.studies.cause import figures as cause_figures
-from utils.studies.cause import rules as cause_rules
-from utils.studies.cause.measure import doubling
-from utils.studies.cause.strengths import separation
-from utils.studies.continual import figures as continual_figures
-from utils.studies.continual import rules as continual_rules
 from utils.studies.forgetting import figures as forgetting_figures
 from utils.studies.intruders import figures as intruders_figures
 from utils.studies.intruders import rules as intruders_rules
@@ -199,63 +193,6 @@ def effective(experiment: str, **ranks: tuple) -> dict:
                             for place, value in enumerate(values)] for name, values in ranks.items()}
 
 
-def scaling(intruder: dict | None = None, neighbour: dict | None = None, accuracy: float = -0.5) -> dict:
-    """Percent of forgetting by factor for each kind, at rank 8's gentler rate; its other rate and rank 1 say 77 %."""
-    def rows(rate: float, kind: str, changes: dict, fixed: float | None = None) -> list[dict]:
-        return [{"learning_rate": rate, "kind": kind, "factor": factor, "changed": 3, "accuracy_change": accuracy,
-                 "forgetting_change": change if fixed is None else fixed, "loss_change": change / 10
-                 if fixed is None else fixed} for factor, change in ({1.0: 0.0} | changes).items()]
-
-    intruder, neighbour = (changes or dict.fromkeys((0.5, 0.7, 1.5), -66.0) for changes in (intruder, neighbour))
-    chosen = [*rows(2e-3, "intruder", intruder), *rows(2e-3, "neighbour", neighbour)]
-    beside = [*rows(3e-3, "intruder", intruder, 77.0), *rows(3e-3, "neighbour", neighbour, 77.0)]
-    return {8: [*beside, *chosen], 1: beside}
-
-
-def pareto(accuracy: float, forgetting: float, whole: dict[float, tuple], changed: int = 3) -> dict:
-    """(accuracy, forgetting) of the intruder at 0.5, and of the whole update by factor; scaling up must not matter."""
-    row = {"learning_rate": 2e-3, "changed": changed}
-    return {8: [row | {"kind": kind, "factor": factor, "accuracy": a, "forgetting": f} for kind, factor, a, f in (
-        ("intruder", 1.0, 0.8, 0.5), ("intruder", 0.5, accuracy, forgetting), ("neighbour", 0.5, accuracy, 0.0),
-        ("whole update", 1.5, 0.75, 0.0), *(("whole update", factor, *point) for factor, point in whole.items()))]}
-
-
-WHOLE = {1.0: (0.75, 0.5), 0.75: (0.5, 0.25), 0.5: (0.25, 0.0)}
-
-
-def removed(*forgetting: float) -> dict:
-    """Forgetting with 0, 1, 2 and 4 intruders removed; with their neighbours it falls, at another rate it rises."""
-    return {8: [{"learning_rate": rate, "kind": kind, "removed": count, "forgetting": value}
-                for rate, kind, values in ((2e-3, "intruders", forgetting), (2e-3, "neighbours", (4, 3, 2, 1)),
-                                           (3e-3, "intruders", (1, 2, 3, 4)))
-                for count, value in zip((0, 1, 2, 4), values, strict=True)]}
-
-
-def norms(kept: float, without: float, *, own: float = 0.5) -> dict:
-    """Forgetting at the smaller norm, 0.375; at the run's own norm removing seems to do a lot."""
-    return {8: [{"learning_rate": 2e-3, "norm": norm, "intruders": which, "relative_norm": size, "forgetting": value}
-                for norm, which, size, value in (("own", "kept", own, 9.0), ("own", "removed", own, 1.0),
-                                                 ("smaller", "kept", 0.375, kept),
-                                                 ("smaller", "removed", 0.375, without))]}
-
-
-def summaries(full: float, **lora: float) -> dict:
-    """Average forgetting by rank and alpha, such as ``r64a8``."""
-    found = {0: [{"lora_alpha": 0, "average_forgetting": full}]}
-    for name, value in lora.items():
-        r, alpha = (int(number) for number in name[1:].split("a"))
-        found.setdefault(r, []).append({"lora_alpha": alpha, "average_forgetting": value})
-    return found
-
-
-def stages(lora: tuple, full: tuple) -> dict:
-    """Counts after each stage of rank 8 with alpha = 2r and of full fine-tuning; with alpha = 8 they rise by 90."""
-    def rows(alpha: int, counts: tuple) -> list[dict]:
-        return [{"stage": stage, "lora_alpha": alpha, "n_intruders": n} for stage, n in enumerate(counts, start=1)]
-
-    return {8: [*rows(8, (0, 90)), *rows(16, lora)], 0: rows(0, full)}
-
-
 def summary(column: str, lora: float, full: float) -> dict:
     return {8: {column: lora}, 0: {column: full}}
 
@@ -270,21 +207,6 @@ def planted(index: int, cosine: float) -> dict:
     """Below and at the largest singular value a planted direction is no leading one; at twice it, it is as given."""
     return {8: [{"ratio": ratio, "index": place, "max_cosine": value} for ratio, place, value in (
         (0.5, 9, 0.9), (1.0, 2, 0.95), (1.2, 1, 0.125), (2.0, index, cosine))]}
-
-
-def strengths(*pairs: tuple[float, float]) -> dict:
-    """(measured, predicted) critical strengths of four matrices."""
-    return {0: [{"measured": measured, "predicted": predicted} for measured, predicted in pairs]}
-
-
-def separated(**with_and_without: tuple) -> dict:
-    """Per rate, the ratios of the matrices with intruders and of those without; rank 1 is told apart perfectly."""
-    def rows(method: str, rate: str, having: tuple, lacking: tuple) -> list[dict]:
-        return [{"experiment": "learning_rates", "method": method, "learning_rate": rate, "ratio": ratio,
-                 "n_intruders": n} for n, ratios in ((4, having), (0, lacking)) for ratio in ratios]
-
-    return {8: [row for rate, (having, lacking) in with_and_without.items()
-                for row in rows("LoRA r=8", rate, having, lacking)], 1: rows("LoRA r=1", "a", (9,), (0,))}
 
 
 # rule -> (its parameters, a seed where it holds with its effect, a seed where it fails with its effect); a rule whose
@@ -336,23 +258,6 @@ CASES = {
                                     effective("ranks", r0=(90, 110), r64=(40, 40)), 20,
                                     effective("ranks", r0=(60, 80), r64=(40, 40)), -10),
     "alpha_collapses_rank": ({"rank": 64}, alphas(40, 10), 30, alphas(10, 12), -2),
-    "scaling_helps": ({"factor": 0.7, "rank": 8, "tolerance": 2.0}, scaling({0.7: -14.5, 0.5: 90.0}), 14.5,
-                      scaling({0.7: 4.0, 0.5: -90.0}), -4),
-    "scaling_up_hurts": ({"factor": 1.5, "rank": 8}, scaling({0.7: -9.0, 1.5: 20.0}), 20, scaling({1.5: -5.0}), -5),
-    "neighbour_hurts": ({"factors": [0.5, 1.5], "rank": 8}, scaling(None, {0.5: 8.0, 0.9: -9.0, 1.5: 3.0}), 3,
-                        scaling(None, {0.5: 8.0, 0.9: 9.0, 1.5: -2.0}), -2),
-    # halfway between the whole update's 0.25 and 0.5 of forgetting
-    "intruder_beats": ({"factor": 0.5, "rank": 8, "kind": "whole update"}, pareto(0.625, 0.25, WHOLE), 0.125,
-                       pareto(0.625, 0.5, WHOLE), -0.125),
-    # places 2 1 3 4: squares 1 + 1
-    "removal_monotone": ({"rank": 8}, removed(0.5, 0.4, 0.3, 0.1), 1, removed(0.5, 0.4, 0.6, 0.7), -0.8),
-    "intruders_beyond_norm": ({"rank": 8}, norms(0.5, 0.25), 0.25, norms(0.25, 0.5), -0.25),
-    "summary_above_full": ({"rank": 1, "column": "average_forgetting"}, summaries(0.125, r1a2=0.375, r1a8=9.0), 0.25,
-                           summaries(0.125, r1a2=0.0625, r1a8=9.0), -0.0625),
-    "summary_above_full/alpha": ({"rank": 64, "column": "average_forgetting", "alpha": 8, "beside_alpha": 128},
-                                 summaries(9.0, r64a8=0.5, r64a128=0.25, r8a8=7.0), 0.25,
-                                 summaries(0.0, r64a8=0.25, r64a128=0.5, r8a8=7.0), -0.25),
-    "accumulates": ({"rank": 8}, stages((2, 5, 9), (0, 3, 2)), 5, stages((4, 9, 3), (3, 1, 0)), -1),
     "lora_minus_full": ({"column": "shift"}, summary("shift", 3, 0.5), 2.5, summary("shift", 0, 0.5), -0.5),
     "lora_minus_full/sign": ({"column": "mean_cosine", "sign": -1}, summary("mean_cosine", 0.625, 0.875), 0.25,
                              summary("mean_cosine", 0.875, 0.75), -0.125),
@@ -360,20 +265,11 @@ CASES = {
                               summary("flattest", 0.25, 0.375), -0.125),
     "lora_minus_full_window": ({"width": 8}, windows(4, 1), 3, windows(0, 1), -1),
     "planted_on_top": ({"epsilon": 0.5}, planted(1, 0.25), 0.25, planted(2, 0.25), -1),
-    # right: equal, at the edge of the factor, and where neither knows a strength; wrong: three times, and one infinite
-    "predicts_strength": ({"factor": 1.5, "least": 0.5},
-                          strengths((1, 1), (1.5, 1), (3, 1), (math.inf, math.inf)), 0.25,
-                          strengths((1, 1), (3, 1), (1, 3), (math.inf, 1)), -0.25),
-    # one rate orders three of four pairs, one all of them, and one has intruders everywhere and says nothing
-    "threshold_separates": ({"rank": 8, "least": 0.75}, separated(a=((2, 3), (1, 2.5)), b=((2,), (1,)), c=((1, 2), ())),
-                            0.125, separated(a=((1,), (2,)), b=((2,), (1,)), c=((1, 2), ())), -0.25),
 }
 OWN_TESTS = {"seeds_overlap": {"epsilon"}, "released_lora_above_full": {"epsilon"}}  # no effect of a seed alone
 
 # Rules that read all of their table: a measurement of one experiment, or one that means several.
-EVERY_EXPERIMENT = {"alpha_alone", "grows_with_data", "grows_with_data/flat", "scaling_helps", "scaling_up_hurts",
-                    "neighbour_hurts", "intruder_beats", "removal_monotone", "intruders_beyond_norm",
-                    "summary_above_full", "summary_above_full/alpha", "accumulates", "predicts_strength"}
+EVERY_EXPERIMENT = {"alpha_alone", "grows_with_data", "grows_with_data/flat"}
 
 # What a seed may lack (a diverged run is left out of every table), such that it cannot be judged.
 LACKING = {
@@ -401,22 +297,11 @@ LACKING = {
     "larger_effective_rank": ["r == 64", "r == 8"],
     "larger_effective_rank/times": ["r == 0", "r == 64"],
     "alpha_collapses_rank": ["experiment == 'rule'", "experiment == 'alpha_8'", "r == 64"],
-    "scaling_helps": ["r == 8", "learning_rate == 2e-3"],
-    "scaling_up_hurts": ["r == 8", "learning_rate == 2e-3", "factor == 1.5"],
-    "neighbour_hurts": ["r == 8", "learning_rate == 2e-3", "factor == 1.5", "factor == 0.5"],
-    "intruder_beats": ["r == 8", "kind == 'whole update'", "kind == 'intruder'"],
-    "removal_monotone": ["r == 8", "learning_rate == 2e-3", "removed > 0"],
-    "intruders_beyond_norm": ["r == 8", "intruders == 'removed'"],
-    "summary_above_full": ["r == 0", "r == 1", "lora_alpha == 2"],
-    "summary_above_full/alpha": ["lora_alpha == 128", "lora_alpha == 8", "r == 64"],
-    "accumulates": ["r == 0", "r == 8", "lora_alpha == 16"],
     "lora_minus_full": ["r == 0", "r == 8"],
     "lora_minus_full/sign": ["r == 0", "r == 8"],
     "lora_minus_full/least": ["r == 0", "r == 8"],
     "lora_minus_full_window": ["r == 0", "r == 8"],
     "planted_on_top": ["r == 8", "ratio > 1"],
-    "predicts_strength": ["r == 0"],
-    "threshold_separates": ["r == 8", "learning_rate in ('a', 'b')"],
 }
 
 
@@ -510,7 +395,7 @@ def test_runs_that_experiments_share_count_once(name):
 
 @pytest.mark.parametrize("name, column, value", [
     ("higher_rates_more", "n_intruders", 7), ("falls_with_rank", "n_intruders", 0),
-    ("grows_with_data", "n_intruders", 2), ("removal_monotone", "forgetting", 0.5)])
+    ("grows_with_data", "n_intruders", 2), ("forgetting", 0.5)])
 def test_equal_values_at_every_setting_are_no_trend(name, column, value):
     """A correlation with a constant is undefined, yet the sentence is refuted: an effect of 0, not a seed left out."""
     rule, holds, *_ = CASES[name]
@@ -612,63 +497,9 @@ def test_a_change_of_exactly_the_allowed_size_is_flat():
     assert intruders_rules.grows_with_data(frame([by_data(4, 7, 4, 4), by_data(4, 8, 4, 4)]), rule).tolist() == [0.5, -0.5]
 
 
-def test_scaling_that_costs_accuracy_does_not_help():
-    """At the tolerance or beyond it, the effect is the loss of accuracy, however much less is forgotten."""
-    rule = {"factor": 0.7, "rank": 8, "tolerance": 2.0}
-    table = frame([scaling({0.7: -30.0}, accuracy=accuracy) for accuracy in (-1.9, -2.0, -6.0, 0.5)])
-    assert cause_rules.scaling_helps(table, rule).tolist() == [30, -2, -6, 30]
-
-
-@pytest.mark.parametrize("name", ["scaling_helps", "scaling_up_hurts", "neighbour_hurts"])
-def test_scaling_judges_no_seed_without_intruders_or_without_forgetting(name):
-    """No intruder: every factor leaves the model as it is, which is no failure of the sentence. And a run that forgot
-    less than nothing turns every percentage around: the loss rose by 1 % where "forgetting" fell by 20 %.
-    """
-    rule, holds, positive, _, _ = CASES[name]
-    table = frame([holds, holds, holds])
-    table.loc[table["seed"] == 1, ["changed", "forgetting_change", "loss_change"]] = 0
-    table.loc[table["seed"] == 2, "loss_change"] *= -1
-    assert the_rule(name)(table, rule).dropna().to_dict() == pytest.approx({0: positive})
-
-
-@pytest.mark.parametrize("accuracy, forgetting, whole, effect", [
-    (0.5, 0.125, {1.0: (0.75, 0.5), 0.9: (0.5, 0.75), 0.75: (0.5, 0.25), 0.5: (0.25, 0.0)}, 0.125),
-    (0.625, 0.375, {1.0: (0.5, 0.9), 0.9: (0.75, 0.25), 0.5: (0.25, 0.0)}, 0.1875 - 0.375),
-    (0.75, 0.375, {1.0: (0.75, 0.5), 0.9: (0.875, 0.25)}, -0.125),
-    (0.8125, 0.375, WHOLE, 0.125), (0.125, 0.125, WHOLE, -0.125)],
-    ids=["equal accuracies", "accuracy not in order", "dominated start", "beyond the curve", "below the curve"])
-def test_an_intruder_is_compared_with_the_best_of_the_other_kind(accuracy, forgetting, whole, effect):
-    """Of equal accuracies the least forgetting counts, and a point that another beats in both plays no part: without
-    (0.5, 0.9) the curve runs from (0.25, 0) to (0.75, 0.25), which gives 0.1875 at 0.625. Beyond the curve its end.
-    """
-    found = cause_rules.intruder_beats(frame([pareto(accuracy, forgetting, whole)]), CASES["intruder_beats"][0])
-    assert found.tolist() == pytest.approx([effect])
-
-
-def test_without_intruders_nothing_beats_nothing():
-    """The same for the frontier and for equal norms: no intruder is scaled or removed, and the seed is not judged."""
-    holds = CASES["intruder_beats"][1]
-    table = frame([holds, pareto(0.625, 0.25, WHOLE, changed=0)])
-    assert cause_rules.intruder_beats(table, CASES["intruder_beats"][0]).dropna().to_dict() == {0: 0.125}
-    table = frame([norms(0.5, 0.25), norms(0.5, 0.5, own=0.375)])
-    assert cause_rules.intruders_beyond_norm(table, {"rank": 8}).dropna().to_dict() == {0: 0.25}
-
-
-def test_falling_less_than_full_is_no_gathering():
-    """LoRA loses one intruder and full fine-tuning three: the difference is positive, the sentence is not true."""
-    assert continual_rules.accumulates(frame([stages((4, 9, 3), (3, 1, 0))]), {"rank": 8}).tolist() == [-1]
-    assert continual_rules.accumulates(frame([stages((1, 4), (5, 2))]), {"rank": 8}).tolist() == [3]
-
-
 def test_a_planted_direction_must_resemble_nothing():
     """On top, but alike: the margin to epsilon is negative."""
     assert similarity_rules.planted_on_top(frame([planted(1, 0.75)]), {"epsilon": 0.5}).tolist() == [-0.25]
-
-
-def test_matrices_alike_in_every_run_separate_nothing():
-    """No run with both kinds of matrices: no area under any curve, hence no effect."""
-    rule = {"rank": 8, "least": 0.75}
-    assert cause_rules.threshold_separates(frame([separated(a=((1, 2), ()), b=((), (1, 2)))]), rule).isna().tolist() == [True]
 
 
 # --- verdicts and the file of claims --------------------------------------------------------------------------------
@@ -853,7 +684,7 @@ def provides(profile: Profile, claim: Claim) -> bool:
             one[0] for one in runs("variants") if one[1:2] == (8,)},
         "every_variant_has": lambda rule: {"lora", "b_only", "pissa", "adalora", "lora_plus", "vera"} <= {
             one[0] for one in runs("variants")},
-        **dict.fromkeys(("scaling_helps", "scaling_up_hurts", "neighbour_hurts", "intruder_beats", "removal_monotone",
+        **dict.fromkeys(("scaling_helps",
                          "intruders_beyond_norm"), scaled),
         "summary_above_full": lambda rule: in_sequence(rule["rank"], rule.get("alpha", 2 * rule["rank"])) and (
             in_sequence(rule["rank"], rule["beside_alpha"]) if "beside_alpha" in rule else in_sequence(0)),
@@ -1047,18 +878,6 @@ def test_too_little_for_a_rank_correlation_is_nan(x, y):
     assert found["n"] == len(x) and all(math.isnan(found[name]) for name in ("rho", "low", "high", "p"))
 
 
-@pytest.mark.parametrize("table, task, r, factor, accuracy, forgetting", [
-    (3, "mnli", 1, 0.5, -2.7, -13.7), (3, "qqp", 8, 0.1, -3.3, -52.0), (3, "fever", 8, 0.7, 1.3, -9.7),
-    (4, "metamath", 16, 0.3, -15.0, -46.5), (4, "magicoder", 256, 0.9, -1.6, -2.8)])
-def test_the_papers_scaling_tables_are_the_printed_ones(table, task, r, factor, accuracy, forgetting):
-    """Tables 3 (three tasks, two ranks, five factors) and 4 (two tasks, three ranks, four factors)."""
-    paper = paper_scaling()
-    assert paper["table"].value_counts().to_dict() == {3: 30, 4: 24} and not paper.isna().any().any()
-    assert not paper.duplicated(["table", "task", "r", "factor"]).any() and (paper["forgetting_change"] < 0).all()
-    row = paper[(paper[["table", "task", "r", "factor"]] == (table, task, r, factor)).all(axis=1)].iloc[0]
-    assert (row["accuracy_change"], row["forgetting_change"]) == (accuracy, forgetting)
-
-
 def with_rates(rows: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "learning_rate", "seed", "accuracy"])
 
@@ -1091,26 +910,6 @@ def test_rates_that_share_no_seed_are_taken_by_number_of_seeds():
 def test_of_equal_rates_the_smaller_is_taken_in_any_order():
     rows = [("LoRA", 2e-3, 0, 0.75), ("LoRA", 1e-3, 0, 0.75)]
     assert kept(rows) == kept(rows[::-1]) == {("LoRA", 1e-3, 0)}
-
-
-@pytest.mark.parametrize("most, counts", [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (4, [0, 1, 2, 4]),
-                                          (5, [0, 1, 2, 4, 5]), (9, [0, 1, 2, 4, 8, 9])])
-def test_doubling_ends_with_all(most, counts):
-    """Each number once, none twice where all is a power of two, and 0 alone where there is nothing to remove."""
-    assert doubling(most) == counts
-
-
-def test_separation_by_hand():
-    """Ratios 2 and 3 with intruders, 1 and 2.5 without: three of four pairs in order; a tie counts half.
-
-    One row per method and rate; where all or none have intruders there is no area.
-    """
-    table = frame([separated(a=((2, 3), (1, 2.5)), b=((1,), (1,)), c=((0.5, 2), ()))])
-    found = separation(table[table["r"] == 8]).set_index("learning_rate")
-    assert found["auc"].tolist()[:2] == [0.75, 0.5] and math.isnan(found["auc"]["c"])
-    assert found.loc["a", ["matrices", "with_intruders", "above_critical", "largest_ratio"]].tolist() == [4, 2, 3, 3]
-    assert found["above_critical"].tolist() == [3, 0, 1] and found["with_intruders"].tolist() == [2, 1, 2]
-    assert len(separation(table)) == 4
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -1393,123 +1192,6 @@ def test_rank_by_rate_maps_write_the_mean_of_each_cell():
         ["0.0001", "0.001"], ["8", "64"]]
     assert {text.get_color() for text in right.texts} == {"white"}  # cividis draws a constant in its darkest blue
     assert (left.get_title(), right.get_title(), left.get_ylabel()) == ("intruders", "constant", "LoRA rank")
-
-
-KINDS = ("intruder", "neighbour", "random direction", "whole update")
-
-
-def interventions(methods=("LoRA r=8, 0.002",), seeds=(0,), factors=(0.0, 0.5, 1.0, 1.5)) -> pd.DataFrame:
-    """Accuracy 0.7 to 0.85 and forgetting 0 to 1.5 with lambda, a little more of each for later kinds and seeds."""
-    return pd.DataFrame([{
-        "method": method, "seed": seed, "kind": kind, "factor": factor, "accuracy": 0.7 + factor / 10 + seed / 100,
-        "forgetting": factor + seed / 8 + place / 16, "pseudo_loss": 5 + factor + seed / 8, "base_pseudo_loss": 5.0}
-        for method in methods for seed in seeds for place, kind in enumerate(KINDS) for factor in factors])
-
-
-@pytest.mark.parametrize("methods", [("LoRA r=8, 0.002",), ("LoRA r=8, 0.002", "LoRA r=1, 0.003")], ids=["one", "two"])
-def test_interventions_show_accuracy_above_pseudo_loss(methods):
-    """A column per run, a line per kind, a mark at lambda = 1 and the base's loss; bands where the reference has it."""
-    own, reference = interventions(methods), interventions(methods, seeds=SEEDS)
-    alone = full_of_lines(cause_figures.intervention_curves(own), 2 * len(methods), [*KINDS, "base"])
-    both = full_of_lines(cause_figures.intervention_curves(own, reference), 2 * len(methods), [*KINDS, "base"])
-    top, bottom = both.axes[0], both.axes[len(methods)]
-    assert lines_of(top)["neighbour"] == pytest.approx([0.7, 0.75, 0.8, 0.85])
-    assert lines_of(bottom)["intruder"] == [5, 5.5, 6, 6.5] and lines_of(bottom)["base"] == [5, 5]
-    assert [axis.get_title() for axis in both.axes[:len(methods)]] == list(methods)
-    assert bands(alone.axes[0]) == [] and bands(bottom)[0] == (5, 6.75)
-
-
-@pytest.mark.parametrize("extra", ["method", "kind"])
-def test_interventions_show_the_readers_runs_and_kinds(extra):
-    """Reference results have more runs than a reader trains: what the reader lacks neither fails nor adds a column."""
-    own, reference = interventions(), interventions(seeds=SEEDS)
-    reference = pd.concat([reference, reference.assign(**{extra: "something else"})])
-    figure = full_of_lines(cause_figures.intervention_curves(own, reference), 2, [*KINDS, "base"])
-    assert len(bands(figure.axes[0])) == len(KINDS)
-    other = reference[reference[extra] == "something else"]
-    full_of_lines(cause_figures.intervention_curves(own, other), 2, [*KINDS, "base"])
-
-
-@pytest.mark.parametrize("methods", [("LoRA r=8, 0.002",), ("LoRA r=8, 0.002", "LoRA r=1, 0.003")], ids=["one", "two"])
-def test_pareto_curves_start_in_the_circle(methods):
-    """Lambda from 1 down; of several seeds the means, the circle at lambda = 1 included; 1.5 is no part of it."""
-    own = interventions(methods, seeds=(0, 2)).assign(forgetting=lambda t: t["factor"] + t["seed"] / 8)
-    figure = full_of_lines(cause_figures.pareto_curves(own), len(methods), [*KINDS, "lambda = 1"])
-    for axis in figure.axes:
-        lines = {line.get_label(): np.array(line.get_xydata()) for line in axis.lines}
-        assert lines["intruder"] == pytest.approx(np.array([[0.71, 0.125], [0.76, 0.625], [0.81, 1.125]]))
-        assert lines["lambda = 1"] == pytest.approx(lines["intruder"][-1:])
-        assert axis.get_xlabel() == "test accuracy" and axis.get_ylabel()
-
-
-def matched(methods=("LoRA r=8, 0.002",), seeds=(0,)) -> pd.DataFrame:
-    return pd.DataFrame([{"method": method, "seed": seed, "norm": norm, "intruders": which, "relative_norm": size,
-                          "forgetting": value + seed / 4} for method in methods for seed in seeds
-                         for norm, size in (("own", 0.5), ("smaller", 0.25))
-                         for which, value in (("kept", 2 * size), ("removed", size))])
-
-
-@pytest.mark.parametrize("methods", [("LoRA r=8, 0.002",), ("LoRA r=8, 0.002", "LoRA r=1, 0.003")], ids=["one", "two"])
-def test_norm_matched_points_have_the_references_bars_at_their_norm(methods):
-    """Two lines of two norms each; a bar from the smallest to the largest seed stands at each of the four."""
-    own, reference = matched(methods), matched((*methods, "LoRA r=64, 0.001"), SEEDS)
-    alone = full_of_lines(cause_figures.norm_matched_points(own), len(methods))
-    both = full_of_lines(cause_figures.norm_matched_points(own, reference), len(methods))
-    for axis in both.axes:
-        assert lines_of(axis) == {"intruders kept": [0.5, 1], "intruders removed": [0.25, 0.5]}
-        bars = {tuple(map(tuple, bar)) for collection in axis.collections for bar in collection.get_segments()}
-        assert bars == {((0.5, 1.0), (0.5, 1.5)), ((0.25, 0.5), (0.25, 1.0)), ((0.5, 0.5), (0.5, 1.0)),
-                        ((0.25, 0.25), (0.25, 0.75))}
-    assert names_in(both.axes[0].get_legend()) == ["intruders kept", "intruders removed"]
-    assert not alone.axes[0].collections
-    full_of_lines(cause_figures.norm_matched_points(own, reference[reference["method"] == "LoRA r=64, 0.001"]), len(methods))
-
-
-def sequence(tasks: int, methods=("full", "LoRA r=8"), seeds=(0,)) -> pd.DataFrame:
-    """Every task's accuracy rises to 0.9 when trained and falls by 0.05 at each later stage, faster by seed."""
-    return pd.DataFrame([{"method": method, "seed": seed, "stage": stage, "tested_task": f"task {place}",
-                          "tested_place": place, "base_accuracy": 0.5 + place / 64,
-                          "accuracy": 0.5 if stage < place else 0.9 - (0.05 + seed / 100) * (stage - place)}
-                         for method in methods for seed in seeds for stage in range(tasks + 1)
-                         for place in range(tasks, 0, -1)])
-
-
-@pytest.mark.parametrize("tasks", [2, 3, 4, 6])
-def test_a_sequence_has_one_panel_per_task_in_order(tasks):
-    """However the rows are ordered, panels follow the sequence; each says when it is trained and what the base has."""
-    own, reference = sequence(tasks), sequence(tasks, seeds=SEEDS)
-    alone = full_of_lines(continual_figures.sequence_curves(own), tasks, ["full", "LoRA r=8"])
-    both = full_of_lines(continual_figures.sequence_curves(own, reference), tasks, ["full", "LoRA r=8"])
-    assert [axis.get_title() for axis in both.axes] == [f"{place}. task {place}" for place in range(1, tasks + 1)]
-    axis = both.axes[1]
-    assert lines_named(axis, "full")[0].get_ydata().tolist() == pytest.approx(
-        [0.5, 0.5, *(0.9 - 0.05 * late for late in range(tasks - 1))])
-    trained_at, base = (line for line in axis.lines if line.get_label().startswith("_child"))
-    assert set(trained_at.get_xdata()) == {2} and set(base.get_ydata()) == {0.53125}
-    assert len(axis.collections) == 2 and not alone.axes[1].collections
-    below = [bool([tick for tick in axis.get_xticklabels() if tick.get_visible()]) for axis in both.axes]
-    assert below == [place + 3 >= tasks or tasks <= 3 for place in range(tasks)]  # the last of each column
-
-
-def test_a_sequence_of_the_reference_with_other_methods_and_tasks_does_not_disturb():
-    """The reference's further methods, and a task that only it has, leave the reader's panels as they are."""
-    reference = pd.concat([sequence(3, ("full", "LoRA r=64"), SEEDS), sequence(3, ("LoRA r=1",), SEEDS)])
-    figure = full_of_lines(continual_figures.sequence_curves(sequence(2), reference), 2, ["full", "LoRA r=8"])
-    assert len(bands(figure.axes[0])) == 1
-
-
-@pytest.mark.parametrize("methods, stages", [(1, 1), (2, 3)])
-def test_a_grid_of_maps_has_a_row_per_method_and_a_column_per_stage(methods, stages):
-    """All on one scale from 0 to 1, with one colour bar; the values are those given."""
-    maps = {f"method {row}": {f"stage {column}": np.full((4, 4), (row + column) / 8) for column in range(stages)}
-            for row in range(methods)}
-    figure = full_of_lines(continual_figures.map_grid(maps, matrix="layer 0 query"), methods * stages)
-    axes = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
-    assert [axis.get_title() for axis in axes] == [f"stage {column}" for column in range(stages)] * methods
-    assert [float(axis.images[0].get_array()[0, 0]) for axis in axes] == [
-        (row + column) / 8 for row in range(methods) for column in range(stages)]
-    assert {axis.images[0].get_clim() for axis in axes} == {(0, 1)} and len(figure.axes) == methods * stages + 1
-    assert [axis.get_ylabel().split("\n")[0] for axis in axes if axis.get_ylabel()] == list(maps)
 
 
 def test_styles_tell_methods_apart_without_colour():
