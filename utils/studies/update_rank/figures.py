@@ -1,226 +1,189 @@
-"""Figures of notebook 12: the rank of the update beside what noise, a random update and rounding would need.
+"""Figures of notebook 12 that need no training: the Gaussian toy, the null, one matrix's spectra, memory by formula."""
 
-As in :mod:`utils.reporting.plots`: tables in, a figure out.
-"""
-
-from collections.abc import Mapping
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from utils.reporting.panels import draw_lines, panels
-from utils.reporting.style import DASHES, MARKERS, method_styles, use_style
-from utils.studies.learning.tradeoffs import _doubling_axis
+from utils.profiles import Profile
+from utils.reporting.drawn import Drawn, figure, shown_table
+from utils.reporting.measured import Measured
+from utils.reporting.panels import draw_lines, label_left, outer_legend, panels
+from utils.reporting.style import DASHES, MARKERS, method_styles
+from utils.spectra.perturbation import SHARE, gaussian_rank
+
+GPU_MEMORY = {"24 GB": 24, "80 GB": 80}  # of one consumer's and one server's card, GB
+PAPER_SHAPES = {"q, k, v, o": (4096, 4096), "gate, up": (11008, 4096), "down": (4096, 11008)}  # Llama-2-7B
+PAPER_MODEL = "Llama-2-7B (the paper's)"
 
 
-def spectra_panels(table: pd.DataFrame, *, share: float = 0.9, relative: bool = False, title: str = "") -> Figure:
-    """Singular values, and the share of the energy that the first of them hold (Figure S7).
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        :func:`utils.spectra.perturbation.spectrum_table`, with ``every=1`` for a true mark at `share`.
-    relative : bool
-        Divide each spectrum by its largest value, to compare their shapes.
-    """
-    figure, (left, right) = panels(2)
-    for index, (name, part) in enumerate(table.groupby("spectrum", sort=False)):
-        look = {"color": f"C{index}", "linestyle": DASHES[index % len(DASHES)]}
-        reached = part[part["share"] >= share - 1e-9]["index"]
-        unit = part["singular_value"].max() if relative else 1
-        left.plot(part["index"], part["singular_value"] / unit, label=name, **look)
-        right.plot(part["index"], part["share"], **look,
-                   label=name if reached.empty else f"{name}: {share:.0%} at {reached.iloc[0]}")
-        if len(reached):
-            right.plot(reached.iloc[0], share, MARKERS[index % len(MARKERS)], color=look["color"], markersize=6)
-    right.axhline(share, color="grey", linestyle=":", linewidth=1)
-    left.set(xlabel="index", ylabel="singular value" + " / largest of its own" * relative, ylim=(0, None))
-    right.set(xlabel="number of directions", ylabel="share of the energy", ylim=(0, 1.03))
-    left.legend()
-    right.legend(loc="lower right")
-    figure.suptitle(title, fontsize="medium")
-    return figure
-
-
-def toy_panels(spectra: pd.DataFrame, sweep: pd.DataFrame) -> Figure:
-    """A Gaussian matrix changed by another: spectra, and how far singular values move (Figure S8).
+@figure("12_gaussian_toy", measurements=("toy_deviations",), place="Learns less v2, Fig S8")
+def gaussian_toy(deviations: Measured, *, spectra: pd.DataFrame) -> Drawn:
+    """A Gaussian matrix changed by another: its spectra, and how far its singular values move.
 
     Parameters
     ----------
-    spectra, sweep : pandas.DataFrame
-        :func:`~utils.spectra.perturbation.toy_perturbation` and :func:`~utils.spectra.perturbation.deviation_sweep`.
+    deviations : Measured
+        ``toy_deviations``: ``scale``, ``deviation``, ``seed``.
+    spectra : pandas.DataFrame
+        :func:`utils.spectra.perturbation.toy_perturbation`.
     """
-    figure, (left, right) = panels(2)
-    largest = spectra["singular_value"].max()
-    for index, (name, part) in enumerate(spectra.groupby("spectrum", sort=False)):
-        left.plot(part["index"], part["singular_value"] / largest, color=f"C{index}", linestyle=DASHES[index],
-                  linewidth=2, label=name)
+    drawing, (left, right) = panels(2)
+    _spectrum_lines(left, spectra, unit=spectra["singular_value"].max())
     left.set(xlabel="index", ylabel="singular value / largest of all", ylim=(0, 1.03))
-    left.legend()
-    c, deviation = sweep["scale"].to_numpy(), sweep["deviation"].to_numpy()
-    right.plot(c, deviation / deviation[0], "o-", markersize=4, color="C0", label="measured")
-    right.plot(c, c / c[0], "--", color="grey", linewidth=1, label="proportional to c")
-    right.plot(c, deviation[-1] / deviation[0] * (c / c[-1]) ** 2, ":", color="grey", linewidth=1.5,
-               label="proportional to c²")
-    right.set(xscale="log", yscale="log", xlabel="c", ylim=(0.3, 3 * deviation[-1] / deviation[0]),
-              ylabel="mean change of the singular values\n(1 at the smallest c)")
-    right.legend()
-    return figure
+    means = deviations.own.groupby("scale")["deviation"].mean()
+    _deviation_lines(right, means, deviations)
+    outer_legend(drawing, (left, right))
+    largest = spectra.groupby("spectrum", sort=False)["singular_value"].max()
+    ratio = means / means.index
+    table = means.rename("mean change").reset_index().assign(over=ratio.to_numpy())
+    return Drawn(
+        drawing,
+        alt="Two line plots. Spectra of A, A + 0.1 B and 0.1 B, largest values " + ", ".join(
+            f"{name}: {value:.1f}" for name, value in largest.items())
+        + f". Mean change of singular values against c on log axes: {ratio.iloc[0]:.2f} c at the smallest c, "
+          f"{ratio.iloc[-1]:.2f} c at c = {means.index[-1]:g}.",
+        caption="What a change of full rank does to a spectrum, and how far singular values move with its scale c.",
+        table=deviations.own,
+        shown=shown_table(table.iloc[::2], {"scale": "c", "mean change": "mean change", "over": "mean change / c"}))
 
 
-def rank_by_layer(table: pd.DataFrame, *, y: str = "update_rank", ylabel: str = "directions for 90 % of the energy",
-                  duration: str = "duration", unit: str = "") -> Figure:
-    """How many directions the update needs, layer by layer, one panel per matrix type; lighter is longer (Figure 6).
+def _spectrum_lines(axis: Axes, spectra: pd.DataFrame, *, unit: float | None = None) -> None:
+    """Singular values by index, over `unit` or, without one, each spectrum over its own largest."""
+    for index, (name, part) in enumerate(spectra.groupby("spectrum", sort=False)):
+        over = unit or part["singular_value"].max()
+        axis.plot(part["index"], part["singular_value"] / over, color=f"C{index}", linestyle=DASHES[index], linewidth=2,
+                  label=name)
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        :func:`~utils.spectra.perturbation.update_ranks` with ``layer``, ``type`` and `duration`. The dashed line is its
-        ``null_rank``, the top of each panel the smaller side of the matrix.
-    unit : str
-        Of the durations, for the legend.
+
+def _deviation_lines(axis: Axes, means: pd.Series, deviations: Measured) -> None:
+    """Mean change over its smallest, with the two powers of c as guides through the ends."""
+    c, relative = means.index.to_numpy(), (means / means.iloc[0]).to_numpy()
+    axis.plot(c, relative, "o-", markersize=4, color="C0", label="measured, your seeds")
+    if deviations.reference is not None:
+        band = deviations.reference.groupby("scale")["deviation"].agg(["min", "max"]) / means.iloc[0]
+        axis.fill_between(band.index, band["min"], band["max"], color="C0", alpha=0.15, linewidth=0)
+    axis.plot(c, c / c[0], "--", color="grey", linewidth=1, label="proportional to c")
+    axis.plot(c, relative[-1] * (c / c[-1]) ** 2, ":", color="grey", linewidth=1.5, label="proportional to c²")
+    axis.set(xscale="log", yscale="log", xlabel="c", ylim=(0.3, 3 * relative[-1]),
+             ylabel="mean change of singular values\n(1 at the smallest c)")
+
+
+def shape_table(ranks: pd.DataFrame) -> pd.DataFrame:
+    """The shapes of the paper's matrices and of ours, and what noise of each needs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``model``, ``type``, ``rows``, ``columns``, ``aspect`` (long over short side), ``null_rank``, ``share`` (of the
+        short side).
     """
-    use_style()
-    types, durations = list(table["type"].unique()), sorted(table[duration].unique())
-    rows = -(-len(types) // 4)
-    columns = -(-len(types) // rows)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.2 * rows), squeeze=False)
-    colours = sns.color_palette("mako", len(durations) + 2)[1:-1]
-    for axis, type_ in zip(axes.flat, types, strict=False):
-        part = table[table["type"] == type_]
-        for index, length in enumerate(durations):
-            line = part[part[duration] == length].groupby("layer")[y].mean()
-            axis.plot(line.index, line, color=colours[index], marker=MARKERS[index % len(MARKERS)], markersize=4,
-                      linewidth=1, label=f"{length:g} {unit}".strip())
-        axis.axhline(part["null_rank"].mean(), color="black", linestyle="--", linewidth=1, label="Gaussian noise")
-        full = part[["rows", "columns"]].min(axis=1).iloc[0]
-        axis.set(title=f"{type_}\n{part['rows'].iloc[0]} × {part['columns'].iloc[0]}", ylim=(0, full))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    for axis in axes.flat[len(types):]:
-        axis.remove()
-    figure.supxlabel("layer", fontsize="medium")
-    figure.supylabel(ylabel, fontsize="medium")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
-    return figure
+    parts = [pd.DataFrame([{"model": PAPER_MODEL, "type": name, "rows": shape[0], "columns": shape[1]}
+                           for name, shape in PAPER_SHAPES.items()])]
+    tuned = np.where(ranks["experiment"] == "instruction", "ours, instruction", "ours, continued")
+    kinds = ranks.assign(model=tuned).drop_duplicates(["model", "type"])
+    same = kinds.groupby(["model", "rows", "columns"], sort=False)["type"].agg(", ".join).reset_index()
+    table = pd.concat([*parts, same], ignore_index=True)
+    sides = table[["rows", "columns"]]
+    table["aspect"] = sides.max(axis=1) / sides.min(axis=1)
+    table["null_rank"] = [gaussian_rank(shape) for shape in sides.itertuples(index=False)]
+    return table.assign(share=table["null_rank"] / sides.min(axis=1))
 
 
-def memory_panel(table: pd.DataFrame, published: pd.DataFrame | None = None, *,
-                 limits: Mapping[str, float] | None = None) -> Figure:
-    """Gigabytes per GPU against the number of GPUs, one panel per model (Tables S14-S16).
-
-    Parameters
-    ----------
-    table, published : pandas.DataFrame
-        ``model``, ``method``, ``gpus``, ``gigabytes``; published values are hollow grey circles.
-    limits : mapping of str to float, optional
-        Gigabytes that a GPU has, by its name: dotted lines.
-    """
-    models = list(table["model"].unique())
-    figure, axes = panels(len(models), width=4.4)
-    names = {method: f"full #{method}" if method.startswith("full") else method for method in table["method"].unique()}
-    known = method_styles(list(names.values()))
-    styles = {method: known[name] for method, name in names.items()}
-    for axis, model in zip(axes, models, strict=True):
-        part = table[table["model"] == model]
-        draw_lines(axis, part, None, x="gpus", y="gigabytes", styles=styles)
-        if published is not None:
-            cells = published[published["model"] == model]
-            axis.plot(cells["gpus"], cells["gigabytes"], "o", color="grey", markerfacecolor="none", markersize=9,
-                      label="published")
-        for index, (name, size) in enumerate((limits or {}).items()):
-            axis.axhline(size, color="grey", linestyle=DASHES[(3 + index) % len(DASHES)], linewidth=1, label=name)
-        _doubling_axis(axis, part["gpus"])
-        axis.set(yscale="log", xlabel="GPUs", title=model)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("gigabytes per GPU")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-    return figure
-
-
-def null_by_aspect(curve: pd.DataFrame, shapes: pd.DataFrame) -> Figure:
-    """Share of the shorter side that a Gaussian matrix needs, against how oblong it is.
-
-    Parameters
-    ----------
-    curve : pandas.DataFrame
-        ``aspect`` (long over short side), ``share`` (:func:`~utils.spectra.perturbation.gaussian_rank` over the short
-        side).
-    shapes : pandas.DataFrame
-        The same with ``model``; one point each.
-    """
-    figure, (axis,) = panels(1, width=6.5)
-    axis.plot(curve["aspect"], curve["share"], color="grey", linewidth=1, label="Gaussian matrix")
+@figure("12_gaussian_null", measurements=("rank_dynamics",))
+def gaussian_null(ranks: Measured) -> Drawn:
+    """Share of the shorter side that a Gaussian matrix needs, against how oblong it is, with the models' shapes."""
+    shapes = shape_table(ranks.own)
+    drawing, (axis,) = panels(1, width=7)
+    aspects = np.arange(1, 8.05, 0.1)
+    axis.plot(aspects, [gaussian_rank((1000, round(1000 * aspect))) / 1000 for aspect in aspects], color="grey",
+              linewidth=1, label="Gaussian matrix")
     for index, (model, style) in enumerate(method_styles(list(shapes["model"].unique())).items()):
         part = shapes[shapes["model"] == model]
         axis.plot(part["aspect"], part["share"], linestyle="none", marker=style["marker"], color=style["color"],
-                  markersize=max(4, 14 - 4 * index), label=model)  # points of one shape lie on each other
+                  markersize=max(5, 14 - 4 * index), label=model)  # points of one shape lie on each other
     axis.set(xscale="log", xlabel="long side / short side", ylabel="directions / short side", ylim=(0.45, 1))
-    ticks = [tick for tick in (1, 2, 3, 4, 6, 8) if tick <= curve["aspect"].max()]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks((1, 2, 3, 4, 6, 8), list("123468"))
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend()
-    return figure
+    outer_legend(drawing, (axis,))
+    return Drawn(
+        drawing,
+        alt="Line: directions that hold 90 % of a Gaussian matrix's energy, as a share of its shorter side, against "
+            "long over short side; points are the shapes of the paper's model and ours. " + "; ".join(
+                f"{row.model}, {row.type}: {row.null_rank:.0f} of {min(row.rows, row.columns)}"
+                for row in shapes.itertuples()) + ".",
+        caption="How many of the shorter side's directions noise alone needs for 90 % of its energy, by shape.",
+        table=shapes,
+        shown=shown_table(shapes, {"model": "model", "type": "matrices", "rows": "rows", "columns": "columns",
+                                   "null_rank": "directions of noise", "share": "of the short side"}))
 
 
-def ratios_by_type(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Rank of updates over the Gaussian null's, by matrix type: one point per layer, one symbol per ``update``.
-
-    Parameters
-    ----------
-    table, reference : pandas.DataFrame
-        ``update`` (such as trained, random), ``type``, ``layer``, ``ratio``. The reference is a bar from its smallest
-        to its largest layer and seed.
-    """
-    types = list(table["type"].unique())
-    names = list(table["update"].unique())
-    styles = method_styles(names)
-    figure, (axis,) = panels(1, width=8)
-    for index, name in enumerate(names):
-        shift = 0.22 * (index - (len(names) - 1) / 2)
-        for place, type_ in enumerate(types):
-            if reference is not None:
-                held = reference[(reference["update"] == name) & (reference["type"] == type_)]["ratio"]
-                axis.vlines([place + shift] * bool(len(held)), held.min(), held.max(), linewidth=7, alpha=0.25,
-                            color=styles[name]["color"])
-            values = table[(table["update"] == name) & (table["type"] == type_)].groupby("layer")["ratio"].mean()
-            axis.plot([place + shift] * len(values), values, linestyle="none", marker=styles[name]["marker"],
-                      color=styles[name]["color"], markersize=6, label=name if place == 0 else "_")
-    axis.axhline(1, color="black", linestyle="--", linewidth=1, label="Gaussian noise")
-    axis.set_xticks(range(len(types)), types)
-    axis.set(ylabel="rank of the update / rank of noise", ylim=(0, None))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center")
-    return figure
-
-
-def rounding_panels(table: pd.DataFrame) -> Figure:
-    """What rounding to bfloat16 does to an update: its noise by type, and the ranks it makes of exact ones.
+@figure("12_one_matrix", place="Learns less v2, Fig S7")
+def one_matrix(profile: Profile, *, spectra: pd.DataFrame, name: str, shape: tuple[int, int]) -> Drawn:
+    """Singular values of W0, the tuned weight and the update; the same over the largest; their share of the energy.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        :func:`utils.reporting.updates.rounding_effects`: ``type``, ``step``, ``noise``, ``both_noise``,
-        ``update_rank``, ``tuned_rounded_rank``, ``both_rounded_rank``.
+    spectra : pandas.DataFrame
+        :func:`utils.spectra.perturbation.spectrum_table` of every index.
+    name : str
+        Of the matrix, of `shape`.
     """
-    types, steps = list(table["type"].unique()), sorted(table["step"].unique())
-    figure, (left, right) = panels(2)
-    ways = {"noise": ("tuned rounded", "C1", "tuned_rounded_rank"), "both_noise": ("both rounded", "C0",
-                                                                                 "both_rounded_rank")}
-    for step, marker, fill in zip((steps[0], steps[-1]), "os", ("none", "full"), strict=True):
-        part = table[table["step"] == step]
-        for column, (name, colour, rank) in ways.items():
-            look = {"marker": marker, "fillstyle": fill, "color": colour, "linestyle": "none", "alpha": 0.8}
-            means = part.groupby("type")[column].mean().reindex(types)
-            left.plot(range(len(types)), means, label=f"{name}, step {step}", **look)
-            right.plot(part["update_rank"], part[rank], markersize=4, **look)
-    ends = np.array([table["update_rank"].min(), table["update_rank"].max()])
-    right.plot(ends, ends, color="black", linewidth=1)
-    left.set_xticks(range(len(types)), types, rotation=40, ha="right", fontsize="small")
-    left.set(yscale="log", ylabel="rounding / update, Frobenius norm")
-    right.set(xlabel="rank of the exact update", ylabel="rank after rounding")
-    left.legend(fontsize="x-small")
-    return figure
+    drawing, (absolute, relative, share) = panels(3, height=3.4)
+    _spectrum_lines(absolute, spectra, unit=1)
+    _spectrum_lines(relative, spectra)
+    reached = spectra[spectra["share"] >= SHARE - 1e-9].groupby("spectrum", sort=False)["index"].first()
+    for index, (label, part) in enumerate(spectra.groupby("spectrum", sort=False)):
+        share.plot(part["index"], part["share"], color=f"C{index}", linestyle=DASHES[index], label=label)
+        share.plot(reached[label], SHARE, MARKERS[index], color=f"C{index}", markersize=6, label="_90 %")
+    share.axhline(SHARE, color="grey", linestyle=":", linewidth=1)
+    absolute.set(xlabel="index", ylabel="singular value", ylim=(0, None))
+    relative.set(xlabel="index", ylabel="the same over its largest", ylim=(0, None))
+    share.set(xlabel="number of directions", ylabel="share of the energy", ylim=(0, 1.03))
+    outer_legend(drawing, (absolute, relative, share), title=name)
+    noise, largest = gaussian_rank(shape), spectra.groupby("spectrum", sort=False)["singular_value"].max()
+    shown = pd.DataFrame({"matrix": reached.index, "directions for 90 %": reached.to_numpy(),
+                          "noise needs": round(noise, 1), "of": min(shape),
+                          "largest singular value": largest[reached.index].to_numpy()})
+    return Drawn(
+        drawing,
+        alt=f"Three line plots of {name}: singular values of W0, the fully fine-tuned weight and the update, the same "
+            "over the largest of each, and their cumulative share of the energy. Directions for 90 %: " + ", ".join(
+                f"{key} {value}" for key, value in reached.items()) + f", Gaussian noise {noise:.0f}, of {min(shape)}. "
+            "Largest singular values: " + ", ".join(f"{key} {value:.2f}" for key, value in largest.items()) + ".",
+        caption="One matrix before and after full fine-tuning, and what was added to it.", table=spectra, shown=shown)
+
+
+@figure("12_memory", measurements=("memory_formulas",), place="Learns less v2, Tables S14 to S16")
+def memory(formulas: Measured) -> Drawn:
+    """Gigabytes per GPU against the number of GPUs, one panel per model; the paper's cells as hollow circles."""
+    table = formulas.own
+    names = {method: f"full #{method}" if method.startswith("full") else method for method in table["method"].unique()}
+    known = method_styles(list(names.values()))
+    drawing, axes = panels(table["model"].nunique(), height=3.6)
+    for axis, (model, part) in zip(axes, table.groupby("model", sort=False), strict=True):
+        draw_lines(axis, part, None, x="gpus", y="gigabytes", styles={one: known[name] for one, name in names.items()})
+        axis.plot(part["gpus"], part["gigabytes_published"], "o", color="grey", markerfacecolor="none", markersize=9,
+                  label="published")
+        for index, (name, size) in enumerate(GPU_MEMORY.items()):
+            axis.axhline(size, color="grey", linestyle=DASHES[3 + index], linewidth=1, label=name)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(part["gpus"].unique()))
+        axis.set(yscale="log", xlabel="GPUs", title=model)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    label_left(axes, "gigabytes per GPU")
+    outer_legend(drawing, axes)
+    single = table[table["gpus"] == 1]
+    apart = (table["gigabytes"] / table["gigabytes_published"] - 1).abs().max()
+    shown = single.pivot(index="model", columns="method", values="gigabytes").loc[table["model"].unique()].reset_index()
+    return Drawn(
+        drawing,
+        alt="Line plots on log axes of gigabytes per GPU against the number of GPUs, one panel per model. One GPU: "
+            + "; ".join(f"{row.model} {row.method} {row.gigabytes:.1f}" for row in single.itertuples())
+            + f". Of the paper's {len(table)} cells {int(table['agrees'].sum())} are ours to the printed decimals; the "
+              f"largest difference is {apart:.1%}.",
+        caption="Gigabytes of weights, gradients and optimiser states by formula, with the paper's own cells "
+                "(in the table, on one GPU).",
+        table=table, shown=shown.rename_axis(columns=None).rename(columns={"model": "model, one GPU"}))

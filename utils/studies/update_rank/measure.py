@@ -5,7 +5,16 @@ import pandas as pd
 from utils.evaluation.memory import memory_table
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import RUN_COLUMNS, Seeds, experiment_runs, identity, with_identity, with_places
+from utils.reporting.runs import (
+    RUN_COLUMNS,
+    Seeds,
+    experiment_runs,
+    identity,
+    run_intruders,
+    with_identity,
+    with_places,
+)
+from utils.spectra import count_intruders, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.perturbation import bf16_effect, deviation_sweep, update_ranks
 from utils.studies.update_rank.published import published_memory
@@ -63,6 +72,28 @@ def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             table = with_places(update_ranks(run.base_matrices(), moved, None, update_only=True))
             parts.append(pd.DataFrame(identity(profile, "code", run), index=table.index).join(table))
     return pd.concat(parts, ignore_index=True)
+
+
+def beside_intruders(profile: Profile, seeds: tuple[int, ...], ranks: pd.DataFrame) -> pd.DataFrame:
+    """Rank, intruders and relative norm of the first seed's runs on code, and of noise of full fine-tuning's norm.
+
+    Parameters
+    ----------
+    ranks : pandas.DataFrame
+        :func:`rank_dynamics`: ``run``, ``step``, ``update_rank``.
+    """
+    rows, epsilon, k = [], profile.spectra.epsilon, profile.spectra.k
+    random = random_ranks(profile, seeds[:1])["update_rank"].mean()
+    for run in experiment_runs(profile, "code", seeds[:1]):
+        base, tuned, label = run.base_matrices(), run.tuned_matrices(), run.spec.method.label
+        size = sum(((tuned[key] - base[key]).norm() / base[key].norm()).item() for key in base) / len(base)
+        own = ranks[(ranks["run"] == run.spec.key) & (ranks["step"] == run.steps[-1])]
+        rows.append((label, own["update_rank"].mean(), run_intruders(run, profile.spectra), size))
+        if run.spec.method.kind == "full":
+            moved = vector_table(base, random_updates(base, tuned, rank=None, seed=run.spec.seed))
+            rows.append(("random, full's norm", random, count_intruders(moved, [epsilon], [k])["n_intruders"].item(),
+                         size))
+    return pd.DataFrame(rows, columns=["update", "mean rank", f"intruders, epsilon {epsilon}", "mean |update| / |W0|"])
 
 
 @measurement(columns=("scale", "deviation", "seed", "profile", "experiment"))
