@@ -118,8 +118,9 @@ def trade_off(scaled: Measured) -> Drawn:
                 _curve(axis, _of(reference, method=method, kind=kind), label="_reference", linewidth=1, alpha=0.5,
                        **style)
             _curve(axis, _of(own, method=method, kind=kind), label=kind, **style)
-        _curve(axis, _of(best, method=method, factor=1), color="red", marker="o", linestyle="none", markersize=11,
-               fillstyle="none", label="lambda = 1")
+        start = _of(best if method in set(best["method"]) else own, method=method, factor=1)
+        _curve(axis, start, color="red", marker="o", linestyle="none", markersize=11, fillstyle="none",
+               label="lambda = 1")
         axis.set(title=method, xlabel="test accuracy")
     label_left(axes, "forgetting, nats per token")
     outer_legend(drawn, axes)
@@ -154,7 +155,7 @@ def removing_intruders(removed: Measured) -> Drawn:
                                 (removed.own, {"label": kind})):
                 for _, line in _runs(_of(table, method=method, kind=kind)):
                     axis.plot(line["removed"], line["forgetting"], markersize=4, **style | look)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=method, xlabel="how many are removed, the strongest first")
     label_left(axes, "forgetting, nats per token")
     outer_legend(drawn, axes)

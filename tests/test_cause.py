@@ -29,7 +29,6 @@ from utils.spectra.intervention import (
     with_norm,
 )
 from utils.studies.cause import measure as cause_measure
-from utils.studies.cause import measure as causes
 from utils.training.checkpoints import checkpoint_path
 from utils.training.mitigation import REDUCED, as_peft_model, mitigated_by_peft
 from utils.training.spec import Method, RunSpec
@@ -257,13 +256,13 @@ def _spectra_in_memory(monkeypatch):
     class InMemory:
         spectrum = staticmethod(base_spectrum)
 
-    monkeypatch.setattr(causes, "base_spectra", lambda: InMemory)
+    monkeypatch.setattr(cause_measure, "base_spectra", lambda: InMemory)
 
 
 @pytest.fixture
 def given(monkeypatch):
     """The finished runs of the profile's experiment, instead of training them."""
-    return lambda *runs: monkeypatch.setattr(causes, "experiment_runs", lambda *_: list(runs))
+    return lambda *runs: monkeypatch.setattr(cause_measure, "experiment_runs", lambda *_: list(runs))
 
 
 def fresh(run: Run) -> Run:
@@ -320,7 +319,8 @@ def test_lambda_one_is_exactly_the_run(planted, profile, kind):
     base, tuned = gaussian(30, 30, seed=1), 1e-3 * gaussian(30, 30, seed=2)
     assert not torch.equal(shrunk(base, tuned, 1.0), tuned), "no example of it"
     run = SimpleNamespace(spec=planted.spec, base_matrices=lambda: {"w": base}, tuned_matrices=lambda: {"w": tuned})
-    assert torch.equal(cause_measure.changed_matrices(run, {"w": Directions([], [])}, kind=kind, factor=1.0)["w"], tuned)
+    same = cause_measure.changed_matrices(run, {"w": Directions([], [])}, kind=kind, factor=1.0)
+    assert torch.equal(same["w"], tuned)
 
 
 @pytest.mark.parametrize("kind", [*cause_measure.KINDS, "all intruders"])
@@ -466,7 +466,8 @@ def test_every_run_keeps_its_own_table_under_the_measurements_name(plant, profil
     assert {"kind", "removed"} <= set(removals) and {"intruders", "norm"} <= set(matched)
     assert set(removals["method"]) == {"LoRA r=2, 0.01", "LoRA r=2, 0.02", "LoRA r=2, 0.03"}
     for run in runs:
-        assert sorted(path.name for path in run.folder.glob("measurements/*")) == ["norm-matched.parquet", "removals.parquet"]
+        assert sorted(path.name for path in run.folder.glob("measurements/*")) == [
+            "norm-matched.parquet", "removals.parquet"]
     count = len(seen)
     pd.testing.assert_frame_equal(cause_measure.removals(profile), removals)
     pd.testing.assert_frame_equal(cause_measure.norm_matched(profile), matched)
@@ -543,11 +544,13 @@ def test_a_run_that_did_not_learn_is_left_out_and_named(plant, profile, given, c
     other_seed = plant({}, accuracy=0.6, learning_rate=3e-2, seed=1)
     given(good, fair, failed, other_seed)
     chosen = evidence(profile, runs=[{"r": 2, "learning_rate": rate} for rate in (1e-2, 2e-2, 3e-2)])
-    assert [run.spec.key for run in cause_measure.chosen_runs(chosen)] == [one.spec.key for one in (good, fair, other_seed)]
+    assert [run.spec.key for run in cause_measure.chosen_runs(chosen)] == [
+        one.spec.key for one in (good, fair, other_seed)]
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "learning rate 0.03, seed 0: accuracy 0.55" in said and "left out" in said
     given(good, failed)
-    assert len(cause_measure.chosen_runs(chosen.model_copy(update={"evidence": False}))) == 2, "smoke learns nothing at all"
+    whole = chosen.model_copy(update={"evidence": False})
+    assert len(cause_measure.chosen_runs(whole)) == 2, "smoke learns nothing at all"
 
 
 def test_only_the_named_runs_are_chosen(plant, profile, given):
