@@ -1,6 +1,6 @@
 """Which runs a profile trains: groups of runs of one method, gathered under experiments."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -24,7 +24,7 @@ class Training(Checked):
     checkpoints: Positive  # how many times, evenly spaced and with the last step, a run is saved and evaluated
 
     @model_validator(mode="after")
-    def _one_length(self):
+    def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
         return self
@@ -71,10 +71,12 @@ class RunGroup(Checked):
 
     def alpha_of(self, r: int | None) -> int | None:
         """Alpha at a rank."""
-        return {"r": r, "2r": 2 * (r or 0)}.get(self.lora_alpha, self.lora_alpha)
+        if isinstance(self.lora_alpha, str):
+            return r if self.lora_alpha == "r" else 2 * (r or 0)
+        return self.lora_alpha
 
     @model_validator(mode="after")
-    def _fits_method(self):
+    def _fits_method(self) -> Self:
         by_rank = isinstance(self.learning_rate, dict)
         if self.weight_decay and self.method != "full":
             raise ValueError("'weight_decay' goes with method 'full'; an adapter's factors are not the weights")
@@ -142,7 +144,7 @@ class DecoderExperiment(Experiment):
     schedule: Literal["linear", "cosine"] | None = None  # the profile's own by default
 
     @model_validator(mode="after")
-    def _one_way(self):
+    def _one_way(self) -> Self:
         if self.durations is not None and (self.steps is not None or list(self.durations) != sorted({*self.durations})):
             raise ValueError("'durations' must rise, and 'steps' is their last")
         if self.durations is not None and self.durations[0] < 5:

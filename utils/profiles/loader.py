@@ -4,6 +4,7 @@ import json
 import typing
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -53,10 +54,10 @@ def load_profile(name: str | Path) -> Profile:
         raise UsageError(_sentence(path, error)) from error
 
 
-class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the first is six times as fast, where it was built
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # six times as fast, where built
     """YAML that refuses a key given twice; PyYAML alone keeps the last one in silence."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -69,23 +70,23 @@ def _sentence(path: Path, error: ValidationError) -> str:
     # Where a key may be one thing or another, the alternative that got furthest is the one that was meant.
     beside = [one for one in every if one["loc"][:len(every[0]["loc"]) - 1] == every[0]["loc"][:-1]]
     first = max(beside, key=lambda one: len(one["loc"]))
-    key = _key(first)
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
         allowed = _fields_at(Profile, first["loc"][:-1])
         return f"{path}: unknown key '{key}'; allowed here are {', '.join(allowed)}."
     if first["type"] == "missing":
         return f"{path}: key '{key}' is missing."
     reasons = [one["msg"].removeprefix("Value error, ") for one in beside
-               if _key(one) == key and len(one["loc"]) == len(first["loc"])]
+               if _key(one["loc"]) == key and len(one["loc"]) == len(first["loc"])]
     reason = " or ".join([reasons[0], *(other.removeprefix("Input should be ") for other in reasons[1:])])
     where = f"key '{key}': " if key else ""
     given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
     return f"{path}: {where}{reason[0].lower()}{reason[1:]}{given}."
 
 
-def _key(error: dict) -> str:
+def _key(location: tuple[int | str, ...]) -> str:
     """The file's own key; the names of union members ("dict[...]", "float") in between are pydantic's."""
-    return ".".join(str(part) for part in error["loc"]
+    return ".".join(str(part) for part in location
                     if not str(part).startswith(("dict[", "literal[", "constrained", "[key]"))
                     and part not in ("float", "int", "str"))
 
@@ -99,7 +100,7 @@ def _fields_at(model: type[BaseModel], location: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def _model_in(annotation) -> type[BaseModel] | None:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)

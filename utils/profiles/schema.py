@@ -4,7 +4,7 @@ Its sections are in :mod:`~utils.profiles.values`, :mod:`~utils.profiles.experim
 :mod:`~utils.profiles.sections`; their names can be had from here as well.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -100,7 +100,7 @@ class Profile(Checked):
     run_code: bool = False  # generated code is run in the sandbox: asked for on the command line, never set in a file
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self) -> Self:
         self._consistent_seeds()
         for name in NOTEBOOK_EXPERIMENTS:
             if name not in self.experiments:
@@ -117,7 +117,8 @@ class Profile(Checked):
                 raise ValueError(f"'continual' names task '{name}', which 'tasks' gives no sizes")
         if self.intervention.experiment not in self.experiments:
             raise ValueError(f"'intervention' names experiment '{self.intervention.experiment}', which is not there")
-        ranks = {r for group in self.experiments["ranks"].runs if group.method == "lora" for r in group.learning_rate}
+        by_rank = [group.learning_rate for group in self.experiments["ranks"].runs]
+        ranks = {r for rates in by_rank if isinstance(rates, dict) for r in rates}
         if self.spectra.showcase_rank not in ranks:
             raise ValueError(f"'spectra.showcase_rank' is {self.spectra.showcase_rank}, but experiment 'ranks' trains "
                              f"only ranks {sorted(ranks)}")

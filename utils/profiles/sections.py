@@ -1,6 +1,6 @@
 """What a profile measures and on what: spectra, interventions, sequences, preferences, costs, released pairs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,7 +64,7 @@ class Intervention(Checked):
     control_lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=4)], ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _moves_something(self):
+    def _moves_something(self) -> Self:
         if set(self.lambdas) <= {1.0} or set(self.control_lambdas) <= {1.0}:
             raise ValueError("'lambdas' and 'control_lambdas' need a value besides 1, which changes nothing")
         if 1 not in self.lambdas or 1 not in self.control_lambdas:
@@ -83,7 +83,7 @@ class Continual(Checked):
     reference_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None  # the profile's own by default
 
     @model_validator(mode="after")
-    def _a_sequence(self):
+    def _a_sequence(self) -> Self:
         if len(self.tasks) < 2:
             raise ValueError(f"a sequence needs two tasks or more, since with {len(self.tasks)} nothing can be "
                              "forgotten that was learnt before")
@@ -126,7 +126,7 @@ class Preferences(Checked):
     runs: dict[Literal["sft", "reward", "dpo", "swapped", "orpo", "online_dpo"], RunGroups]
 
     @model_validator(mode="after")
-    def _starts(self):
+    def _starts(self) -> Self:
         if missing := [name for name in ("sft", "reward", "dpo") if name not in self.runs]:
             raise ValueError(f"'runs' must name {', '.join(missing)}, which the others go on from")
         for name in ("sft", "reward"):

@@ -131,7 +131,7 @@ def require_finite(weight: torch.Tensor, name: str) -> None:
                           "damaged or its training diverged.")
 
 
-def rounding_level(shape: tuple[int, int], norm: float) -> float:
+def rounding_level(shape: tuple[int, ...], norm: float) -> float:
     """A bound on what float64 rounding does to a Gram matrix and its eigendecomposition: (out + in) u ||W||_F^2.
 
     Forming W W^T errs by at most n u ||W||_F^2 in norm for a sum of n terms, and a symmetric eigensolver's backward

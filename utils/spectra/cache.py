@@ -29,7 +29,7 @@ def checksum(tensor: torch.Tensor) -> str:
 
     It tells apart by accident-proof odds, not against an attacker; only our own cache is keyed by it.
     """
-    return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def _checksums(basis: torch.Tensor, values: torch.Tensor) -> str:

@@ -1,11 +1,12 @@
 """Two checkpoints as the spectra's functions take them: pairs of matrices, each read when it is its turn."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from utils.sources.checkpoints import Adapter, Checkpoint
-from utils.spectra.fast import Leading, Pair, is_far
+from utils.spectra.pairs import Leading, Pair, Tuned, is_far
 from utils.spectra.precision import precision_floor
 
 
@@ -19,7 +20,7 @@ def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter, source
     sources : dict of str to str
         Base matrix -> name in the tuned checkpoint (:func:`utils.sources.pairs.matched_names`).
     """
-    def load(base_name: str, tuned_name: str):
+    def load(base_name: str, tuned_name: str) -> tuple[torch.Tensor, Tuned]:
         weight, other = original.read(base_name), changed.read(tuned_name)
         if isinstance(other, torch.Tensor):
             return weight, other
@@ -28,7 +29,7 @@ def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter, source
         return weight, other.merged(weight)
 
     for base_name, tuned_name in sources.items():
-        yield Pair(base_name, lambda base_name=base_name, tuned_name=tuned_name: load(base_name, tuned_name))
+        yield Pair(base_name, partial(load, base_name, tuned_name))
 
 
 def stored_types(original: Checkpoint, changed: Checkpoint | Adapter, name: str,

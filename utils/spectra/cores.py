@@ -30,7 +30,7 @@ from utils.spectra.leading import (
     low_rank_bound_holds,
     starting_subspace,
 )
-from utils.spectra.pairs import Pair, is_far
+from utils.spectra.pairs import Pair, Tuned, is_far
 
 EXACT_RANK = 12  # up to here the whole update goes into the preconditioner
 BATCH_BYTES = 12 * 2**20  # of solver workspace at a time
@@ -42,7 +42,7 @@ class Core:
     """One matrix on its way to the solver: in the basis Q, without W0 where the update is of low rank."""
 
     pair: Pair
-    shape: tuple[int, int]
+    shape: tuple[int, ...]  # (out, in)
     values: torch.Tensor  # W0's singular values (q,)
     level: float  # eta
     far: bool  # whether the wanted vectors are those of the longer side
@@ -111,12 +111,8 @@ def prepare(pair: Pair, k: int, vectors: str, *, spectrum: Callable[..., BaseSpe
         If shapes differ, or a value or the update's scale is not finite; the matrix is named.
     """
     base, tuned = pair.load()
-    low_rank = isinstance(tuned, LowRankUpdate)
     shape = tuple(base.shape)
-    if low_rank and tuned.b.shape[1:] != tuned.a.shape[:1]:
-        raise CourseError(f"Matrix '{pair.name}': B is {tuple(tuned.b.shape)} and A {tuple(tuned.a.shape)}, which "
-                          "share no rank; are they of one adapter?")
-    _require_same(pair.name, shape, (len(tuned.b), tuned.a.shape[1]) if low_rank else tuple(tuned.shape))
+    _require_same(pair.name, shape, _shape_of(pair.name, tuned))
     q, far = min(shape), is_far(shape, vectors)
     if q < direct_below:
         return Core(pair, shape, base.new_empty(0), 0.0, far)
@@ -124,7 +120,7 @@ def prepare(pair: Pair, k: int, vectors: str, *, spectrum: Callable[..., BaseSpe
     if not ORDINARY[0] < own.values[0] < ORDINARY[1]:
         return Core(pair, shape, base.new_empty(0), 0.0, far)
     own, base = BaseSpectrum(own.basis.to(device), own.values.to(device)), base.to(device)
-    if low_rank:
+    if isinstance(tuned, LowRankUpdate):
         if not math.isfinite(tuned.scale):
             raise CourseError(f"tuned matrix {pair.name} holds NaN or infinite values, since the scale of its update "
                               f"is {tuned.scale}; it should be alpha / r.")
@@ -140,6 +136,15 @@ def prepare(pair: Pair, k: int, vectors: str, *, spectrum: Callable[..., BaseSpe
         return Core(pair, shape, base.new_empty(0), 0.0, far)
     level = rounding_level(shape, own.values.norm().item() + size)
     return DenseCore(pair, shape, own.values, level, far, own.basis, squares, small_side(base), tuned)
+
+
+def _shape_of(name: str, tuned: Tuned) -> tuple[int, ...]:
+    if not isinstance(tuned, LowRankUpdate):
+        return tuple(tuned.shape)
+    if tuned.b.shape[1:] != tuned.a.shape[:1]:
+        raise CourseError(f"Matrix '{name}': B is {tuple(tuned.b.shape)} and A {tuple(tuned.a.shape)}, which share no "
+                          "rank; are they of one adapter?")
+    return len(tuned.b), tuned.a.shape[1]
 
 
 def _require_same(name: str, base: tuple, tuned: tuple) -> None:
@@ -252,4 +257,5 @@ class DenseBatch:
 
 def batch_of(cores: list[Core]) -> LowRankBatch | DenseBatch:
     """The solver of cores of one kind and shape."""
-    return (LowRankBatch if isinstance(cores[0], LowRankCore) else DenseBatch)(cores)
+    low_rank = [core for core in cores if isinstance(core, LowRankCore)]
+    return LowRankBatch(low_rank) if low_rank else DenseBatch([core for core in cores if isinstance(core, DenseCore)])

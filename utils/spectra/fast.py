@@ -34,6 +34,8 @@ So the counts are the definition's at every epsilon that is asked for, always.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -120,7 +122,8 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
         ignore_index=True)
 
 
-def vectors_between(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], **options) -> pd.DataFrame:
+def vectors_between(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor],
+                    **options: Any) -> pd.DataFrame:
     """:func:`leading_table` of two models' matrices, matrix by matrix.
 
     Parameters
@@ -130,7 +133,10 @@ def vectors_between(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
     **options
         As :func:`leading_cosines` takes them: ``k``, ``epsilons``, ``vectors``, ``spectrum``, ``device``.
     """
-    pairs = (Pair(name, lambda name=name: (before[name], after[name])) for name in after)
+    def both(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return before[name], after[name]
+
+    pairs = (Pair(name, partial(both, name)) for name in after)
     return leading_table(leading_cosines(pairs, **options))
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from utils.spectra.lanczos import lanczos
 ATTENTIONS = ("eager", "sdpa")  # sdpa runs as plain products here: its fused kernels have no second derivative
 Batches = list[dict[str, torch.Tensor]]
 Product = Callable[[torch.Tensor], torch.Tensor]
+Tensors = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 # --- which parameters -----------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ class _Curvature:
             raise CourseError("Expected the weights that the kept graphs were built with, but the model was trained "
                               "since; do build the product anew.")
         parts = [piece.view_as(one) for piece, one in
-                 zip(vector.split([one.numel() for one in self.parameters]), self.parameters)]
+                 zip(vector.split([one.numel() for one in self.parameters]), self.parameters, strict=True)]
         total = torch.zeros_like(vector)
         with _second_derivatives():
             for graph in self._built() if self._graphs is None else self._graphs:
@@ -165,7 +167,7 @@ class _Curvature:
                 graph = self._graph(*_logits(self.model, batch))
             yield graph
 
-    def _pulled(self, outputs, weights) -> torch.Tensor:
+    def _pulled(self, outputs: Tensors, weights: Tensors) -> torch.Tensor:
         """Flat sum of `weights` times the derivative of `outputs` with respect to the parameters."""
         pulled = torch.autograd.grad(outputs, self.parameters, weights, retain_graph=self._graphs is not None,
                                      materialize_grads=True)
@@ -185,15 +187,15 @@ class HessianProduct(_Curvature):
     that of the loss with the norms frozen, which is what training follows.
     """
 
-    def _graph(self, logits, target):
+    def _graph(self, logits: torch.Tensor, target: torch.Tensor) -> tuple:
         loss = cross_entropy(logits, target, reduction="sum") / self.tokens
         return torch.autograd.grad(loss, self.parameters, create_graph=True, materialize_grads=True)
 
-    def _product(self, graph, parts):
-        bent = [(gradient, part) for gradient, part in zip(graph, parts) if gradient.requires_grad]
+    def _product(self, graph: tuple, parts: list[torch.Tensor]) -> torch.Tensor:
+        bent = [(gradient, part) for gradient, part in zip(graph, parts, strict=True) if gradient.requires_grad]
         if not bent:  # the loss is linear in all of them
             return torch.cat([torch.zeros_like(part).flatten() for part in parts])
-        return self._pulled(*zip(*bent))
+        return self._pulled(*zip(*bent, strict=True))
 
 
 class GaussNewtonProduct(_Curvature):
@@ -206,12 +208,12 @@ class GaussNewtonProduct(_Curvature):
     Schraudolph, Neural Computation 14 (2002), section 3. J v by differentiating u^T J with respect to u.
     """
 
-    def _graph(self, logits, target):
+    def _graph(self, logits: torch.Tensor, target: torch.Tensor) -> tuple:
         dual = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(logits, self.parameters, dual, create_graph=True, materialize_grads=True)
         return logits, logits.detach().softmax(-1), dual, pulled
 
-    def _product(self, graph, parts):
+    def _product(self, graph: tuple, parts: list[torch.Tensor]) -> torch.Tensor:
         logits, chances, dual, pulled = graph
         (pushed,) = torch.autograd.grad(pulled, dual, parts, retain_graph=True)  # J v, (n, V)
         weighted = chances * pushed
@@ -224,7 +226,7 @@ KINDS = {"hessian": HessianProduct, "gauss_newton": GaussNewtonProduct}
 
 
 def extremes(model: nn.Module, batches: Batches, parameters: list[nn.Parameter], *, kind: str = "hessian",
-             keep_graphs: bool = True, **search) -> dict:
+             keep_graphs: bool = True, **search: Any) -> dict:
     """Largest and smallest eigenvalue over a block of parameters, as one tidy row.
 
     Parameters
@@ -285,7 +287,7 @@ def gradient_bounds(model: nn.Module, batches: Batches, module_names: list[str])
     UsageError
         If a module has no A and B with one scale.
     """
-    modules = {name: _module(model, name) for name in module_names}
+    modules: dict[str, Any] = {name: _module(model, name) for name in module_names}  # PEFT's layers
     if unfit := [name for name, module in modules.items() if not hasattr(module, "lora_A")]:
         raise UsageError(f"Expected modules with LoRA's A and B, came {unfit[0]} without; do leave such methods out.")
     weights, tokens = [module.get_base_layer().weight for module in modules.values()], _token_count(batches)
@@ -293,10 +295,11 @@ def gradient_bounds(model: nn.Module, batches: Batches, module_names: list[str])
     for batch in batches:
         with _prepared(model, weights):
             logits, target = _logits(model, batch)
-            for total, one in zip(totals, torch.autograd.grad(cross_entropy(logits, target, reduction="sum"), weights)):
-                total += one / tokens
+            gradients = torch.autograd.grad(cross_entropy(logits, target, reduction="sum"), weights)
+            for total, one in zip(totals, gradients, strict=True):
+                total.add_(one / tokens)
     return {name: abs(module.scaling["default"]) * float(torch.linalg.matrix_norm(total, 2))
-            for (name, module), total in zip(modules.items(), totals)}
+            for (name, module), total in zip(modules.items(), totals, strict=True)}
 
 
 def gradient_bound(model: nn.Module, module_name: str, batches: Batches) -> float:
@@ -345,7 +348,7 @@ def preconditioned(product: Product, moment: torch.Tensor, *, epsilon: float = 1
 
 def preconditioned_extremes(model: nn.Module, batches: Batches, parameters: list[nn.Parameter], *,
                             training_batches: Batches, epsilon: float = 1e-8, keep_zeros: bool = False,
-                            kind: str = "hessian", keep_graphs: bool = True, **search) -> dict:
+                            kind: str = "hessian", keep_graphs: bool = True, **search: Any) -> dict:
     """Both ends of the preconditioned Hessian, in 1 / learning rate; compare ``largest`` with :func:`adam_threshold`.
 
     Parameters

@@ -22,7 +22,7 @@ LAMBDA_RANGE = (0.0, 4.0)
 class Direction(NamedTuple):
     """A singular triplet of a tuned matrix: ``index`` from 1, ``u`` (out,), ``sigma``, ``v`` (in,)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody needs here
     u: torch.Tensor
     sigma: float
     v: torch.Tensor

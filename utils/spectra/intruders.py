@@ -10,7 +10,7 @@ arXiv 2410.21228v3, Definition 3.1 and Algorithm 1; the absolute value and the s
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pandas as pd
 import torch
@@ -18,7 +18,13 @@ import torch
 from utils.errors import CourseError
 from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
-Cosines = TypeVar("Cosines")
+Answer = TypeVar("Answer", covariant=True)
+
+
+class Cosines(Protocol[Answer]):
+    """A number, or an array or a column of numbers, that answers a comparison with a bool, or with one for each."""
+
+    def __lt__(self, other: float, /) -> Answer: ...
 
 
 def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], *, vectors: str = "left",
@@ -60,7 +66,7 @@ def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Ten
     return pd.concat(parts, ignore_index=True)
 
 
-def is_intruder(max_cosine: Cosines, epsilon: float) -> Cosines:
+def is_intruder(max_cosine: Cosines[Answer], epsilon: float) -> Answer:
     """Whether a leading tuned vector resembles no pretrained one: its largest absolute cosine is strictly below.
 
     Parameters
@@ -105,24 +111,25 @@ def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterab
     >>> count_intruders(table, [0.5], [1, 2, 1.0])["n_intruders"].tolist()
     [0, 1, 2]
     """
-    by, parts = list(by), []
+    groups, parts = list(by), []
+    size = vectors["index"]  # of a table without rows
     if {"out", "in"} <= set(vectors):
         size = vectors[["out", "in"]].min(axis=1)  # a table of leading vectors does not have them all
-    else:
-        size = vectors.groupby([*by, "matrix"])["index"].transform("max") if len(vectors) else None
+    elif len(vectors):
+        size = vectors.groupby([*groups, "matrix"])["index"].transform("max")
     for k in ks:
         # 0.7 * 90 is 62.99… in floating point; the 63rd vector must not be lost to that.
         examined = vectors["index"] <= (k * size + 1e-9 if isinstance(k, float) else k)
         for epsilon in epsilons:
             hit = examined & is_intruder(vectors["max_cosine"], epsilon)
-            if by:
-                counts = hit.groupby([vectors[column] for column in by], sort=False).sum().rename("n_intruders")
+            if groups:
+                counts = hit.groupby([vectors[column] for column in groups], sort=False).sum().rename("n_intruders")
                 part = counts.reset_index()
             else:
                 part = pd.DataFrame({"n_intruders": [int(hit.sum())]})
             parts.append(part.assign(epsilon=epsilon, k=k))
     table = pd.concat(parts, ignore_index=True)
-    return table[[*by, "epsilon", "k", "n_intruders"]]
+    return table[[*groups, "epsilon", "k", "n_intruders"]]
 
 
 def trace_direction(base: SingularTriplets, tuned: Mapping[int, torch.Tensor], direction: torch.Tensor) -> pd.DataFrame:

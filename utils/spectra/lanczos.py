@@ -76,7 +76,9 @@ def lanczos(operator: Callable[[torch.Tensor], torch.Tensor], size: int, *, tole
         raise UsageError(f"Expected one or more parameters and iterations, came {size} and {max_iterations}; "
                          "do give a block that trains something.")
     basis_device = basis_device or device
-    basis, diagonal, beside, values = [_start(size, seed).to(basis_device)], [], [], np.full(2, np.inf)
+    basis, values = [_start(size, seed).to(basis_device)], np.full(2, np.inf)
+    diagonal: list[float] = []
+    beside: list[float] = []
     for iteration in range(1, min(size, max_iterations) + 1):
         image = operator(basis[-1].to(device, dtype)).to(basis_device, torch.float64)
         if not image.isfinite().all():
@@ -94,7 +96,8 @@ def lanczos(operator: Callable[[torch.Tensor], torch.Tensor], size: int, *, tole
         beside.append(beta)
         basis.append(image / beta)
     relative = residuals / scale if scale else np.zeros(2)
-    return Extremes(*map(float, (*values, *residuals, *relative)), iterations=iteration, converged=invariant or settled)
+    return Extremes(float(values[0]), float(values[1]), float(residuals[0]), float(residuals[1]), float(relative[0]),
+                    float(relative[1]), iterations=iteration, converged=invariant or settled)
 
 
 def _start(size: int, seed: int) -> torch.Tensor:

@@ -78,18 +78,19 @@ class Preconditioner:
         distance = self.diagonal[:, None, :] - theta[..., None]
         least = 1e-9 * self.diagonal[:, :1, None].clamp(min=torch.finfo(torch.float64).tiny)
         scale = torch.where(distance.abs() < least, least, distance).reciprocal()
-        if self.directions is None:
+        directions, inverse = self.directions, self.inverse
+        if directions is None or inverse is None:
             return lambda rows: rows * scale
-        c = self.directions.shape[1]
+        c = directions.shape[1]
         small = torch.empty(*theta.shape, c, c, dtype=torch.float64, device=theta.device)
         small[..., self.upper[0], self.upper[1]] = scale @ self.products.mT
         small[..., self.upper[1], self.upper[0]] = small[..., self.upper[0], self.upper[1]]
-        small += self.inverse[:, None]
+        small += inverse[:, None]
 
         def solve(rows: torch.Tensor) -> torch.Tensor:
             scaled = rows * scale
-            inner = torch.linalg.solve_ex(small, (scaled @ self.directions.mT)[..., None])[0][..., 0]
-            return scaled - (inner @ self.directions) * scale
+            inner = torch.linalg.solve_ex(small, (scaled @ directions.mT)[..., None])[0][..., 0]
+            return scaled - (inner @ directions) * scale
         return solve
 
 
@@ -135,7 +136,7 @@ def _multiple_of_four(count: int) -> int:
 class _Subspace:
     """Orthonormal rows, C times each, and the matrix of C within their span; rows are added in place."""
 
-    def __init__(self, shape: tuple[int, int, int], like: torch.Tensor, room: int):
+    def __init__(self, shape: tuple[int, ...], like: torch.Tensor, room: int):
         self.size = 0
         self._rows, self._image = (like.new_empty(shape[0], shape[1] + room, shape[2]) for _ in range(2))
         self._inner = like.new_zeros(shape[0], shape[1] + room, shape[1] + room)

@@ -16,7 +16,7 @@ def merged_weight(base: torch.Tensor, tuned: Tuned) -> torch.Tensor:
     return tuned.added_to(base) if isinstance(tuned, LowRankUpdate) else tuned.double()
 
 
-def is_far(shape: tuple[int, int], vectors: str) -> bool:
+def is_far(shape: tuple[int, ...], vectors: str) -> bool:
     """Whether the wanted vectors are those of the longer side; of a square matrix the rows are the near side."""
     return (shape[0] > shape[1]) == (vectors == "left")
 
@@ -33,7 +33,7 @@ class Leading(NamedTuple):
     """What the counts of one matrix follow from; tensors are float64 on the CPU, of length k (or q if smaller)."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]  # (out, in)
     method: str
     singular_values: torch.Tensor
     max_cosines: torch.Tensor

@@ -177,12 +177,12 @@ def bf16_effect(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tens
     return pd.DataFrame(rows)
 
 
-def spectrum_table(matrices: Mapping[str, torch.Tensor | tuple], *, every: int = 1) -> pd.DataFrame:
+def spectrum_table(matrices: Mapping[str, torch.Tensor | LowRankUpdate], *, every: int = 1) -> pd.DataFrame:
     """Singular values and their cumulative share of the energy, of several matrices by name (Figure S7).
 
     Parameters
     ----------
-    matrices : mapping of str to torch.Tensor or (B, A, scale)
+    matrices : mapping of str to torch.Tensor or LowRankUpdate
     every : int
         Keep each that many-th index, with the first and the last.
 

@@ -37,6 +37,7 @@ The largest component and gaps within the spectrum are worked out here, to exten
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class StrengthRange(NamedTuple):
     largest: float
 
 
-def secular_functions(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def secular_functions(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """phi and phi~ of the module's text at each sigma.
 
     Parameters
@@ -87,7 +88,7 @@ def secular_functions(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, i
     return (shared + (m - q) / sigma) / m, (shared + (n - q) / sigma) / n
 
 
-def expected_shares(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def expected_shares(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Share of each pretrained left vector in the tuned one of singular value sigma, as expected; (p, q).
 
     NaN where phi or phi~ is not positive: no planted direction has that sigma at any strength. A tall matrix has output
@@ -102,7 +103,7 @@ def expected_shares(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, int
     return sizes / (sizes.sum(1) + (m - q) / m / sigma**2)[:, None]
 
 
-def expected_overlaps(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def expected_overlaps(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """|cosine| of the tuned left vector of singular value sigma with u: sqrt(-2 phi / (theta^2 D')); (p,)."""
     (m, n), q = shape, len(values)
     phi, mirror = secular_functions(sigma, values, shape)
@@ -113,7 +114,7 @@ def expected_overlaps(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, i
         return np.sqrt(np.where((phi > 0) & (mirror > 0), -2 * phi**2 * mirror / change, np.nan)).clip(max=1)
 
 
-def predicted_spike(values: Sequence[float] | torch.Tensor, shape: tuple[int, int],
+def predicted_spike(values: Sequence[float] | torch.Tensor, shape: tuple[int, ...],
                     strengths: Iterable[float]) -> pd.DataFrame:
     """What a random direction of each strength becomes, from W0's singular values alone.
 
@@ -145,14 +146,14 @@ def predicted_spike(values: Sequence[float] | torch.Tensor, shape: tuple[int, in
     >>> predicted_spike([0.0, 0.0], (2, 2), [3.0])[["singular_value", "index", "overlap"]].values.tolist()
     [[3.0, 1.0, 1.0]]
     """
-    values, strengths = _checked(values, shape), np.asarray(list(strengths), dtype=float)
-    if not (np.isfinite(strengths) & (strengths > 0)).all():
-        raise UsageError(f"Strengths must be positive numbers, but are {strengths.tolist()}.")
-    return pd.DataFrame([_nearest_to_u(values, shape, strength) for strength in strengths],
+    known, given = _checked(values, shape), np.asarray(list(strengths), dtype=float)
+    if not (np.isfinite(given) & (given > 0)).all():
+        raise UsageError(f"Strengths must be positive numbers, but are {given.tolist()}.")
+    return pd.DataFrame([_nearest_to_u(known, shape, strength) for strength in given],
                         columns=["strength", "singular_value", "index", "max_cosine", "overlap"])
 
 
-def _nearest_to_u(values: np.ndarray, shape: tuple[int, int], strength: float) -> dict[str, float]:
+def _nearest_to_u(values: np.ndarray, shape: tuple[int, ...], strength: float) -> dict[str, float]:
     above = np.concatenate([[values[0] + strength], values[:-1]])  # no sigma is larger than s_1 + theta
     wide = above - values > 1e-12 * above
     low, high = values[wide], above[wide]
@@ -171,7 +172,7 @@ def _nearest_to_u(values: np.ndarray, shape: tuple[int, int], strength: float) -
             "max_cosine": max(largest, window_level(shape[0], len(values))), "overlap": overlaps[best]}
 
 
-def critical_strength(values: Sequence[float] | torch.Tensor, shape: tuple[int, int], epsilon: float = 0.5,
+def critical_strength(values: Sequence[float] | torch.Tensor, shape: tuple[int, ...], epsilon: float = 0.5,
                       k: int = 10) -> float:
     """The smallest strength at which a random direction is predicted to be an intruder among the k leading vectors.
 
@@ -200,13 +201,13 @@ def critical_strength(values: Sequence[float] | torch.Tensor, shape: tuple[int, 
     UsageError
         If the values do not fit the shape, or epsilon or k is out of range.
     """
-    values = _checked(values, shape)
+    known = _checked(values, shape)
     _require_thresholds(epsilon, k)
-    if epsilon <= window_level(shape[0], len(values)):
+    if epsilon <= window_level(shape[0], len(known)):
         return math.inf
-    if values[0] == 0:
+    if known[0] == 0:
         return 0.0
-    return min((_first_below(points, values, shape, epsilon) for points in _gaps(values, k)), default=math.inf)
+    return min((_first_below(points, known, shape, epsilon) for points in _gaps(known, k)), default=math.inf)
 
 
 def _gaps(values: np.ndarray, k: int) -> Iterator[np.ndarray]:
@@ -218,7 +219,7 @@ def _gaps(values: np.ndarray, k: int) -> Iterator[np.ndarray]:
             yield low + (high - low) * parts
 
 
-def _first_below(points: np.ndarray, values: np.ndarray, shape: tuple[int, int], epsilon: float) -> float:
+def _first_below(points: np.ndarray, values: np.ndarray, shape: tuple[int, ...], epsilon: float) -> float:
     """The strength of the first sigma in a gap whose largest share is below epsilon squared; inf where none is."""
     def below(sigma: np.ndarray) -> np.ndarray:
         return expected_shares(sigma, values, shape).max(1) < epsilon**2  # NaN is not
@@ -284,8 +285,11 @@ def _planted(base: torch.Tensor, own: BaseSpectrum, generator: torch.Generator, 
     u, v = (torch.nn.functional.normalize(torch.randn(side, generator=generator, dtype=torch.float64), dim=0)
             for side in base.shape)
 
+    def planted(strength: float) -> tuple[torch.Tensor, LowRankUpdate]:
+        return base, LowRankUpdate(u[:, None], v[None], float(strength))
+
     def has_intruder(strengths: Iterable[float]) -> Iterator[bool]:
-        pairs = (Pair("planted", lambda s=s: (base, LowRankUpdate(u[:, None], v[None], float(s)))) for s in strengths)
+        pairs = (Pair("planted", partial(planted, strength)) for strength in strengths)
         for one in leading_cosines(pairs, k=k, epsilons=[epsilon], spectrum=lambda weight, name: own):
             yield bool(is_intruder(one.max_cosines, epsilon).any())
 
@@ -336,15 +340,15 @@ def adapter_strengths(pairs: Iterable[Pair], *, epsilon: float = 0.5, k: int = 1
     return pd.DataFrame(rows, columns=["matrix", "out", "in", "strength", "critical", "ratio"])
 
 
-def _checked(values: Sequence[float] | torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+def _checked(values: Sequence[float] | torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
     """The values as float64, if they can be the singular values of a matrix of that shape."""
-    values = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
-    if values.ndim != 1 or len(values) != min(shape) or not len(values):
+    found = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+    if found.ndim != 1 or len(found) != min(shape) or not len(found):
         raise UsageError(f"A matrix of shape {tuple(shape)} has {min(shape)} singular values, but got an array of "
-                         f"shape {values.shape}.")
-    if not np.isfinite(values).all() or (values < 0).any() or (np.diff(values) > 0).any():
+                         f"shape {found.shape}.")
+    if not np.isfinite(found).all() or (found < 0).any() or (np.diff(found) > 0).any():
         raise UsageError("Singular values must be finite, not negative, and in descending order.")
-    return values
+    return found
 
 
 def _require_thresholds(epsilon: float, k: int) -> None:
