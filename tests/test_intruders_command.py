@@ -510,7 +510,8 @@ def measured(tmp_path_factory) -> dict:
     weights = sum(standin.write_sharded_llama(folder / name, tuned=name == "tuned", **layout)
                   for name in ("base", "tuned"))
     done = subprocess.run([sys.executable, "-c", _MEASURED, str(folder / "base"), str(folder / "tuned")], cwd=ROOT,
-                          env=os.environ | {"LORA_COURSE_CACHE": str(folder / "cache")}, capture_output=True, text=True)
+                          env=os.environ | {"LORA_COURSE_CACHE": str(folder / "cache")}, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder)
     found = json.loads(done.stdout.splitlines()[-1]) | {"pair": weights * 4 / 2**20}
