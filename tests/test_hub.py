@@ -392,7 +392,7 @@ def inside_curves() -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         table = learning_curves(load_profile(shrunk_profile(Path(folder))))
-    return json.loads(table.to_json(orient="records"))
+    return json.loads(table.to_json(orient="records", double_precision=15))  # differences of losses are compared
 
 
 def test_continued_pretraining_is_measured_on_the_papers_own_tasks(answers):
