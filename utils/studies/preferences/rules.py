@@ -1,73 +1,80 @@
-"""The rules that judge the claims about preference tuning, in the form of those of :mod:`utils.reporting.rules`."""
+"""The rules that judge the claims about preference tuning.
+
+Agreement is a share of held-out pairs: ``accuracy`` by implicit reward, which is relative to the run's start, and
+``raw_accuracy`` by plain log-probability, which needs no reference.
+"""
 
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, by_seed
+from utils.reporting.rules import Effects, MissingRun, by_seed, rows_where, value_at, with_every
 from utils.studies.preferences.measure import best_rates
 
+RATES = ("experiment", "seed", "method", "r", "learning_rate", "preference_loss")
 
-def _of(table: pd.DataFrame, experiment: str) -> pd.DataFrame:
-    """An experiment's runs, each method at its best rate."""
+
+def _at_best(table: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """An experiment's runs, each method at its rate of least held-out loss."""
     return best_rates(table[table["experiment"] == experiment])
 
 
-def _by_kind(part: pd.DataFrame, column: str) -> pd.Series:
-    """A column by ``full`` and ``lora``, mean over ranks."""
-    return part.groupby(part["r"].map(lambda r: "lora" if r else "full"))[column].mean()
-
-
-@rule(needs=("experiment", "seed"))
-def prefers_more_than_control(table: pd.DataFrame, *, least) -> Effects:
-    """Least agreement of DPO minus that of DPO on swapped pairs, over the methods that have both, less `least`."""
-    both = pd.concat([_of(table, "dpo"), _of(table, "swapped")])
+@rule(needs=("experiment", "seed", "method", "r", "learning_rate", "{column}"))
+def above_swapped(table: pd.DataFrame, *, column: str) -> Effects:
+    """Least `column` of DPO minus that of DPO on swapped pairs at the same learning rate, over the methods."""
+    both = table[table["experiment"].isin(["dpo", "swapped"])]
+    swapped = both[both["experiment"] == "swapped"]
 
     def effect(part: pd.DataFrame) -> float:
-        right, swapped = (_by_kind(part[part["experiment"] == name], "accuracy") for name in ("dpo", "swapped"))
-        return float((right - swapped).min() - least)
+        control = with_every(part[part["experiment"] == "swapped"], swapped, "method")
+        pairs = control.merge(part[part["experiment"] == "dpo"], on=["method", "learning_rate"],
+                              suffixes=("_swapped", "_dpo"))
+        if len(pairs) < len(control):
+            raise MissingRun("no run of DPO at the control's learning rate")
+        return (pairs[f"{column}_dpo"] - pairs[f"{column}_swapped"]).min()
 
-    return by_seed(both, effect, outcome=None)
+    return by_seed(both, effect, outcome=column)
 
 
-@rule(needs=("seed", "{column}"))
-def lora_above_full(table: pd.DataFrame, *, column, in_experiment, sign=1) -> Effects:
-    """LoRA's `column` minus full fine-tuning's after `in_experiment`, at each one's best rate, times `sign`."""
+@rule(needs=(*RATES, "{column}"))
+def lora_minus_full_at_best(table: pd.DataFrame, *, column: str, in_experiment: str) -> Effects:
+    """LoRA's `column` (mean over ranks) minus full fine-tuning's after `in_experiment`, each at its best rate."""
     def effect(part: pd.DataFrame) -> float:
-        found = _by_kind(part, column)
-        return float(sign * (found.loc["lora"] - found.loc["full"]))
+        means = part.groupby("method_kind")[column].mean()
+        return value_at(means, "lora") - value_at(means, "full")
 
-    return by_seed(_of(table, outcome=None, experiment=in_experiment), effect, outcome=None)
+    return by_seed(_at_best(table, in_experiment), effect, outcome=column)
 
 
-@rule(needs=("experiment", "seed", "{column}"))
-def changes_from_sft(table: pd.DataFrame, *, in_experiment, column, sign=1, least=0.0) -> Effects:
-    """Least change of `column` from SFT to `in_experiment` over its methods, times `sign`, less `least`."""
-    both = pd.concat([table[table["experiment"] == "sft"], _of(table, in_experiment)])
+@rule(needs=(*RATES, "{column}"))
+def change_from_sft(table: pd.DataFrame, *, column: str, in_experiment: str, extreme: str) -> Effects:
+    """Change of `column` from SFT to `in_experiment`: the ``least`` or the ``largest`` over its methods."""
+    both = pd.concat([table[table["experiment"] == "sft"], _at_best(table, in_experiment)])
 
     def effect(part: pd.DataFrame) -> float:
-        before = part.loc[part["experiment"] == "sft", column].iloc[0]
-        after = part.loc[part["experiment"] == in_experiment, column]
-        return float((sign * (after - before)).min(skipna=False) - least)
+        change = rows_where(part, experiment=in_experiment)[column] - rows_where(part, experiment="sft")[column].iloc[0]
+        return {"least": change.min, "largest": change.max}[extreme]()
 
-    return by_seed(both, effect, outcome=None)
+    return by_seed(both, effect, outcome=column)
 
 
-@rule(needs=("seed", "template"))
-def own_template_reads_better(table: pd.DataFrame) -> Effects:
+@rule(needs=("seed", "template", "accuracy"))
+def own_template_minus_policys(table: pd.DataFrame) -> Effects:
     """Agreement of the reward model under its own template minus that under the policy's."""
     def effect(part: pd.DataFrame) -> float:
-        found = part.groupby("template")["accuracy"].mean()
-        return float(found.loc["own"] - found.loc["policy's"])
+        means = part.groupby("template")["accuracy"].mean()
+        return value_at(means, "own") - value_at(means, "policy's")
 
-    return by_seed(table, effect, outcome=None)
+    return by_seed(table, effect, outcome="accuracy")
 
 
-@rule(needs=("seed", "{column}"))
-def trained_beyond_random(table: pd.DataFrame, *, column, sign=1) -> Effects:
-    """Least of the trained update's `column` minus a random one's of equal norm, over runs, times `sign`."""
+@rule(needs=("seed", "run", "control", "{column}"))
+def dpo_minus_random(table: pd.DataFrame, *, column: str) -> Effects:
+    """Least of the trained update's `column` minus a random one's of equal norm, over runs and controls."""
     def effect(part: pd.DataFrame) -> float:
         values = part.pivot_table(index="run", columns="control", values=column)
+        if "trained" not in values or len(values.columns) < 2:
+            raise MissingRun("no trained run with a random update beside it")
         random = values.drop(columns="trained")
-        return float((sign * random.rsub(values["trained"], axis=0)).min(axis=None))
+        return random.rsub(values["trained"], axis=0).min(axis=None)
 
-    return by_seed(table, effect, outcome=None)
+    return by_seed(table, effect, outcome=column)
