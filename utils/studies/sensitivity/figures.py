@@ -1,10 +1,7 @@
-"""Figures of notebook 13: loss and forgetting against the learning rate, modules, best rate against rank.
+"""Figures of notebook 13: loss and forgetting against the learning rate, by what else is varied; best rate and rank."""
 
-As in :mod:`utils.reporting.plots`: tables in, a figure out. Own runs have large outlined markers, the reference's runs
-are faint points with a thin line at their mean over seeds.
-"""
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -12,39 +9,33 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
-from utils.reporting.panels import panels
+from utils.reporting.drawn import Drawn, figure, shown_table
+from utils.reporting.measured import Measured
+from utils.reporting.panels import panel_lines, panels
 from utils.reporting.style import method_styles
-from utils.studies.sensitivity.tables import LOSS
+from utils.studies.sensitivity.tables import LOSS, best_rate_table, in_words, selection
 
+LOSS_LABEL, FORGETTING_LABEL = "held-out loss, nats per token", "forgetting, nats per token"
+HOLLOW = "hollow runs have not learnt, thin lines and bands are the reference's"
 OWN = {"markersize": 9, "markeredgecolor": "black", "zorder": 4}
-SEEDS = {"linestyle": "none", "markersize": 5, "alpha": 0.4, "zorder": 2}
 
 
-def _all_of(own: pd.DataFrame, reference: pd.DataFrame | None, column: str) -> list:
-    """The values of a column in both tables, the reader's first."""
-    both = own[column] if reference is None else pd.concat([own[column], reference[column]])
-    return list(dict.fromkeys(both))
+def _against_rate(own: pd.DataFrame, reference: pd.DataFrame | None, *, y: str = LOSS, ylabel: str = LOSS_LABEL,
+                  x: str = "learning_rate", xlabel: str = "learning rate") -> Figure:
+    """A measure against the learning rate, one line per series, one panel per ``panel``.
 
-
-def _series(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, style: dict, *, x: str, y: str) -> None:
-    """One series: its own runs over the reference's seeds and their mean."""
-    if reference is not None and len(reference):
-        axis.plot(reference[x], reference[y], color=style["color"], marker=style["marker"], label="_seeds", **SEEDS)
-        means = reference.groupby(x)[y].mean()
-        axis.plot(means.index, means, color=style["color"], linestyle=style["linestyle"], linewidth=1, label="_mean")
-    means = own.groupby(x)[y].mean()
-    axis.plot(means.index, means, **style, **OWN, linewidth=1.5, label="_own")
-
-
-def _legend(figure: Figure, styles: dict[str, dict], *, reference: bool, more: tuple[Line2D, ...] = ()) -> None:
-    """The series beside the panels, and how the reader's runs and the reference's look."""
-    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
-    handles.append(Line2D([], [], color="grey", marker="o", markeredgecolor="black", markersize=9, linestyle="none",
-                          label="your runs, mean"))
-    if reference:
-        handles.append(Line2D([], [], color="grey", marker="o", markersize=5, alpha=0.5, linewidth=1,
-                              label="reference: seeds, mean"))
-    figure.legend(handles=[*handles, *more], loc="outside right center", fontsize="x-small")
+    Parameters
+    ----------
+    own, reference : pandas.DataFrame
+        :func:`utils.studies.sensitivity.tables.selection`: ``panel``, ``series``, `x`, `y`, one row per run.
+    """
+    named = [None if table is None else table.assign(method=table["series"]) for table in (own, reference)]
+    drawing = panel_lines(*named, x=x, y=y, panel="panel", xlabel=xlabel, ylabel=ylabel, xscale="log")
+    for axis in drawing.axes:
+        _rate_ticks(axis.xaxis)
+    if len(drawing.axes) == 1:
+        drawing.set_size_inches(7.5, 4.6)
+    return drawing
 
 
 def _rate_ticks(side: Axis) -> None:
@@ -52,102 +43,148 @@ def _rate_ticks(side: Axis) -> None:
     side.set_major_locator(LogLocator(subs=(1, 3)))
     side.set_major_formatter("{x:g}")
     side.set_minor_formatter(NullFormatter())
-    side.set_tick_params(labelsize="x-small")
+    side.set_tick_params(labelsize="small")
 
 
-def rate_panels(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: str = LOSS,
-                ylabel: str = "held-out loss, nats per token", x: str = "learning_rate",
-                xlabel: str = "learning rate") -> Figure:
-    """A measure against the learning rate, one line per series, one panel per ``panel`` (Figures S1 to S3 and 7).
-
-    Parameters
-    ----------
-    own, reference : pandas.DataFrame
-        :func:`utils.reporting.sensitivity.selection`: ``panel``, ``series``, `x`, `y`, one row per run.
-    x : str
-        Positive; its axis is logarithmic.
-    """
-    names, rates = _all_of(own, reference, "panel"), _all_of(own, reference, x)
-    figure, axes = panels(len(names), sharey=True, width=4.6)
-    styles = method_styles(_all_of(own, reference, "series"))
-    for axis, name in zip(axes, names, strict=True):
-        for series, style in styles.items():
-            mine, theirs = (None if table is None else table[(table["panel"] == name) & (table["series"] == series)]
-                            for table in (own, reference))
-            if len(mine) or (theirs is not None and len(theirs)):
-                _series(axis, mine, theirs, style, x=x, y=y)
-        axis.set(xscale="log", xlabel=xlabel, title=name, xlim=(min(rates) / 1.3, max(rates) * 1.3))
-        _rate_ticks(axis.xaxis)
-    axes[0].set_ylabel(ylabel)
-    _legend(figure, styles, reference=reference is not None)
-    return figure
+def _best(runs: Measured, experiment: str, by: dict[str, str]) -> pd.DataFrame:
+    """The best rate of each group, from the reference where there is one: `by` under its names and four columns."""
+    best = best_rate_table(selection(runs.best, experiment), list(by))
+    return shown_table(best, by | {"learning_rate": "best rate", "loss": "loss there", "seeds": "seeds there",
+                                   "edge": "end of the grid"})
 
 
-def module_dots(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, y: str = LOSS,
-                ylabel: str = "held-out loss, nats per token") -> Figure:
-    """Which modules are tuned, at equal numbers of trained parameters: a dot per run, a colour per rate (Figure 7).
-
-    Parameters
-    ----------
-    own, reference : pandas.DataFrame
-        ``series`` (the modules and the rank), ``learning_rate``, `y`.
-    """
-    figure, (axis,) = panels(1, width=6)
-    places = {name: place for place, name in enumerate(_all_of(own, reference, "series"))}
-    rates = sorted(_all_of(own, reference, "learning_rate"))
-    styles = method_styles([f"rate {rate:g}" for rate in rates])
-    for index, (rate, style) in enumerate(zip(rates, styles.values(), strict=True)):
-        look, shift = {"color": style["color"], "marker": style["marker"]}, 0.2 * (index - (len(rates) - 1) / 2)
-        if reference is not None:
-            part = reference[reference["learning_rate"] == rate]
-            axis.plot(_placed(part["series"], places) + shift, part[y], label="_seeds", **look, **SEEDS)
-            means = part.groupby("series", sort=False)[y].mean()
-            axis.plot(_placed(means.index, places) + shift, means, "_", color=style["color"], markersize=16,
-                      label="_mean")
-        means = own[own["learning_rate"] == rate].groupby("series", sort=False)[y].mean()
-        axis.plot(_placed(means.index, places) + shift, means, linestyle="none", label="_own", **look, **OWN)
-    axis.set(xticks=list(places.values()), xticklabels=list(places), ylabel=ylabel, xlim=(-0.5, len(places) - 0.5))
-    _legend(figure, {name: style | {"linestyle": "none"} for name, style in styles.items()},
-            reference=reference is not None)
-    return figure
+def _in_words(runs: Measured, experiment: str, *, y: str = LOSS) -> str:
+    """The reader's values at every rate."""
+    return f"Your runs: {in_words(selection(runs.own, experiment), y=y)}"
 
 
-def _placed(names, places: dict[str, int]) -> np.ndarray:
-    """Places of names on an axis; of none as well, where a rate is the reference's alone."""
-    return np.array([places[name] for name in names], dtype=float)
+def _least(runs: Measured, experiment: str) -> str:
+    """Where the reader's runs have their least loss, series by series."""
+    best = best_rate_table(selection(runs.own, experiment), ["panel", "series"])
+    return "Least loss: " + "; ".join(
+        f"{row.panel}{', ' * bool(row.panel)}{row.series}: {row.loss:.2f} at {row.learning_rate:g}"
+        for row in best.itertuples()) + "."
 
 
-def best_rate_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+def _loss_figure(runs: Measured, experiment: str, by: dict[str, str], *, what: str, caption: str) -> Drawn:
+    """Loss against the rate with, under it, the best rate of each group of `by` (columns -> names)."""
+    own = selection(runs.own, experiment)
+    return Drawn(_against_rate(own, selection(runs.reference, experiment)),
+                 alt=f"Held-out loss against the learning rate, logarithmic, {what}. {_least(runs, experiment)} "
+                     + _in_words(runs, experiment),
+                 caption=f"Held-out loss against the learning rate, {caption}; {HOLLOW}.", table=own,
+                 shown=_best(runs, experiment, by))
+
+
+@figure("13_learning_rate", measurements=("sensitivity",), place="Learns less v2, Fig S1")
+def learning_rate(runs: Measured) -> Drawn:
+    """Held-out loss on code against the learning rate, one line per method."""
+    return _loss_figure(runs, "rates", {"method": "method"}, what="one line per method",
+                        caption="each method on its own grid")
+
+
+@figure("13_forgetting_against_rate", measurements=("sensitivity",))
+def forgetting_against_rate(runs: Measured) -> Drawn:
+    """Forgetting against the learning rate, one line per method."""
+    own = selection(runs.own, "rates")
+    return Drawn(
+        _against_rate(own, selection(runs.reference, "rates"), y="forgetting", ylabel=FORGETTING_LABEL),
+        alt="Forgetting, the rise of the loss on held-out English, against the learning rate, one line per method. "
+            + _in_words(runs, "rates", y="forgetting"),
+        caption=f"Forgetting of the base's own English against the learning rate; {HOLLOW}.", table=own)
+
+
+@figure("13_optimisers", measurements=("sensitivity",), place="Learns less v2, Fig S2")
+def optimisers(runs: Measured) -> Drawn:
+    """Held-out loss against the learning rate with AdamW and with Lion, one panel per method."""
+    return _loss_figure(runs, "optimisers", {"method": "method", "series": "optimiser"},
+                        what="one panel per method, one line for AdamW and one for Lion", caption="by optimiser")
+
+
+@figure("13_alpha", measurements=("sensitivity",), place="Learns less v2, Fig S3")
+def alpha(runs: Measured) -> Drawn:
+    """Held-out loss of LoRA at one rank against the learning rate, one line per alpha."""
+    return _loss_figure(runs, "alpha", {"series": "alpha"}, what="of LoRA at one rank, one line per alpha",
+                        caption="for three alphas at one rank")
+
+
+@figure("13_alpha_as_rate", measurements=("sensitivity",))
+def alpha_as_rate(runs: Measured) -> Drawn:
+    """The same losses against the learning rate times alpha / r: one curve, if alpha were but a factor on the rate."""
+    own, reference = (None if table is None else table.assign(
+        step_size=table["learning_rate"] * table["lora_alpha"] / table["r"])
+        for table in (selection(runs.own, "alpha"), selection(runs.reference, "alpha")))
+    means = own.groupby(["series", "step_size"], sort=False)[LOSS].mean()
+    return Drawn(
+        _against_rate(own, reference, x="step_size", xlabel="learning rate × alpha / r"),
+        alt="The same losses against the learning rate times alpha / r, one line per alpha: " + "; ".join(
+            f"{series}, {size:.4g}: {loss:.2f}" for (series, size), loss in means.items()) + " nats per token.",
+        caption=f"The losses of the figure above against the learning rate times alpha / r; {HOLLOW}.", table=own)
+
+
+@figure("13_modules", measurements=("sensitivity",), place="Learns less v2, Fig 7")
+def modules(runs: Measured) -> Drawn:
+    """Held-out loss of LoRA on all modules, on attention or on the MLP, at nearly equal numbers trained."""
+    return _loss_figure(runs, "modules", {"series": "modules"},
+                        what="of LoRA on all modules, on attention and on the MLP, at nearly equal numbers of trained "
+                             "parameters", caption="by the modules that LoRA tunes, at equal numbers of parameters")
+
+
+@figure("13_batches", measurements=("sensitivity",))
+def batches(runs: Measured) -> Drawn:
+    """Held-out loss against the learning rate, one line per batch size at equal tokens, one panel per method."""
+    return _loss_figure(runs, "batches", {"method": "method", "series": "batch"},
+                        what="one panel per method, one line per batch size at equal tokens",
+                        caption="by batch size, for the same tokens")
+
+
+@figure("13_scalings", measurements=("sensitivity",))
+def scalings(runs: Measured) -> Drawn:
+    """Held-out loss against the learning rate, one line per rank, one panel per rule for the scale."""
+    drawn = _loss_figure(runs, "scalings", {"panel": "scaling", "r": "rank"},
+                         what="one panel per scaling rule, one line per rank",
+                         caption="by rank, for three rules of scaling")
+    return replace(drawn, shown=None)  # the next figure shows the best rates
+
+
+@figure("13_best_rate_against_rank", measurements=("sensitivity",))
+def best_rate_against_rank(runs: Measured) -> Drawn:
     """Best learning rate against rank on logarithmic axes, one line per scaling.
 
     Where the best lies at the end of its grid an arrow points to where the true one may be; a rank of which a single
     rate was tried is a small cross, as nothing was compared.
-
-    Parameters
-    ----------
-    own, reference : pandas.DataFrame
-        :func:`utils.reporting.sensitivity.best_rates` by ``scaling`` and ``r``.
     """
-    figure, (axis,) = panels(1, width=6)
-    styles = method_styles(_all_of(own, reference, "scaling"))
-    known = pd.concat([table for table in (own, reference) if table is not None])
+    own, reference = (None if table is None else best_rate_table(selection(table, "scalings"), ["scaling", "r"])
+                      for table in (runs.own, runs.reference))
+    drawing, (axis,) = panels(1, width=7.5, height=4.6)
+    both = own if reference is None else pd.concat([reference, own])
+    styles = method_styles(list(dict.fromkeys(both["scaling"])))
     for index, (name, style) in enumerate(styles.items()):
         shift = 1.05 ** (index - (len(styles) - 1) / 2)  # equal best rates would hide each other
         for table, look in ((reference, {"markersize": 5, "linewidth": 1, "alpha": 0.6}), (own, OWN)):
             if table is not None:
                 part = table[table["scaling"] == name].sort_values("r")
                 _best_line(axis, part.assign(r=part["r"] * shift), style | look)
-    ranks = sorted(known["r"].unique())
+    _rank_axes(axis, both)
+    _best_legend(drawing, styles, reference=reference is not None)
+    known = own if reference is None else reference
+    return Drawn(
+        drawing,
+        alt="Best learning rate against rank, both logarithmic, one line per scaling. Your runs: " + "; ".join(
+            f"{row.scaling}, r = {row.r}: {row.learning_rate:g}" + f" (edge: {row.edge})" * bool(row.edge)
+            for row in own.itertuples()) + ".",
+        caption="The best learning rate of those tried against the rank, under three rules of scaling.", table=own,
+        shown=known.pivot(index="scaling", columns="r", values="learning_rate").rename(
+            columns="best rate, r = {}".format).reset_index().rename_axis(columns=None))
+
+
+def _rank_axes(axis: Axes, best: pd.DataFrame) -> None:
     axis.set(xscale="log", yscale="log", xlabel="rank r", ylabel="best learning rate of those tried")
     _rate_ticks(axis.yaxis)
-    axis.xaxis.set_major_locator(FixedLocator(ranks))
+    axis.xaxis.set_major_locator(FixedLocator(sorted(best["r"].unique())))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylim(known["learning_rate"].min() / 3, known["learning_rate"].max() * 3)
-    more = (Line2D([], [], color="grey", marker=r"$\uparrow$", linestyle="none", label="end of the grid: a bound"),
-            Line2D([], [], color="grey", marker="x", linestyle="none", label="only one rate tried"))
-    _legend(figure, styles, reference=reference is not None, more=more)
-    return figure
+    axis.set_ylim(best["learning_rate"].min() / 3, best["learning_rate"].max() * 3)
 
 
 def _best_line(axis: Axes, part: pd.DataFrame, look: dict) -> None:
@@ -158,3 +195,13 @@ def _best_line(axis: Axes, part: pd.DataFrame, look: dict) -> None:
     for row in several[several["edge"] != ""].itertuples():
         axis.annotate("", (row.r, row.learning_rate * (1.9 if row.edge == "highest" else 1 / 1.9)),
                       (row.r, row.learning_rate), arrowprops={"arrowstyle": "->", "color": look["color"]})
+
+
+def _best_legend(drawing: Figure, styles: dict[str, dict], *, reference: bool) -> None:
+    grey = {"color": "grey", "linestyle": "none"}
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    handles += [Line2D([], [], marker="o", markeredgecolor="black", markersize=9, label="your runs", **grey)]
+    handles += [Line2D([], [], marker="o", markersize=5, alpha=0.6, label="reference", **grey)] * reference
+    handles += [Line2D([], [], marker=r"$\uparrow$", label="end of the grid: a bound", **grey),
+                Line2D([], [], marker="x", label="only one rate tried", **grey)]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=3)

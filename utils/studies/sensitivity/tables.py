@@ -1,7 +1,8 @@
 """How much each method depends on its settings (notebook 13): tables in, tables out.
 
-`table` is that of :func:`utils.studies.learning.measure.sensitivity` or some of its rows. A run that several experiments
-share, the same key in ``run``, counts once wherever rows are put together. Losses are held-out, in nats per token.
+`table` is that of :func:`utils.studies.learning.measure.sensitivity` or some of its rows. A run that several
+experiments share, the same key in ``run``, counts once wherever rows are put together. Losses are held-out, in nats
+per token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ SERIES = {
     "alpha": lambda row: f"alpha = {row['lora_alpha']:g}",
     "modules": lambda row: f"{row['targets']}, r={row['r']}",
     "batches": lambda row: f"batches of {row['batch_size']}",
-    "scalings": lambda row: f"r = {row['r']}",
+    "scalings": lambda row: f"LoRA r={row['r']}",
 }
 PANELS = {"optimisers": "method", "batches": "method", "scalings": "scaling"}
 
@@ -32,6 +33,8 @@ def runs_once(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
 def selection(table: pd.DataFrame | None, experiment: str) -> pd.DataFrame | None:
     """The runs of an experiment, with those of ``rates`` that belong to it: the same methods at its usual settings.
+
+    To ``rates`` itself belong the further ranks of alpha = 2r that are among the scalings.
 
     Parameters
     ----------
@@ -55,7 +58,8 @@ def selection(table: pd.DataFrame | None, experiment: str) -> pd.DataFrame | Non
         raise UsageError(f"Expected an experiment of {', '.join(SERIES)}, got '{experiment}'; name one of them.")
     if table is None:
         return None
-    own = table[table["experiment"] == experiment]
+    further = (table["experiment"] == "scalings") & (table["scaling"] == "alpha = 2r") & (experiment == "rates")
+    own = table[(table["experiment"] == experiment) | further]
     usual = table[(table["experiment"] == "rates") & table["method"].isin(own["method"])]
     rows = runs_once(pd.concat([usual, own], ignore_index=True))
     if experiment == "scalings":
@@ -123,7 +127,8 @@ def _best(runs: pd.DataFrame) -> dict:
     around, at = slice(place - 1, place + 2), runs[runs["learning_rate"] == best]
     return {"learning_rate": best, "loss": at[LOSS].mean(), "seeds": at["seed"].nunique(),
             "rates": runs["learning_rate"].nunique(), "edge": edge,
-            "loss_below": losses[place - 1] if place else np.nan, "loss_above": losses[place + 1] if place < last else np.nan,
+            "loss_below": losses[place - 1] if place else np.nan,
+            "loss_above": losses[place + 1] if place < last else np.nan,
             "fine_rate": np.nan if edge else parabola_minimum(rates[around], losses[around])}
 
 
