@@ -12,7 +12,7 @@ from utils.ledger.page import effect_text, keep_own, own_text
 from utils.ledger.reference import reference_note
 from utils.ledger.session import measured_tables, start_session
 from utils.machine import limit_threads, quiet_libraries
-from utils.paths import reference_dir
+from utils.paths import NOTEBOOKS, reference_dir
 from utils.profiles import Profile, load_profile
 from utils.reporting.style import use_style
 
@@ -52,6 +52,28 @@ def cost_card(notebook: str) -> str:
                 lines.append(f"| {path.parent.name} | {cold.get('trained_runs', '')} | {cold.get('seconds', '')} | "
                              f"{warm.get('seconds', '')} | {peak} |")
     return "\n".join(lines) if len(lines) > 2 else "Not measured on any machine yet."
+
+
+def course_map(profile: Profile) -> pd.DataFrame:
+    """Every notebook with its title and what it cost where this profile was measured.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``notebook``, ``about``, ``seconds, first run``, ``seconds, again``, ``peak GiB``; NaN where never measured.
+        Smoke shows those of the laptop.
+    """
+    path = reference_dir() / ("laptop" if profile.profile == "smoke" else profile.profile) / "course.json"
+    costs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
+    rows = []
+    for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        cell = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
+        cost = costs.get(notebook.stem, {})
+        rows.append({"notebook": notebook.stem[:2], "about": "".join(cell["source"]).splitlines()[0].split("· ")[-1],
+                     "seconds, first run": cost.get("cold", {}).get("seconds"),
+                     "seconds, again": cost.get("warm", {}).get("seconds"),
+                     "peak GiB": max((entry["peak_gib"] for entry in cost.values()), default=None)})
+    return pd.DataFrame(rows)
 
 
 def conclude(profile: Profile, notebook: str) -> None:
