@@ -1,4 +1,4 @@
-"""Everything that a notebook calls around its idea, under one name: begin, measure, publish, say what was found, conclude."""
+"""Everything that a notebook calls around its idea: begin, measure, publish, say what was found, conclude."""
 
 from utils.ledger.notebook import begin, check, conclude
 from utils.ledger.session import measured

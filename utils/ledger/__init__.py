@@ -1,1 +1,1 @@
-"""The ledger: the claims of all studies, the reference results, and the page that sets both beside the reader's runs."""
+"""The claims of all studies, the reference results, and the page that sets both beside the reader's runs."""

@@ -117,7 +117,7 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
         and the fields of :class:`utils.reporting.verdicts.Verdict`.
     """
     name = profile if isinstance(profile, str) else profile.profile
-    rows = [_row(claim, epsilon) | judge_claim(claim, _reference(claim, name), name, epsilon).__dict__
+    rows = [_row(claim, epsilon) | judge_claim(claim, _reference(claim, name), name, epsilon=epsilon).__dict__
             for claim in claims() if notebook in (None, claim.notebook) for epsilon in claim.epsilons]
     numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
     return pd.DataFrame(rows).astype(numbers)
@@ -153,7 +153,7 @@ def own_verdicts(tables: dict[str, pd.DataFrame], profile: Profile, notebook: st
         if claim.notebook != notebook or claim.measurement not in tables:
             continue
         for epsilon in claim.epsilons:
-            found = judge_claim(claim, tables[claim.measurement], profile.profile, epsilon)
+            found = judge_claim(claim, tables[claim.measurement], profile.profile, epsilon=epsilon)
             rows.append({"claim": claim.id, "epsilon": epsilon, "own_effect": found.effect, "own_agree": found.agree,
                          "own_seeds": found.seeds})
     columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]

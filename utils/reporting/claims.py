@@ -32,12 +32,11 @@ from utils.reporting.registry import MEASUREMENTS, RULES, nearest
 from utils.reporting.rules import CLAIM_EPSILONS, Effects
 from utils.reporting.verdicts import OUT_OF_REACH, TOO_FEW, Expectation, Verdict, judge
 
-
 BOUNDS = {"Spearman's rho": (-1.0, 1.0), "share of": (0.0, 1.0)}  # of an effect, by the start of its unit
 
 
 class Published(BaseModel):
-    """What the paper says: its statement in our words, where it stands, its numbers, and whether it gives an interval."""
+    """What the paper says: its statement in our words, its place, its numbers, and whether it gives an interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -142,7 +141,8 @@ def effects_of(claim: Claim, table: pd.DataFrame, epsilon: float | None = None) 
     return effects
 
 
-def judge_claim(claim: Claim, table: pd.DataFrame | None, profile_name: str, epsilon: float | None = None) -> Verdict:
+def judge_claim(claim: Claim, table: pd.DataFrame | None, profile_name: str, *,
+                epsilon: float | None = None) -> Verdict:
     """The verdict on one claim from a measurement's table, or why there is none."""
     if profile_name in claim.out_of_reach:
         return Verdict(OUT_OF_REACH)

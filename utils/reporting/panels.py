@@ -66,11 +66,11 @@ def draw_lines(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None, *,
             bare = method in mine and len(band) > 1  # a line of one point is not seen
             axis.plot(band.index, band["mean"], color=style["color"], alpha=0.5, linewidth=1, label="_reference",
                       marker=None if bare else style["marker"], markersize=4)
-            _hollow(axis, failed, x, y, style)
+            _hollow(axis, failed, x=x, y=y, style=style)
         rows, failed = _by_learning(own[own["method"] == method])
         line = rows.groupby(x)[y].mean()
         axis.plot(line.index, line.values, label=method, markersize=4, **style)
-        _hollow(axis, failed, x, y, style)
+        _hollow(axis, failed, x=x, y=y, style=style)
 
 
 def _by_learning(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -80,7 +80,7 @@ def _by_learning(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[learnt], rows[~learnt]
 
 
-def _hollow(axis: Axes, failed: pd.DataFrame, x: str, y: str, style: dict) -> None:
+def _hollow(axis: Axes, failed: pd.DataFrame, *, x: str, y: str, style: dict) -> None:
     """Runs that did not learn their task, as hollow markers without a line."""
     if len(failed):
         axis.plot(failed[x], failed[y], linestyle="none", marker=style["marker"], markersize=5, markerfacecolor="none",

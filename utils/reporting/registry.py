@@ -87,7 +87,7 @@ def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame]
     """
     def register(function: Callable) -> Callable:
         _add(MEASUREMENTS, function.__name__, Measurement(function.__name__, function, tuple(columns), published),
-             "measurement", function)
+             what="measurement", function=function)
         return function
 
     return register
@@ -100,7 +100,7 @@ def rule(*, needs: Iterable[str]) -> Callable:
         if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
             raise CourseError(f"Rule '{function.__name__}' takes a table and keyword-only parameters; got "
                               f"{inspect.signature(function)}.")
-        _add(RULES, function.__name__, Rule(function.__name__, function, tuple(needs)), "rule", function)
+        _add(RULES, function.__name__, Rule(function.__name__, function, tuple(needs)), what="rule", function=function)
         return function
 
     return register
@@ -108,15 +108,15 @@ def rule(*, needs: Iterable[str]) -> Callable:
 
 def add_figure(entry: FigureEntry) -> None:
     """Register a figure; :func:`utils.reporting.drawn.figure` does it for every figure function."""
-    _add(FIGURES, entry.identifier, entry, "figure", entry.function)
+    _add(FIGURES, entry.identifier, entry, what="figure", function=entry.function)
 
 
 def add_finding(identifier: str, function: Callable) -> None:
     """Register what is found in a figure; :func:`utils.reporting.drawn.finding` does it."""
-    _add(FINDINGS, identifier, function, "finding", function)
+    _add(FINDINGS, identifier, function, what="finding", function=function)
 
 
-def _add(register: dict, name: str, entry, what: str, function: Callable) -> None:
+def _add(register: dict, name: str, entry, *, what: str, function: Callable) -> None:
     other = register.get(name)
     other_function = getattr(other, "function", other)
     if other is not None and (other_function.__module__, other_function.__qualname__) != (

@@ -3,17 +3,18 @@
 Each result is kept beside its run; asking again reads it.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
 import pandas as pd
 
-from utils.errors import UsageError
+from utils.errors import CourseError, UsageError
 from utils.evaluation.pseudo import corpus_loss, pseudo_loss
 from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
-from utils.reporting.selection import last_steps
+from utils.reporting.selection import last_steps, runs_that_learnt
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import BaseModel
 from utils.spectra import (
@@ -51,6 +52,37 @@ def find_run(profile: Profile, *, method: str, r: int = 0, experiment: str = "ra
             return run
     raise UsageError(f"Experiment '{experiment}' of profile {profile.profile} has no finished run of method "
                      f"'{method}' with r={r}.")
+
+
+def learnt_runs(runs: list[Run]) -> list[Run]:
+    """Those of an experiment's runs that learnt their task, by :func:`utils.reporting.selection.mark_learnt`."""
+    if not runs:
+        return []
+    kept = set(runs_that_learnt(pd.concat([run.metrics() for run in runs], ignore_index=True))["run"])
+    return [run for run in runs if run.spec.key in kept]
+
+
+def showcase_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
+    """One LoRA run of the main experiment for each seed, to look at closely: the profile's showcase rank.
+
+    Where that run did not learn its task, which happens at rates near the edge, the run of the nearest rank that did
+    stands in for it, and a line says so: what a failed run has of intruders says nothing.
+    """
+    wanted, chosen = profile.spectra.showcase_rank, []
+    runs = experiment_runs(profile, "ranks", seeds)
+    # A few steps teach nothing; where results are no evidence any run is as good to look at.
+    learnt = [run for run in (learnt_runs(runs) if profile.evidence else runs) if run.spec.method.r]
+    for seed in dict.fromkeys(run.spec.seed for run in runs):
+        nearest = sorted((run for run in learnt if run.spec.seed == seed),
+                         key=lambda run: abs(math.log2(run.spec.method.r / wanted)))
+        if not nearest:
+            raise CourseError(f"No LoRA run of experiment 'ranks' learnt its task with seed {seed}; lower the learning "
+                              "rates in the profile, or give another seed.")
+        if nearest[0].spec.method.r != wanted:
+            print(f"LoRA r={wanted} did not learn its task with seed {seed}; {nearest[0].spec.method.label} is shown "
+                  "instead.")
+        chosen.append(nearest[0])
+    return chosen
 
 
 @lru_cache(maxsize=2)

@@ -119,7 +119,7 @@ def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, s
         outside = found.low >= expect.within or found.high <= -expect.within
         return (NOT_REPRODUCED if outside else UNDECIDED), ""
     worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
-    if effects.items is None and _alike(effects.values.dropna()):  # equal in every seed, as counts and grid steps are: there is no spread to judge by
+    if effects.items is None and _alike(effects.values.dropna()):  # counts and grid steps: no spread to judge by
         word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED
         return word, "every seed gives the same number, so there is no interval"
     if worst > 0:

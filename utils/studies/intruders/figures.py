@@ -44,11 +44,13 @@ def count_against_epsilon(counts: Measured, *, level: float, examined: int) -> D
         count_axis(axis, counts.own["n_intruders"].max())
     label_left(axes, COUNT)
     at = counts.own[counts.own["epsilon"] == counts.profile.spectra.epsilon]
-    alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, one "
+    alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, "
+           "one "
            f"line per method. At epsilon {counts.profile.spectra.epsilon}: " + "; ".join(
                f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean())}"
                for task, part in at.groupby("task", sort=False)) + ".")
-    return Drawn(figure_, alt, f"Intruder dimensions among the {examined} leading vectors of the model, against epsilon; bands "
+    return Drawn(figure_, alt, f"Intruder dimensions among the {examined} leading vectors of the model, against "
+                               "epsilon; bands "
                  "are the reference's seeds, hollow runs did not learn.", counts.own, _few(counts))
 
 
@@ -64,16 +66,19 @@ def _few(counts: Measured) -> pd.DataFrame:
 
 @finding("04_count_against_epsilon")
 def count_against_epsilon_found(counts: Measured, *, level: float, examined: int) -> Found:
+    """What the tables say to :func:`count_against_epsilon`, and whether it is what was expected."""
     main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
-    strict, lenient = ({kind: part for kind, part in main[main["epsilon"] == epsilon].groupby("method_kind")}
+    strict, lenient = (dict(iter(main[main["epsilon"] == epsilon].groupby("method_kind")))
                        for epsilon in CLAIM_EPSILONS)
     full = strict["full"]["n_intruders"]
     least = strict["lora"].groupby("method", sort=False)["n_intruders"].min()
     always, never = (both(least.index[chosen]) for chosen in (least > 0, strict["lora"].groupby(
         "method", sort=False)["n_intruders"].max() == 0))
-    text = (f"At epsilon {CLAIM_EPSILONS[0]} full fine-tuning has {over_seeds(full)} intruders, {counts.source}; LoRA has some "
+    text = (f"At epsilon {CLAIM_EPSILONS[0]} full fine-tuning has {over_seeds(full)} intruders, {counts.source}; LoRA "
+            "has some "
             f"in every seed at {always or 'no rank'}, and none in any seed at {never or 'no rank'}. At epsilon "
-            f"{CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full fine-tuning's "
+            f"{CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full "
+            "fine-tuning's "
             f"{over_seeds(lenient['full']['n_intruders'])}.")
     return Found(text, bool(full.eq(0).all() and always))
 
@@ -95,9 +100,11 @@ def random_updates(controls: Measured, counts: Measured) -> Drawn:
     outer_legend(figure_, axes)
     shown = _beside(controls, counts).reset_index().rename(columns={"method": "method"})
     largest = {name: shown[name].max() for name in parts}
-    alt = ("Counts against epsilon for the trained runs, random updates of equal norm and full rank, and random updates of "
+    alt = ("Counts against epsilon for the trained runs, random updates of equal norm and full rank, and random "
+           "updates of "
            f"equal norm and the run's rank. Largest mean count at epsilon {CLAIM_EPSILONS[0]}: {listed(largest)}.")
-    return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every matrix.", controls.own, shown)
+    return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every "
+                               "matrix.", controls.own, shown)
 
 
 def _beside(controls: Measured, counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFrame:
@@ -111,6 +118,7 @@ def _beside(controls: Measured, counts: Measured, epsilon: float = CLAIM_EPSILON
 
 @finding("04_random_updates")
 def random_updates_found(controls: Measured, counts: Measured) -> Found:
+    """What the tables say to :func:`random_updates`, and whether it is what was expected."""
     tables = {epsilon: _beside(controls, counts, epsilon) for epsilon in CLAIM_EPSILONS}
     spread = max(table["random, full rank"].max() for table in tables.values())
     lines = []
@@ -122,7 +130,8 @@ def random_updates_found(controls: Measured, counts: Measured) -> Found:
     exceeds = all((table["trained"] > table["random, rank r"])[table["random, rank r"] > 0].all()
                   for table in tables.values())
     return Found(f"A random update of full rank and equal norm makes at most {spread:.2g} intruders on average, "
-                 f"{controls.source}; {'; '.join(lines)}. Low rank and size alone do make some.", bool(spread < 1 and exceeds))
+                 f"{controls.source}; {'; '.join(lines)}. Low rank and size alone do make "
+                 "some.", bool(spread < 1 and exceeds))
 
 
 @figure("04_count_against_k", measurements=("intruder_counts_by_k",), place="Illusion v3, Fig 15a")
@@ -134,16 +143,19 @@ def count_against_k(counts: Measured) -> Drawn:
         count_axis(axis, counts.own["n_intruders"].max())
     label_left(axes, "intruder dimensions")
     every = counts.own[counts.own["k"] == counts.own["k"].max()]
-    alt = (f"Line plots of intruder dimensions at epsilon {counts.profile.spectra.epsilon} against the share of vectors "
+    alt = (f"Line plots of intruder dimensions at epsilon {counts.profile.spectra.epsilon} against the share of "
+           "vectors "
            "examined, one panel per task. With all vectors examined: " + "; ".join(
                f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean(), '{:.0f}')}"
                for task, part in every.groupby("task", sort=False)) + ".")
-    return Drawn(figure_, alt, "The count as more of each matrix's vectors are examined, from the largest singular value down.",
+    return Drawn(figure_, alt, "The count as more of each matrix's vectors are examined, from the largest singular "
+                               "value down.",
                  counts.own)
 
 
 @finding("04_count_against_k")
 def count_against_k_found(counts: Measured) -> Found:
+    """What the tables say to :func:`count_against_k`, and whether it is what was expected."""
     main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
     means = main.groupby(["k", "method"], sort=False)["n_intruders"].mean().unstack()
     above = (means.drop(columns="full").ge(means["full"], axis=0)).mean()
@@ -162,14 +174,15 @@ def seeds(counts: Measured) -> Drawn:
     for axis, method in zip(axes, methods, strict=True):
         style = method_styles([method])[method]
         for number, (seed, part) in enumerate(lines[lines["method"] == method].groupby("seed")):
-            axis.plot(part["epsilon"], part["n_intruders"], color=style["color"], linestyle=DASHES[number % len(DASHES)],
-                      label=f"seed {seed}")
+            axis.plot(part["epsilon"], part["n_intruders"], color=style["color"], label=f"seed {seed}",
+                      linestyle=DASHES[number % len(DASHES)])
         axis.set(title=method, xlabel="epsilon", xlim=(0, 1))
         count_axis(axis, lines["n_intruders"].max())
     label_left(axes, "intruder dimensions")
     outer_legend(figure_, axes[:1])
     spread = _spread(counts)
-    alt = ("Line plots of intruder dimensions against epsilon, one panel per method, one line per seed. Smallest and largest "
+    alt = ("Line plots of intruder dimensions against epsilon, one panel per method, one line per seed. Smallest and "
+           "largest "
            f"at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['min']} to {row['max']}"
                                                            for method, row in spread.iterrows()) + ".")
     return Drawn(figure_, alt, "Every seed of the reference as a line of its own.", lines, spread.reset_index())
@@ -182,6 +195,7 @@ def _spread(counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFram
 
 @finding("04_seeds")
 def seeds_found(counts: Measured) -> Found:
+    """What the tables say to :func:`seeds`, and whether it is what was expected."""
     parts = []
     for epsilon in CLAIM_EPSILONS:
         spread = _spread(counts, epsilon)

@@ -1,5 +1,7 @@
 """Intruders through training: all of them at each checkpoint, and one of them followed back (paper's Fig 5)."""
 
+from itertools import pairwise
+
 import pandas as pd
 
 from utils.profiles import Profile
@@ -24,26 +26,31 @@ def through_training(growth: Measured) -> Drawn:
     outer_legend(figure_, axes)
     lora = growth.own[growth.own["method_kind"] == "lora"].sort_values("step")
     first, last = lora.iloc[0], lora.iloc[-1]
-    alt = (f"Four line plots against training steps for full fine-tuning and {first['method']}: intruder dimensions (LoRA "
-           f"{first['n_intruders']} at first, {last['n_intruders']} at the end), singular value of the strongest intruder, "
+    alt = (f"Four line plots against training steps for full fine-tuning and {first['method']}: intruder dimensions "
+           "(LoRA "
+           f"{first['n_intruders']} at first, {last['n_intruders']} at the end), singular value of the strongest "
+           "intruder, "
            f"least largest cosine (LoRA {first['least_cosine']:.2f} to {last['least_cosine']:.2f}), and test accuracy "
            f"({first['accuracy']:.3f} to {last['accuracy']:.3f}).")
     means = growth.best.groupby(["method", "step"], sort=False)[list(PANELS)].mean().reset_index()
     shown = means[means["method"] != "full"].drop(columns="method").rename(columns={
         "n_intruders": "intruders", "strongest_ratio": "strongest / largest", "least_cosine": "least cosine"})
-    return Drawn(figure_, alt, "Intruder dimensions, their strength and the accuracy through training; the table has LoRA's "
+    return Drawn(figure_, alt, "Intruder dimensions, their strength and the accuracy through training; the table has "
+                               "LoRA's "
                  "means over the seeds.", growth.own, shown.head(8))
 
 
 @finding("04_through_training")
 def through_training_found(growth: Measured) -> Found:
+    """What the tables say to :func:`through_training`, and whether it is what was expected."""
     ordered = growth.best.sort_values("step")
     lora, full = (ordered[ordered["method_kind"] == kind] for kind in ("lora", "full"))
     first, last = (lora.groupby("seed")[["n_intruders", "accuracy", "least_cosine"]].nth(place) for place in (0, -1))
     rise = (lora.groupby("seed")["accuracy"].last() - lora.groupby("seed")["accuracy"].nth(0).to_numpy())
     more = (last["n_intruders"].to_numpy() >= first["n_intruders"].to_numpy()).all()
     flat = abs(rise.mean()) <= 0.01
-    accuracy = f"Accuracy changes by {over_seeds(rise, '{:.3f}')} meanwhile, so it had {'' if flat else 'not '}flattened."
+    accuracy = (f"Accuracy changes by {over_seeds(rise, '{:.3f}')} meanwhile, so it had "
+                f"{'' if flat else 'not '}flattened.")
     return Found(f"LoRA goes from {over_seeds(first['n_intruders'])} intruders at the first checkpoint to "
                  f"{over_seeds(last['n_intruders'])} at the last, and its least cosine from "
                  f"{over_seeds(first['least_cosine'], '{:.2f}')} to {over_seeds(last['least_cosine'], '{:.2f}')}, "
@@ -72,7 +79,8 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
         axis.plot(trained["step"], trained[column], "s-", color=colour, markersize=5, label="the vector nearest to it"
                   if column != "max_cosine" else "largest with W0's vectors")
         base = trace[trace["step"] == 0]  # another vector as a rule, so no line leads to it
-        axis.plot(base["step"], base[column], "s", color=colour, markersize=6, markerfacecolor="none", label="in the base")
+        axis.plot(base["step"], base[column], "s", color=colour, markersize=6, markerfacecolor="none",
+                  label="in the base")
         axis.set(xlabel="optimiser step", ylabel=label)
     axes[0].set_yscale("log")
     axes[0].invert_yaxis()
@@ -83,19 +91,23 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
     start, end = trace.iloc[0], trace.iloc[-1]
     alt = (f"Four line plots against training steps for one vector of {end['matrix']}: its index at each checkpoint is "
            f"{', '.join(map(str, trace['index']))}; its singular value goes from {start['singular_value']:.2f} to "
-           f"{end['singular_value']:.2f} (W0's largest: {largest:.2f}), its largest cosine with a pretrained vector from "
+           f"{end['singular_value']:.2f} (W0's largest: {largest:.2f}), its largest cosine with a pretrained vector "
+           "from "
            f"{start['max_cosine']:.2f} to {end['max_cosine']:.2f}, while accuracy ends at {end['accuracy']:.3f}.")
-    return Drawn(figure_, alt, "LoRA's least pretrained-like vector, followed back to the base (hollow: there another vector).",
+    return Drawn(figure_, alt, "LoRA's least pretrained-like vector, followed back to the base (hollow: there another "
+                               "vector).",
                  trace)
 
 
 @finding("04_one_intruder")
 def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Found:
+    """What the tables say to :func:`one_intruder`, and whether it is what was expected."""
     trained = trace[trace["step"] > 0]
     places, strengths = trained["index"].tolist(), trained["singular_value"]
-    climbs = all(later <= earlier for earlier, later in zip(places, places[1:], strict=False))
+    climbs = all(later <= earlier for earlier, later in pairwise(places))
     ratio = strengths.iloc[-1] / largest
     return Found(f"In your run its index goes {', '.join(map(str, places))} and its singular value "
-                 f"{strengths.iloc[0]:.2f} to {strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At the first "
+                 f"{strengths.iloc[0]:.2f} to {strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At "
+                 "the first "
                  f"checkpoint its cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that is small, "
                  "\"nearest\" means little.", bool(climbs and strengths.iloc[-1] > strengths.iloc[0]))

@@ -25,6 +25,7 @@ from utils.reporting.runs import (
     least_alike,
     run_pairs,
     run_vectors,
+    showcase_runs,
     with_identity,
 )
 from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_direction, vector_table
@@ -98,9 +99,8 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     index that an intruder reached, ``least_cosine`` the smallest maximal cosine among the k leading vectors.
     """
     spectra, rows = profile.spectra, []
-    for run in experiment_runs(profile, "ranks", seeds):
-        if run.spec.method.r not in (None, spectra.showcase_rank):
-            continue
+    full = [run for run in experiment_runs(profile, "ranks", seeds) if run.spec.method.kind == "full"]
+    for run in [*full, *showcase_runs(profile, seeds)]:
         for metric in run.metrics().to_dict("records"):
             leading = run_vectors(run, spectra, metric["step"], spectra.k)
             found = leading[is_intruder(leading["max_cosine"], spectra.epsilon)]

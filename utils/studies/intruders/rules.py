@@ -3,7 +3,17 @@
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, rows_where, trend, value_at, with_every
+from utils.reporting.rules import (
+    Effects,
+    MissingRun,
+    at_least,
+    by_seed,
+    full_row,
+    rows_where,
+    trend,
+    value_at,
+    with_every,
+)
 from utils.reporting.selection import best_rates, runs_that_learnt
 
 COUNTS = ("experiment", "seed", "method", "r", "run", "task", "epsilon", "n_intruders", "accuracy")
@@ -61,7 +71,8 @@ def trend_from_rank(table: pd.DataFrame, *, epsilon: float, from_rank: int) -> E
     """Spearman's rho between rank and count over the ranks from `from_rank` on."""
     at = _main_runs(table, epsilon)
     high = at[(at["method_kind"] == "lora") & (at["r"] >= from_rank)]
-    return by_seed(high, lambda part: trend(part["r"], with_every(part, high, "r")["n_intruders"]), outcome="n_intruders")
+    return by_seed(high, lambda part: trend(part["r"], with_every(part, high, "r")["n_intruders"]),
+                   outcome="n_intruders")
 
 
 @rule(needs=("experiment", "seed", "method", "r", "step", "{column}"))
@@ -96,7 +107,8 @@ def trend_with_data(table: pd.DataFrame, *, epsilon: float, rank: int) -> Effect
 def change_with_data(table: pd.DataFrame, *, epsilon: float, rank: int) -> Effects:
     """Largest minus smallest count at one rank over three amounts of data or more."""
     at = _data(table, epsilon, rank)
-    return by_seed(at, lambda part: _three(part)["n_intruders"].max() - part["n_intruders"].min(), outcome="n_intruders")
+    return by_seed(at, lambda part: _three(part)["n_intruders"].max() - part["n_intruders"].min(),
+                   outcome="n_intruders")
 
 
 def _data(table: pd.DataFrame, epsilon: float, rank: int) -> pd.DataFrame:

@@ -48,25 +48,29 @@ def amount_of_data(counts: Measured) -> Drawn:
     """Count against epsilon on subsets of the training rows, one panel per method."""
     figure_ = _data_panels(counts, x="epsilon", xlabel="epsilon")
     means = _data_means(counts, CLAIM_EPSILONS[0])
-    alt = ("Line plots of intruder dimensions against epsilon, one line per number of training rows, one panel per method. "
+    alt = ("Line plots of intruder dimensions against epsilon, one line per number of training rows, one panel per "
+           "method. "
            f"Mean at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(
                f"{method}: " + listed({f"{row.train_rows} rows": row.mean for row in part.itertuples()}, "{:.1f}")
                for method, part in means.groupby("method", sort=False)) + ".")
     shown = means.rename(columns={"train_rows": "training rows", "mean": f"intruders at ε = {CLAIM_EPSILONS[0]}",
                                   "size": "seeds"}).head(8)
-    return Drawn(figure_, alt, "The count by the number of training rows seen; fewer rows are fewer steps, here as in the "
+    return Drawn(figure_, alt, "The count by the number of training rows seen; fewer rows are fewer steps, here as in "
+                               "the "
                  "paper.", counts.own, shown)
 
 
 @finding("04_amount_of_data")
 def amount_of_data_found(counts: Measured) -> Found:
+    """What the tables say to :func:`amount_of_data`, and whether it is what was expected."""
     parts, rises = [], {}
     for method, part in _data_means(counts, CLAIM_EPSILONS[0]).groupby("method", sort=False):
         ordered = part.sort_values("train_rows")
         parts.append(f"{method} " + " → ".join(f"{value:.2g}" for value in ordered["mean"]) + (
             "" if ordered["size"].min() > 1 else " (one seed on the subsets)"))
         rises[method] = ordered["mean"].iloc[-1] - ordered["mean"].iloc[0]
-    return Found(f"From the fewest rows to the most, at epsilon {CLAIM_EPSILONS[0]}: {'; '.join(parts)}, {counts.source}.",
+    return Found(f"From the fewest rows to the most, at epsilon {CLAIM_EPSILONS[0]}: {'; '.join(parts)}, "
+                 f"{counts.source}.",
                  bool(all(rise > 0 for method, rise in rises.items() if method == "LoRA r=8")))
 
 
@@ -75,7 +79,8 @@ def amount_of_data_by_k(counts: Measured) -> Drawn:
     """Count against the share of vectors examined, on subsets of the training rows."""
     figure_ = _data_panels(counts, x="k", xlabel="share of the tuned vectors examined")
     every = counts.own[counts.own["k"] == counts.own["k"].max()]
-    alt = ("Line plots of intruder dimensions against the share of vectors examined, one line per number of training rows. "
+    alt = ("Line plots of intruder dimensions against the share of vectors examined, one line per number of training "
+           "rows. "
            "Yours with all vectors examined: " + ", ".join(
                f"{row.method} on {row.train_rows} rows {row.n_intruders}" for row in every.itertuples()) + ".")
     return Drawn(figure_, alt, "The same against the share of each matrix's vectors that is examined.", counts.own)
@@ -83,12 +88,14 @@ def amount_of_data_by_k(counts: Measured) -> Drawn:
 
 @finding("04_amount_of_data_by_k")
 def amount_of_data_by_k_found(counts: Measured) -> Found:
+    """What the tables say to :func:`amount_of_data_by_k`, and whether it is what was expected."""
     every = counts.best[counts.best["k"] == counts.best["k"].max()]
     means = every.groupby(["method", "train_rows"], sort=False)["n_intruders"].mean()
     text = "; ".join(f"{method} " + " → ".join(f"{value:.0f}" for value in part.sort_index(level=1))
                      for method, part in means.groupby(level=0, sort=False))
     rising = all(part.sort_index(level=1).is_monotonic_increasing for _, part in means.groupby(level=0))
-    return Found(f"With every vector examined, from the fewest rows to the most: {text}, {counts.source}.", bool(rising))
+    return Found(f"With every vector examined, from the fewest rows to the most: {text}, "
+                 f"{counts.source}.", bool(rising))
 
 
 @figure("04_variants", measurements=("variant_counts",), place="Illusion v3, Figs 10 and 23")
@@ -109,17 +116,20 @@ def variants(counts: Measured) -> Drawn:
     at = drawn[drawn["epsilon"] == CLAIM_EPSILONS[0]]
     means = at.groupby("method", sort=False)[["n_intruders", "accuracy"]].mean()
     failed = at[~at["learnt"].astype(bool)].groupby("method", sort=False).size()
-    alt = ("Line plots of intruder dimensions against epsilon, one line per variant at its best learning rate. At epsilon "
+    alt = ("Line plots of intruder dimensions against epsilon, one line per variant at its best learning rate. At "
+           "epsilon "
            f"{CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['n_intruders']:.1f} (accuracy {row['accuracy']:.3f})"
                                                 for method, row in means.iterrows()) + ".")
     shown = means.assign(failed=failed).fillna({"failed": 0}).reset_index().rename(columns={
         "n_intruders": f"intruders at ε = {CLAIM_EPSILONS[0]}", "failed": "seeds that did not learn"}).head(8)
-    return Drawn(figure_, alt, "Variants of LoRA, each at its best rate by accuracy; hollow points did not learn their task.",
+    return Drawn(figure_, alt, "Variants of LoRA, each at its best rate by accuracy; hollow points did not learn "
+                               "their task.",
                  drawn, shown)
 
 
 @finding("04_variants")
 def variants_found(counts: Measured) -> Found:
+    """What the tables say to :func:`variants`, and whether it is what was expected."""
     at = runs_that_learnt(best_rates(counts.best))
     adapters = at[(at["method_kind"] == "lora") & (at["epsilon"] == CLAIM_EPSILONS[0])]
     means = adapters.groupby("method", sort=False)["n_intruders"].mean()
@@ -159,13 +169,15 @@ def places(counts: Measured, methods: list[str]) -> Drawn:
     figure_.colorbar(image, ax=axes, label="intruders", ticks=MaxNLocator(integer=True))
     totals = own.groupby("method", sort=False)["n_intruders"].sum()[methods]
     by_type = own[own["method"] == methods[-1]].groupby("type")["n_intruders"].sum()
-    alt = (f"Heat-maps of intruder dimensions by layer and matrix type. Totals: {listed(totals, '{:.0f}')}. {methods[-1]} has "
+    alt = (f"Heat-maps of intruder dimensions by layer and matrix type. Totals: {listed(totals, '{:.0f}')}. "
+           f"{methods[-1]} has "
            f"most of them in {by_type.idxmax()} ({by_type.max()}).")
     return Drawn(figure_, alt, "Where the intruders are, by layer and matrix type, in your runs.", own)
 
 
 @finding("04_places")
 def places_found(counts: Measured, methods: list[str]) -> Found:
+    """What the tables say to :func:`places`, and whether it is what was expected."""
     lora = counts.best[counts.best["method_kind"] == "lora"]
     by_type = lora.groupby("type")["n_intruders"].sum().sort_values(ascending=False)
     share = by_type.iloc[0] / max(1, by_type.sum())
@@ -194,7 +206,8 @@ def intruder_overview(counts: pd.DataFrame, by_place: pd.DataFrame, *, title: st
     left.set_yscale("symlog", linthresh=1)
     left.set_ylim(-0.2, 2 * counts["n_intruders"].max() + 1)
     left.legend(fontsize="x-small", loc="upper left")
-    grid = by_place.pivot_table(index="layer", columns="type", values="n_intruders", aggfunc="sum").reindex(columns=types)
+    grid = by_place.pivot_table(index="layer", columns="type", values="n_intruders", aggfunc="sum").reindex(
+        columns=types)
     image = count_map(right, grid, max(1, np.nanmax(grid.values)))
     right.set(title=f"at epsilon = {epsilon:g}")
     figure_.suptitle(title, fontsize="medium")

@@ -37,7 +37,8 @@ def similarity(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
     for method, cosines in maps.items():
         heat_map(axes[method], cosines[:SEEN, :SEEN], title=method)
         axes[method].plot((0.5, SEEN + 0.5), (0.5, SEEN + 0.5), color="white", linewidth=0.8, linestyle=":")
-    figure_.colorbar(axes[next(iter(maps))].images[0], ax=[axes[method] for method in maps], label="|cosine|", shrink=0.8)
+    figure_.colorbar(axes[next(iter(maps))].images[0], ax=[axes[method] for method in maps], label="|cosine|",
+                     shrink=0.8)
     _offsets(axes[OFFSETS], maps, summary.profile.spectra.epsilon)
     outer_legend(figure_, [axes[OFFSETS]])
     figure_.suptitle(matrix, fontsize="medium")
@@ -46,19 +47,23 @@ def similarity(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
     shown = pd.DataFrame({"method": list(maps), "mean |cosine| on the diagonal": list(diagonal.values()),
                           "mean best match": [cosines.max(1).mean() for cosines in maps.values()],
                           "median offset beyond the tenth": list(moved.values())})
-    alt = (f"Heat-maps of absolute cosines between the first {SEEN} tuned (columns) and pretrained (rows) left singular "
+    alt = (f"Heat-maps of absolute cosines between the first {SEEN} tuned (columns) and pretrained (rows) left "
+           "singular "
            f"vectors of one matrix, and below them the offset of each tuned vector's best match against its index. "
            f"Mean on the diagonal of all {len(next(iter(maps.values())))}: {listed(diagonal, '{:.2f}')}. Median offset "
            f"beyond the tenth vector: {listed(moved, '{:.0f}')}.")
-    return Drawn(figure_, alt, "Tuned against pretrained singular vectors of one matrix, and how far each best match lies "
+    return Drawn(figure_, alt, "Tuned against pretrained singular vectors of one matrix, and how far each best match "
+                               "lies "
                  "from the diagonal.", long_form(maps), shown)
 
 
 @finding("03_similarity")
 def similarity_found(summary: Measured, maps: Maps, *, matrix: str) -> Found:
+    """What the tables say to :func:`similarity`, and whether it is what was expected."""
     shift = {kind: part["shift"].dropna() for kind, part in summary.best.groupby("method_kind")}
     shifted, still = (shift["lora"] > 0).all(), (shift["full"] == 0).all()
-    return Found(f"In the clearest matrix of each seed, {summary.source}: LoRA's vectors beyond the tenth are displaced by "
+    return Found(f"In the clearest matrix of each seed, {summary.source}: LoRA's vectors beyond the tenth are "
+                 "displaced by "
                  f"{over_seeds(shift['lora'])} places, full fine-tuning's by {over_seeds(shift['full'])}. The slope is "
                  "the same in both; only the offset differs.", bool(shifted and still))
 
@@ -130,7 +135,8 @@ def top_ten(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
     named = {method: both(map(str, columns)) or "none" for method, columns in foreign.items()}
     shown = pd.DataFrame({"method": list(named), f"intruders among the {k} leading": [*map(len, foreign.values())],
                           "their indices": list(named.values())})
-    alt = (f"Two {k} by {k} heat-maps of absolute cosines between leading tuned (columns) and pretrained (rows) vectors. "
+    alt = (f"Two {k} by {k} heat-maps of absolute cosines between leading tuned (columns) and pretrained (rows) "
+           "vectors. "
            f"Columns outlined as intruders (largest cosine below {epsilon}): "
            + "; ".join(f"{method}: {columns}" for method, columns in named.items()) + ".")
     return Drawn(figure_, alt, f"The {k} leading vectors of one matrix; columns outlined in magenta have no pretrained "
@@ -140,6 +146,7 @@ def top_ten(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
 
 @finding("03_top_ten")
 def top_ten_found(summary: Measured, maps: Maps, *, matrix: str) -> Found:
+    """What the tables say to :func:`top_ten`, and whether it is what was expected."""
     blank = {kind: part["blank_rows"] for kind, part in summary.best.groupby("method_kind")}
     counts = (f"Among the ten leading vectors of the clearest matrix LoRA has {over_seeds(blank['lora'])} without a "
               f"pretrained counterpart, full fine-tuning {over_seeds(blank['full'])}, {summary.source}.")
@@ -181,11 +188,14 @@ def best_match(summary: Measured, vectors: pd.DataFrame, *, level: tuple[float, 
 
 @finding("03_best_match")
 def best_match_found(summary: Measured, vectors: pd.DataFrame, *, level: tuple[float, float]) -> Found:
+    """What the tables say to :func:`best_match`, and whether it is what was expected."""
     mean = {kind: part["mean_cosine"] for kind, part in summary.best.groupby("method_kind")}
     difference = mean["lora"].to_numpy().mean() - mean["full"].to_numpy().mean()
     lower = (mean["lora"].to_numpy() < mean["full"].to_numpy()).all()
-    return Found(f"The mean best match is {over_seeds(mean['full'])} for full fine-tuning and {over_seeds(mean['lora'])} "
-                 f"for LoRA, {abs(difference):.2f} {'lower' if difference < 0 else 'higher'}, {summary.source}.", bool(lower))
+    return Found(f"The mean best match is {over_seeds(mean['full'])} for full fine-tuning and "
+                 f"{over_seeds(mean['lora'])} "
+                 f"for LoRA, {abs(difference):.2f} {'lower' if difference < 0 else 'higher'}, "
+                 f"{summary.source}.", bool(lower))
 
 
 @figure("03_one_vector", measurements=("similarity_summary",), place="Illusion v3, Fig 2c")
@@ -203,10 +213,12 @@ def one_vector(summary: Measured, rows: np.ndarray) -> Drawn:
                  xlabel="index of the pretrained vector", ylim=(0, 1.03))
     label_left(axes, "|cosine|")
     table = pd.DataFrame({"pretrained": range(1, rows.shape[1] + 1), "normal": rows[normal], "strange": rows[strange]})
-    alt = (f"Two spike plots of the absolute cosine of one tuned vector with each of {rows.shape[1]} pretrained ones: the "
+    alt = (f"Two spike plots of the absolute cosine of one tuned vector with each of {rows.shape[1]} pretrained ones: "
+           "the "
            f"closest match of the first is {rows[normal].max():.2f}, of the second only {rows[strange].max():.2f}; the "
            f"second has {_first_tenth(rows[strange]):.0%} of its squared length on the first tenth of them.")
-    return Drawn(figure_, alt, "One normal and one foreign leading vector of LoRA against every pretrained vector.", table)
+    return Drawn(figure_, alt, "One normal and one foreign leading vector of LoRA against every pretrained "
+                               "vector.", table)
 
 
 def _first_tenth(row: np.ndarray) -> float:
@@ -215,10 +227,12 @@ def _first_tenth(row: np.ndarray) -> float:
 
 @finding("03_one_vector")
 def one_vector_found(summary: Measured, rows: np.ndarray) -> Found:
+    """What the tables say to :func:`one_vector`, and whether it is what was expected."""
     least = {kind: part["flattest"] for kind, part in summary.best.groupby("method_kind")}
     share = _first_tenth(rows[int(rows.max(1).argmin())])
     where = "evenly over all pretrained vectors" if share < 0.15 else (
         f"unevenly: {share:.0%} of its squared length lies on the first tenth of them")
     return Found(f"The least alike leading vector matches no pretrained one better than {over_seeds(least['lora'])} in "
-                 f"LoRA and {over_seeds(least['full'])} in full fine-tuning, {summary.source}. In the run shown it has no "
+                 f"LoRA and {over_seeds(least['full'])} in full fine-tuning, {summary.source}. In the run shown it "
+                 "has no "
                  f"spike, but it is spread {where}.", bool(least["lora"].max() < summary.profile.spectra.epsilon))

@@ -17,6 +17,7 @@ from utils.reporting.runs import (
     identity,
     least_alike,
     run_pairs,
+    showcase_runs,
 )
 from utils.sources.models import resolve
 from utils.spectra import count_intruders, similarity, thin_svd, toy_sweep, window_level, window_table
@@ -45,11 +46,9 @@ def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         vectors beyond the k-th; positive where others were pushed down), ``mean_cosine`` (of the leading vectors' best
         matches), ``blank_rows`` (intruders among the k leading), ``flattest`` (best match of the least alike).
     """
-    spectra, rows = profile.spectra, []
-    runs = [run for run in experiment_runs(profile, "ranks", seeds)
-            if run.spec.method.r in (None, spectra.showcase_rank)]
-    for full in (run for run in runs if run.spec.method.r is None):
-        for lora in (run for run in runs if run.spec.method.r and run.spec.seed == full.spec.seed):
+    rows, loras = [], showcase_runs(profile, seeds)
+    for full in (run for run in experiment_runs(profile, "ranks", seeds) if run.spec.method.kind == "full"):
+        for lora in (run for run in loras if run.spec.seed == full.spec.seed):
             matrix = clearest_matrix(lora, profile)
             rows += [identity(profile, "ranks", run) | {"matrix": matrix} | _alignment(run, matrix, profile)
                      for run in (full, lora)]
@@ -71,12 +70,11 @@ def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
 def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
     rows = []
-    for run in experiment_runs(profile, "ranks", seeds):
-        if run.spec.method.r == profile.spectra.showcase_rank:
-            matrix = clearest_matrix(run, profile)
-            sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
-                              base_triplets=base_triplets(run.base)[matrix])
-            rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
+    for run in showcase_runs(profile, seeds):
+        matrix = clearest_matrix(run, profile)
+        sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
+                          base_triplets=base_triplets(run.base)[matrix])
+        rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -92,7 +90,7 @@ def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             run_pairs(run), WINDOWS, k=spectra.k, spectrum=base_spectra().spectrum))
 
     table = collect(profile, seeds, measure, ("ranks",))
-    return table[table["r"].isin([0, spectra.showcase_rank])]
+    return table[(table["r"] == 0) | table["run"].isin([run.spec.key for run in showcase_runs(profile, seeds)])]
 
 
 @measurement(columns=(*RUN_COLUMNS, "width", "n_intruders",))

@@ -28,7 +28,8 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
     clear = own["overlap"] >= IDENTIFIED
     figure_, axes = panels(2, height=3.8)
     for column, colour, label in (("max_cosine", "C0", "largest |cosine| with a pretrained vector"),
-                                  ("overlap", "C1", "|cosine| with the planted direction"), ("index", "C2", "its index")):
+                                  ("overlap", "C1", "|cosine| with the planted direction"),
+                                  ("index", "C2", "its index")):
         axis = axes[1] if column == "index" else axes[0]
         told = predicted[predicted["overlap"] >= IDENTIFIED]  # below, no single vector carries the direction
         axis.plot(told["ratio"], told[column], color=colour, linestyle=":", linewidth=2,
@@ -43,13 +44,16 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
     axes[1].set(ylabel="index of its tuned vector", yscale="log")
     outer_legend(figure_, axes)
     start, end = _crossing(own, planted), own.iloc[-1]
-    alt = (f"Left: the planted vector's largest cosine with a pretrained vector and its cosine with the planted direction, "
-           f"against strength, beside their prediction. Right: its index. It counts as an intruder from {start:.2f} times "
+    alt = ("Left: the planted vector's largest cosine with a pretrained vector and its cosine with the planted "
+           "direction, "
+           f"against strength, beside their prediction. Right: its index. It counts as an intruder from {start:.2f} "
+           "times "
            f"the largest singular value on; at {end['ratio']:g} times it has index {end['index']:.0f} and overlap "
            f"{end['overlap']:.2f}.")
     shown = shown_table(own[own["ratio"].isin([0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0])], {
         "ratio": "strength / largest", "index": "index", "max_cosine": "largest |cosine|", "overlap": "overlap"})
-    return Drawn(figure_, alt, "A random direction planted with growing strength: hollow where no single vector is it, dotted "
+    return Drawn(figure_, alt, "A random direction planted with growing strength: hollow where no single vector is "
+                               "it, dotted "
                  "what W0's spectrum predicts.", own, shown)
 
 
@@ -61,11 +65,14 @@ def _crossing(table: pd.DataFrame, planted: Measured) -> float:
 
 @finding("03_planted_direction")
 def planted_direction_found(planted: Measured, predicted: pd.DataFrame, *, level: tuple[float, float]) -> Found:
+    """What the tables say to :func:`planted_direction`, and whether it is what was expected."""
     best = planted.best
     starts = [_crossing(part, planted) for _, part in best.groupby("seed")]
     leads = [part.loc[part["index"] == 1, "ratio"].min() for _, part in best.groupby("seed")]
-    return Found(f"The direction counts as an intruder from {over_seeds(starts)} times W0's largest singular value on and "
-                 f"has index 1 from {over_seeds(leads)} times on (strengths tried, {planted.source}). Below, it is dissolved "
+    return Found(f"The direction counts as an intruder from {over_seeds(starts)} times W0's largest singular value on "
+                 "and "
+                 f"has index 1 from {over_seeds(leads)} times on (strengths tried, {planted.source}). Below, it is "
+                 "dissolved "
                  "among other vectors.", bool(np.nanmax(starts) < 1 and np.nanmax(leads) <= 1.2))
 
 
@@ -87,8 +94,8 @@ def windows(counts: Measured, cosines: pd.DataFrame, *, levels: dict[int, float]
     for axis, width in zip(axes, widths, strict=True):
         for method, style in method_styles(cosines["method"].unique()).items():
             part = wide[wide["method"] == method]
-            axis.plot(part[1], part[width], linestyle="none", marker=style["marker"], color=style["color"], markersize=4,
-                      alpha=0.6, label=method)
+            axis.plot(part[1], part[width], linestyle="none", marker=style["marker"], color=style["color"],
+                      markersize=4, alpha=0.6, label=method)
         axis.plot((0, 1), (0, 1), color="grey", linewidth=1)
         axis.axvline(epsilon, color="black", linestyle="--", linewidth=1)
         axis.axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon:g}")
@@ -102,15 +109,18 @@ def windows(counts: Measured, cosines: pd.DataFrame, *, levels: dict[int, float]
                f"{method}: " + listed({f"width {width}:": row[width] for width in at.columns}, "{:.0f}")
                for method, row in at.iterrows()) + ".")
     shown = at.reset_index().rename(columns={width: f"foreign to {width}" for width in at.columns})
-    return Drawn(figure_, alt, "Leading vectors against single pretrained vectors and against spans of neighbouring ones; "
+    return Drawn(figure_, alt, "Leading vectors against single pretrained vectors and against spans of neighbouring "
+                               "ones; "
                  "low and right of the diagonal is foreign to both.", cosines, shown)
 
 
 @finding("03_windows")
 def windows_found(counts: Measured, cosines: pd.DataFrame, *, levels: dict[int, float]) -> Found:
+    """What the tables say to :func:`windows`, and whether it is what was expected."""
     lora = counts.best[counts.best["method_kind"] == "lora"]
     single, eight = (lora[lora["width"] == width]["n_intruders"] for width in (1, 8))
     left = eight.sum() / single.sum() if single.sum() else float("nan")
     judged = "Most were only turned within a cluster." if left < 0.5 else "Most are foreign to the whole neighbourhood."
-    return Found(f"Of LoRA's {over_seeds(single)} intruders {over_seeds(eight)} stay foreign to the span of eight neighbours, "
+    return Found(f"Of LoRA's {over_seeds(single)} intruders {over_seeds(eight)} stay foreign to the span of eight "
+                 "neighbours, "
                  f"{counts.source}. {judged}", bool(eight.gt(0).all()))
