@@ -19,7 +19,9 @@ from utils.reporting.runs import (
     base_pseudo_loss,
     base_spectra,
     experiment_runs,
+    learnt_runs,
     model_pseudo_loss,
+    run_intruders,
     run_pairs,
     with_identity,
 )
@@ -67,10 +69,13 @@ class Changed:
 def chosen_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
     """The runs that the profile's intervention names, but for those that did not learn their task.
 
+    Where none of them did, which happens with a seed at rates near the edge, the LoRA run of the same experiment with
+    the most intruders that did learn stands in, and a line says so: a reader's seed must not stop the notebook.
+
     Raises
     ------
     CourseError
-        If the intervention's experiment has no such run.
+        If the intervention's experiment has no LoRA run that learnt.
     """
     settings = profile.intervention
     runs = experiment_runs(profile, settings.experiment, seeds)
@@ -81,11 +86,23 @@ def chosen_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
         and (run.spec.seed == first or not one.first_seed_only) for one in included)]
     if profile.evidence:
         found = _without_failed(found, pd.concat([run.metrics() for run in runs], ignore_index=True))
+    if not found and profile.evidence:
+        found = _standing_in(runs, profile)
     if not found:
         wanted = ", ".join(f"r = {one.r} at {one.learning_rate:g}" for one in included)
         raise CourseError(f"Experiment '{settings.experiment}' of profile {profile.profile} has no finished run of "
                           f"those that 'intervention' names ({wanted}).")
     return found
+
+
+def _standing_in(runs: list[Run], profile: Profile) -> list[Run]:
+    learnt = [run for run in learnt_runs(runs) if run.spec.method.kind == "lora"]
+    if not learnt:
+        return []
+    most = max(learnt, key=lambda run: run_intruders(run, profile.spectra))
+    print(f"None of the runs that the intervention names learnt its task; {most.spec.method.label} at "
+          f"{most.spec.learning_rate:g}, seed {most.spec.seed}, is scaled instead.")
+    return [most]
 
 
 def _without_failed(runs: list[Run], accuracies: pd.DataFrame) -> list[Run]:
