@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as stream:
+        with temporary.open("r+b") as stream:  # Windows syncs only what it may write
             os.fsync(stream.fileno())
         temporary.chmod(0o644)  # mkstemp makes it private; a class shares its cache
         temporary.replace(path)

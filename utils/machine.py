@@ -1,8 +1,10 @@
 """One home for device, number type, threads and seeds."""
 
 import os
+import sys
 import warnings
 
+import psutil
 import torch
 
 
@@ -50,6 +52,20 @@ def limit_threads() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(min(cores, int(asked)) if asked.isdigit() and int(asked) else cores)
+
+
+def peak_memory_gib() -> float:
+    """The most memory that this process has had in RAM so far, in GiB.
+
+    Windows has no ``resource``; there psutil tells, and where it knows no peak, the present size stands in.
+    """
+    try:
+        import resource
+    except ImportError:
+        now = psutil.Process().memory_info()
+        return getattr(now, "peak_wset", now.rss) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def hardware() -> dict:

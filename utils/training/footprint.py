@@ -24,13 +24,14 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from utils.errors import CourseError
-from utils.machine import device_name, set_up_process
+from utils.machine import device_name, peak_memory_gib, set_up_process
 from utils.paths import ROOT
 from utils.training.recipe import Recipe
 
@@ -42,9 +43,9 @@ TIMEOUT_S = 900
 
 def available(recipe: Recipe) -> str:
     """Empty if this machine can run the recipe, else what it would need."""
-    if recipe.method == "qlora" or recipe.optimiser == "adamw8bit":
-        if device_name() != "cuda" or find_spec("bitsandbytes") is None:
-            return "needs bitsandbytes and a GPU"
+    wanted = recipe.method == "qlora" or recipe.optimiser == "adamw8bit"
+    if wanted and (device_name() != "cuda" or find_spec("bitsandbytes") is None):
+        return "needs bitsandbytes and a GPU"
     return ""
 
 
@@ -59,7 +60,14 @@ def measure(folder: Path, recipe: Recipe) -> dict:
     Returns
     -------
     dict
-: why there are no numbers (they are None then), as where memory ran out.
+        ``peak_gib`` (growth of the process, or the GPU allocator's), ``live_gib`` (all live tensors at their highest),
+        ``seconds_per_step``, ``cpu_seconds_per_step``, ``tokens_per_second``, ``trained`` (parameters), ``threads``,
+        ``device``, and ``note``: why there are no numbers (they are None then), as where memory ran out.
+
+    Raises
+    ------
+    CourseError
+        If the process fails of anything else, with the last line that it said.
     """
     if note := available(recipe):
         return _empty(note)
@@ -67,7 +75,7 @@ def measure(folder: Path, recipe: Recipe) -> dict:
     job = json.dumps({"folder": str(folder), "recipe": asdict(recipe)})
     try:
         done = subprocess.run([sys.executable, "-m", "utils.training.footprint", job], cwd=ROOT, env=environment,
-                              capture_output=True, text=True, timeout=TIMEOUT_S)
+                              capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return _empty(f"took more than {TIMEOUT_S} s")
     if done.returncode < 0:  # the system's own answer to too much memory
@@ -188,11 +196,7 @@ def _resident(field: str) -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith(field))
         return int(line.split()[1]) * 1024
-    if field == "VmRSS":
-        import psutil
-        return psutil.Process().memory_info().rss
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return psutil.Process().memory_info().rss if field == "VmRSS" else round(peak_memory_gib() * 2**30)
 
 
 def _forget_highest() -> None:
@@ -203,7 +207,7 @@ def _forget_highest() -> None:
 
 def _usual_allocation() -> None:
     """Undo the two settings that the process was started with: keep freed memory, as time is measured from here on."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # the last two where there is no glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc allows
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from utils.errors import CourseError
-from utils.machine import compute_dtype, device_name
+from utils.machine import compute_dtype, device_name, peak_memory_gib
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training import preferences
@@ -173,8 +173,7 @@ def _peak_gib() -> float:
     """Peak memory: of the GPU's allocator on a GPU, of the process so far on a CPU."""
     if device_name() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory_gib()
 
 
 def _classifier(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
