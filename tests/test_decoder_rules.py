@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_reporting import Read
-from utils.studies.update_rank import measure as updates
-from utils.training.targets import ATTENTION
 
 from utils.errors import UsageError
 from utils.ledger import reference as reference
@@ -20,7 +18,6 @@ from utils.studies.learning import measure as learning_measure
 from utils.studies.learning.published import published_base, published_curves, published_tulu
 from utils.studies.update_rank import measure as update_rank_measure
 from utils.studies.update_rank.published import published_memory
-from utils.training import targets as targets_module
 from utils.training.spec import Method, RunSpec, run_specs
 
 LOSS, WEIGHTS = "loss_nats_per_token", ("q_proj", "o_proj", "up_proj", "down_proj")
@@ -92,72 +89,9 @@ def passing(full: float, r8: float) -> list[dict]:
     return [*at, *others, row(0, method="base", experiment="instruction", k=1, temperature=0.8, pass_at_k=1.0)]
 
 
-def spectra(*by_step: tuple, **values: tuple) -> list[dict]:
-    """Update ranks of four matrices (q, o, up, down) at each step of full fine-tuning; LoRA's are 99."""
-    full = [row(0, step=10 * place, type=name, update_rank=rank, **{key: of[i] if place == len(by_step) else math.nan
-                                                                  for key, of in values.items()})
-            for place, ranks in enumerate(by_step, start=1) for i, (name, rank) in enumerate(zip(WEIGHTS, ranks))]
-    return [*full, *(row(r, step=step, type="q_proj", update_rank=99) for r in (1, 8) for step in (10, 20))]
-
-
-def swept(full: tuple, r8: tuple, experiment: str = "rates") -> list[dict]:
-    """Learning by rate (1e-4, 1e-3, 1e-2, 1e-1) of full and rank 8; rank 1 learns most at the smallest rate."""
-    return [row(r, experiment=experiment, learning_rate=rate, learning=value, **{LOSS: 5 - value})
-            for r, values in ((0, full), (8, r8), (1, (4, 3, 2, 1)))
-            for rate, value in zip((1e-4, 1e-3, 1e-2, 1e-1), values, strict=True)]
-
-
-def alphas(two_r: float, eight: float, one: float) -> list[dict]:
-    """Best losses of rank 8 with alpha 16 (the sweep's), 8 and 1; a second rate of each is worse, rank 1 is best."""
-    return [row(8, experiment=name, lora_alpha=alpha, learning_rate=rate, **{LOSS: loss + extra})
-            for name, alpha, loss in (("rates", 16, two_r), ("alpha", 8, eight), ("alpha", 1, one))
-            for rate, extra in ((1e-3, 1.0), (1e-2, 0.0))] + [row(1, experiment="rates", **{LOSS: 0.5})]
-
-
-def modules(**losses: float) -> list[dict]:
-    return [row(4, experiment="modules", targets=name, learning_rate=rate, **{LOSS: loss + extra})
-            for name, loss in losses.items() for rate, extra in ((1e-3, 0.0), (1e-2, 1.0))]
-
-
-def optimisers(**losses: tuple) -> list[dict]:
-    """(AdamW's best, Lion's best) of full and r8; r8 at a worse rate, too."""
-    return [row(int(name[1:]) if name != "full" else 0, experiment=experiment, optimiser=optimiser, learning_rate=rate,
-                **{LOSS: loss + extra})
-            for name, pair in losses.items()
-            for experiment, optimiser, loss in zip(("rates", "optimisers"), ("adamw", "lion"), pair, strict=True)
-            for rate, extra in ((1e-3, 0.0), (1e-2, 1.0))]
-
-
-def best_at(fixed: dict[int, float], rising: dict[int, float]) -> list[dict]:
-    """Best rate by rank with alpha 16 and with alpha = 2r, each beside a worse one of twice the rate; rsLoRA's falls.
-
-    Rank 8 has alpha 16 under both.
-    """
-    def runs(best: dict[int, float], alpha: int | None, scaling: str) -> list[dict]:
-        return [row(r, experiment="rates" if r == 8 else "scalings", lora_alpha=alpha or 2 * r, learning_rate=rate * by,
-                    scaling=scaling, **{LOSS: 2 + by}) for r, rate in best.items() for by in (1, 2)]
-
-    return [*runs(fixed, 16, "alpha / r"), *runs(rising, None, "alpha = 2r"),
-            *runs({1: 1.0, 8: 1e-3, 64: 1e-6}, 16, "alpha / sqrt(r)")]
-
-
-def batches(full: tuple, r8: tuple) -> list[dict]:
-    """Best losses with a batch of 16 (the sweep's) and 64; with one of 4 both are at 9."""
-    return [row(r, experiment=name, batch_size=size, learning_rate=rate, **{LOSS: loss + extra})
-            for r, (usual, large) in ((0, full), (8, r8))
-            for name, size, loss in (("rates", 16, usual), ("batches", 64, large), ("batches", 4, 9.0))
-            for rate, extra in ((1e-3, 0.5), (1e-2, 0.0))]
-
-
 def controlled(trained: float, random: float) -> list[dict]:
     return [row(r, control=control, forgetting=value) for r, values in ((0, (trained, random)), (8, (9.0, 0.0)))
             for control, value in zip(("trained", "random, full rank"), values, strict=True)]
-
-
-def deviations(power: int) -> list[dict]:
-    """In proportion to a power of the scale up to 1e-3; far above it at 0.1."""
-    return [row(0, experiment="toy", scale=c, deviation=d) for c, d in (
-        (1e-4, 1e-4 ** power), (1e-3, 1e-3 ** power), (0.1, 1e3))]
 
 
 # rule[/variant] -> (parameters, a seed where it holds, its effect, a seed where it fails, its effect)
@@ -222,39 +156,6 @@ CASES = {
                    written("self_bleu", "all", (0.25, 0.25), (0.25, 0.75), (0.5, 0.75)), 0.125,
                    written("self_bleu", "all", (0.25, 0.25), (0.25, 0.75), (0.5, 0.5)), 0),
     "passes_more": ({"k": 1, "rank": "highest", "temperature": 0.8}, passing(0.5, 0.25), 0.25, passing(0.5, 0.5), 0),
-    # means 12 and 20, or 12 and 6, against ten times rank 1
-    "update_rank_at_least": ({"in_experiment": "code", "rank": "lowest", "times": 10},
-                             spectra((8, 16, 12, 12), (20, 20, 20, 20)), 2, spectra((8, 16, 12, 12), (4, 8, 6, 6)), -4),
-    "update_rank_rises": ({"in_experiment": "code"}, spectra((8, 16, 12, 12), (0, 0, 0, 0), (20, 20, 20, 20)), 8,
-                          spectra((8, 16, 12, 12), (90, 90, 90, 90), (4, 8, 6, 6)), -6),
-    "mlp_above_attention": ({"in_experiment": "code", "column": "update_rank"}, spectra((9, 9, 1, 1), (4, 8, 7, 9)), 2,
-                            spectra((1, 1, 9, 9), (4, 8, 4, 4)), -2),
-    "spectrum_unmoved": ({"in_experiment": "code", "tolerance": 0.0625},
-                         spectra((1, 1, 1, 1), (1, 1, 1, 1), base_rank=(64,) * 4, tuned_rank=(66, 62, 66, 62)), 0.03125,
-                         spectra((1, 1, 1, 1), (1, 1, 1, 1), base_rank=(64,) * 4, tuned_rank=(72, 56, 72, 72)),
-                         -0.0625),
-    # ratios of 10 and of 100
-    "rate_ratio_near": ({"rank": "highest", "ratio": 10.0}, swept((1, 3, 2, 1), (0, 1, 2, 1)), 0.5,
-                        swept((1, 3, 2, 1), (0, 1, 2, 3)), -0.5),
-    "fewer_good_rates": ({"rank": "highest", "share": 0.5}, swept((1, 2, 3, 1.5), (0.25, 0.5, 2, 0.5)), 2,
-                         swept((0.25, 0.5, 2, 0.5), (0, 2, 3, 1)), -1),
-    "two_r_is_best": ({"rank": "highest"}, alphas(3, 3.25, 4), 0.25, alphas(3, 2.5, 4), -0.5),
-    "module_gap": ({"targets": ["attention", "mlp"]}, modules(attention=3.5, mlp=3, all=1), 0.5,
-                   modules(attention=2.5, mlp=3, all=9), -0.5),
-    "module_gap/tolerance": ({"targets": ["all", "mlp"], "tolerance": 0.125}, modules(all=3, mlp=3.0625, attention=9),
-                             0.0625, modules(all=3, mlp=3.25, attention=1), -0.125),
-    "lion_not_worse": ({"rank": "full"}, optimisers(full=(3, 2.75), r8=(3, 9)), 0.25,
-                       optimisers(full=(3, 3.5), r8=(3, 1)), -0.5),
-    "lion_not_worse/highest": ({"rank": "highest"}, optimisers(full=(3, 9), r8=(3, 2.75)), 0.25,
-                               optimisers(full=(3, 1), r8=(3, 3.5)), -0.5),
-    # slopes 0 and -1, and the other way round
-    "rate_falls_with_rank": ({}, best_at({1: 1 / 8, 64: 1 / 8}, {1: 1, 8: 1 / 8, 64: 1 / 64}), 1,
-                             best_at({1: 1, 64: 1 / 64}, {1: 1 / 8, 8: 1 / 8, 64: 1 / 8}), -1),
-    "batch_costs_more": ({"rank": "highest", "times": 4}, batches((3, 3.25), (3, 3.75)), 0.5,
-                         batches((3, 3.25), (3, 3.125)), -0.125),
-    "deviation_slopes": ({"below": 0.003, "tolerance": 0.25}, deviations(1), 0.25, deviations(2), -0.75),
-    "formulas_agree": ({"least": 0.5}, [row(0, agrees=one) for one in (True, True, True, False)], 0.25,
-                       [row(0, agrees=one) for one in (True, False)], 0),
 }
 
 # What a seed may lack (a diverged run is in no table), such that it cannot be judged.
@@ -271,24 +172,10 @@ LACKING = {
     "less_diverse": ["method == 'full'", "r == 8", "outcome == 'failed'"],
     "more_alike": ["method == 'full'", "r == 8", "outcome == 'all'"],
     "passes_more": ["method == 'full'", "r == 8", "k == 1"],
-    "update_rank_at_least": ["r == 0"], "update_rank_rises": ["r == 0", "step > 10"],
-    "mlp_above_attention": ["r == 0", "type in ('up_proj', 'down_proj')", "type in ('q_proj', 'o_proj')", "step > 10"],
-    "spectrum_unmoved": ["r == 0", "step > 10"],
-    "rate_ratio_near": ["r == 0", "r == 8"], "fewer_good_rates": ["r == 0", "r == 8"],
-    "two_r_is_best": ["lora_alpha == 16", "lora_alpha == 8", "lora_alpha == 1", "r == 8"],
-    "module_gap": ["targets == 'attention'", "targets == 'mlp'"],
-    "module_gap/tolerance": ["targets == 'all'", "targets == 'mlp'"],
-    "lion_not_worse": ["r == 0", "optimiser == 'lion'", "optimiser == 'adamw'"],
-    "lion_not_worse/highest": ["r == 8", "optimiser == 'lion'", "optimiser == 'adamw'"],
-    "rate_falls_with_rank": ["r == 64", "scaling == 'alpha / r' and r == 1", "scaling == 'alpha = 2r' and r == 1",
-                             "scaling == 'alpha = 2r' and r == 1 and learning_rate > 1"],
-    "batch_costs_more": ["r == 0", "r == 8", "batch_size == 64", "batch_size == 16"],
-    "deviation_slopes": ["scale < 1"], "formulas_agree": ["r == 0"],
 }
 
 # Rules that read all of their measurement, which is of one experiment or whose rows say what they are.
-EVERY_EXPERIMENT = {"like_full", "trained_forgets_more", "less_diverse", "more_alike", "passes_more",
-                    "deviation_slopes", "formulas_agree"}
+EVERY_EXPERIMENT = {"like_full", "trained_forgets_more", "less_diverse", "more_alike", "passes_more"}
 
 
 def the_rule(case: str):
@@ -351,17 +238,10 @@ def test_the_rank_is_the_lowest_or_the_highest_of_all_seeds(rank, effect):
     ("ordered_by_rank", ends(LOSS, "code", full=3, r1=3, r8=3)), ("gap_widens", course(
         LOSS, "code", full=(5, 4, 3), r8=(5, 4.5, 3.5))), ("grows_with_duration", course("forgetting", "code",
                                                                                         full=(1, 1, 1))),
-    ("close_to_full", ends(LOSS, "instruction", full=3, r8=3.125)), ("update_rank_rises", spectra((1,) * 4, (1,) * 4)),
-    ("lion_not_worse", optimisers(full=(3, 3))), ("fewer_good_rates", swept((1, 2, 3, 1), (1, 2, 3, 1)))],
+    ("close_to_full", ends(LOSS, "instruction", full=3, r8=3.125))],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_a_tie_is_an_effect_of_zero_which_does_not_hold(name, rows):
     assert the_rule(name)(frame([rows]), CASES[name][0]).tolist() == [0]
-
-
-def test_of_equal_losses_the_first_rate_of_the_table_is_the_best():
-    """Profiles name their rates from the smallest up: of two as good the smaller counts."""
-    table = frame([swept((1, 3, 3, 1), (0, 1, 2, 2))])
-    assert DECODER_RULES["rate_ratio_near"](table, {"rank": "highest", "ratio": 10.0}).tolist() == [0.5]
 
 
 def test_a_gap_needs_an_earlier_duration_than_the_last():
@@ -381,19 +261,6 @@ def test_without_the_base_no_generation_is_more_or_less_diverse():
         rule, holds, *_ = CASES[name]
         table = frame([holds])
         assert DECODER_RULES[name](table[table["method"] != "base"], rule).isna().all()
-
-
-def test_a_run_of_two_experiments_counts_once():
-    """Alpha 16 at rank 8 is a run of the sweep and of the scalings."""
-    rule, holds, positive, *_ = CASES["rate_falls_with_rank"]
-    table = frame([holds])
-    again = table[table["experiment"] == "rates"].assign(experiment="scalings")
-    both = pd.concat([table, again], ignore_index=True)
-    assert DECODER_RULES["rate_falls_with_rank"](both, rule)[0] == pytest.approx(positive)
-
-
-def test_attention_is_what_the_adapters_targets_call_attention():
-    assert set(ATTENTION) <= set(targets_module.ATTENTION) and not set(WEIGHTS[2:]) & set(targets_module.ATTENTION)
 
 
 # --- the claims of the second paper
@@ -574,47 +441,6 @@ def test_tokens_seen_count_accumulated_batches_and_rows_where_rows_differ(task, 
     assert learning_measure._train_tokens(one, 3) == tokens
 
 
-def test_the_toy_is_one_sweep_for_each_seed(monkeypatch):
-    """The profile's own seeds unless told; the table judges the claim on each of them."""
-    monkeypatch.setattr(updates, "deviation_sweep", lambda seed: pd.DataFrame(
-        {"scale": [1e-4, 1e-3], "deviation": [(1 + seed) * 1e-4, (1 + seed) * 1e-3]}))
-    profile = load_profile("smoke")
-    table = update_rank_measure.toy_deviations(profile, (3, 5))
-    assert table[["seed", "scale", "deviation"]].to_numpy() == pytest.approx(np.array(
-        [[3, 1e-4, 4e-4], [3, 1e-3, 4e-3], [5, 1e-4, 6e-4], [5, 1e-3, 6e-3]]))
-    assert set(table["profile"]) == {"smoke"} and set(table["experiment"]) == {"toy"}
-    assert set(update_rank_measure.toy_deviations(profile)["seed"]) == set(profile.seeds)
-    claim = next(claim for claim in SECOND if claim.measurement == "toy_deviations")
-    judged = verdict(claim, update_rank_measure.toy_deviations(profile, (0, 1, 2)), "laptop")
-    assert (judged["seeds"], judged["effect"]) == (3, pytest.approx(0.02))
-
-
-def test_a_small_toy_shifts_in_proportion_to_the_scale():
-    """The real sweep, of a small matrix: at small scales ten times the scale shifts ten times as far."""
-    values = updates.deviation_sweep(n=40, scales=(1e-5, 1e-4)).set_index("scale")["deviation"]
-    assert values.loc[1e-4] / values.loc[1e-5] == pytest.approx(10, rel=1e-3)
-
-
-def test_formulas_agree_to_the_printed_decimals(monkeypatch):
-    """Rounded or cut off in the last printed place agrees; 16 for 14 does not."""
-    published = pd.DataFrame([{"table": "S14", "model": "7B", "parameters_billion": 7, "method": "full, Adam",
-                               "gpus": gpus, "gigabytes": printed}
-                              for gpus, printed in ((1, 112), (16, 7), (32, 3.5), (64, 1.7), (128, 0.87), (8, 16))])
-    monkeypatch.setattr(updates, "published_memory", lambda: published)
-    table = update_rank_measure.memory_formulas(load_profile("smoke"))
-    assert table["gigabytes"].tolist() == [112, 7, 3.5, 1.75, 0.875, 14] and set(table["seed"]) == {0}
-    assert table["agrees"].tolist() == [True, True, True, True, True, False]
-
-
-def test_the_papers_memory_follows_the_formula():
-    """All 68 printed cells have a partner; their agreement is what the claim judges."""
-    table = update_rank_measure.memory_formulas(load_profile("laptop"))
-    assert len(table) == len(published_memory()) == 68
-    claim = next(claim for claim in SECOND if claim.measurement == "memory_formulas")
-    judged = verdict(claim, table, "laptop")
-    assert judged["effect"] == pytest.approx(table["agrees"].sum() / 68 - 0.98, abs=1e-4) and judged["holds"] == 1
-
-
 def test_references_can_be_made_one_by_one(tmp_path, monkeypatch):
     """Only what is named is measured and written; the other tables stay byte for byte."""
     monkeypatch.setenv("LORA_COURSE_REFERENCE", str(tmp_path))
@@ -641,10 +467,3 @@ def test_an_unknown_reference_is_refused_before_anything_is_measured(tmp_path, m
     assert not list(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.parametrize("lion, expected", [(3.5, np.nan), (2.75, 0.25)])
-def test_lion_is_not_beaten_while_a_higher_rate_might_win(lion, expected):
-    """Its best rate was the highest of its grid, and the ledger said "not reproduced" all the same."""
-    rows = [row(0, experiment=experiment, optimiser=optimiser, learning_rate=1e-3, **{LOSS: loss})
-            for experiment, optimiser, loss in (("rates", "adamw", 3.0), ("optimisers", "lion", lion))]
-    effects = DECODER_RULES["lion_not_worse"](pd.DataFrame(rows).assign(seed=0), {"rank": "full"})
-    np.testing.assert_equal(effects.to_dict(), {0: expected})

@@ -4,15 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.colors import to_hex
 
-from utils.evaluation.memory import memory_table
-from utils.spectra.perturbation import deviation_sweep, gaussian_rank, spectrum_table, toy_perturbation
 from utils.studies.learning import tradeoffs as learning_tradeoffs
 from utils.studies.learning.published import published_base, published_curves, published_tulu, tradeoff_table
-from utils.studies.update_rank import figures as update_rank_figures
-from utils.studies.update_rank.published import published_memory
 
 
 @pytest.fixture(autouse=True)
@@ -119,47 +114,3 @@ def test_losses_are_drawn_so_that_up_and_right_is_better():
     assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "loss"]
     marks = [[one for one in axis.get_lines() if one.get_marker() == "x"] for axis in figure.axes]
     assert [len(one) for one in marks] == [1, 0], "the base where it is given"
-
-
-def test_spectra_mark_where_the_share_is_reached():
-    table = spectrum_table({"w": torch.diag(torch.tensor([1.0, 3.0]))})
-    relative = update_rank_figures.spectra_panels(table, relative=True)
-    assert relative.axes[0].get_lines()[0].get_ydata().tolist() == pytest.approx([1, 1 / 3])
-    figure = update_rank_figures.spectra_panels(table, title="one matrix")
-    assert figure.axes[0].get_lines()[0].get_ydata().tolist() == pytest.approx([3, 1])
-    assert figure.axes[1].get_legend().get_texts()[0].get_text() == "w: 90% at 1", "9 of 10"
-
-
-def test_the_toys_guides_pass_through_its_ends():
-    sweep = deviation_sweep(50, (1e-4, 1e-2, 1.0))
-    left, right = update_rank_figures.toy_panels(toy_perturbation(50), sweep).axes
-    assert max(one.get_ydata().max() for one in left.get_lines()) == 1
-    measured = line(right, "measured").get_ydata()
-    assert measured[0] == 1 and line(right, "proportional to c").get_ydata()[0] == 1
-    assert line(right, "proportional to c").get_ydata()[-1] == pytest.approx(1e4)
-    square = line(right, "proportional to c²").get_ydata()
-    assert square[-1] == pytest.approx(measured[-1]) and square[-1] / square[-2] == pytest.approx(1e4)
-
-
-def test_ranks_by_layer_under_their_null():
-    rows = [{"type": type_, "layer": layer, "duration": duration, "rows": 16, "columns": width,
-             "update_rank": layer + duration, "null_rank": gaussian_rank((16, width))}
-            for type_, width in (("q", 16), ("up", 48)) for layer in (0, 1) for duration in (1, 4)]
-    figure = update_rank_figures.rank_by_layer(pd.DataFrame(rows), unit="million tokens")
-    assert [axis.get_title() for axis in figure.axes] == ["q\n16 × 16", "up\n16 × 48"]
-    short, long = (line(figure.axes[0], f"{length} million tokens") for length in (1, 4))
-    assert long.get_ydata().tolist() == [4, 5]
-    assert sum(long.get_color()) > sum(short.get_color()), "lighter is longer"
-    nulls = [line(axis, "Gaussian noise").get_ydata()[0] for axis in figure.axes]
-    assert nulls == [gaussian_rank((16, 16)), gaussian_rank((16, 48))]
-    assert figure.axes[0].get_ylim() == (0, 16)
-
-
-def test_memory_of_each_model():
-    table = memory_table({"7B": 7, "70B": 70}, (1, 8, 64))
-    figure = update_rank_figures.memory_panel(table, published_memory(), limits={"24 GB": 24})
-    assert [axis.get_title() for axis in figure.axes] == ["7B", "70B"]
-    assert line(figure.axes[0], "full, Adam").get_ydata().tolist() == pytest.approx([112, 14, 1.75])
-    assert {to_hex(line(figure.axes[0], f"full, {name}").get_color()) for name in ("Adam", "Lion")} == {"#000000"}
-    assert sorted(line(figure.axes[1], "published").get_ydata())[-1] == 1120
-    assert line(figure.axes[0], "24 GB").get_ydata()[0] == 24
