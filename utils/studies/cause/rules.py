@@ -81,7 +81,7 @@ def forgetting_at_equal_accuracy(table: pd.DataFrame, *, rank: int, factor: floa
         row = _scaled_row(part, kind="intruder", factor=factor, **run)
         other = rows_where(part, **run, kind=beside)
         other = other[other["factor"] <= 1].assign(remembering=lambda t: -t["forgetting"])
-        front = other[pareto_front(other, y="accuracy")].drop_duplicates("accuracy").sort_values("accuracy")
+        front = other[pareto_front(other, y="accuracy")].sort_values("accuracy")
         return row["forgetting"] - float(np.interp(row["accuracy"], front["accuracy"], front["forgetting"]))
 
     return by_seed(table, effect, outcome=_among(table, "forgetting", **run, kind=["intruder", beside]))
