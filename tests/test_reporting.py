@@ -34,7 +34,6 @@ from utils.reporting import panels as kit_panels
 from utils.reporting import registry as kit_registry
 from utils.reporting.publish import STAMP, publish, published_alt
 from utils.reporting.registry import MEASUREMENTS, RULES
-from utils.reporting.selection import best_rates
 from utils.reporting.statistics import mean_interval, rank_correlation, summarise
 from utils.reporting.style import method_styles
 from utils.studies.accuracy import figures as accuracy_figures
@@ -876,40 +875,6 @@ def test_a_perfect_rank_correlation_has_an_interval_of_no_width(y, rho):
 def test_too_little_for_a_rank_correlation_is_nan(x, y):
     found = rank_correlation(x, y)
     assert found["n"] == len(x) and all(math.isnan(found[name]) for name in ("rho", "low", "high", "p"))
-
-
-def with_rates(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["method", "learning_rate", "seed", "accuracy"])
-
-
-def kept(rows: list[tuple]) -> set[tuple]:
-    found = best_rates(with_rates(rows))
-    return set(found[["method", "learning_rate", "seed"]].itertuples(index=False, name=None))
-
-
-def test_each_method_is_taken_at_its_best_rate():
-    """By the mean over seeds, each method for itself, with all of its rows."""
-    assert kept([("LoRA", 1e-3, 0, 0.8), ("LoRA", 1e-3, 1, 0.6), ("LoRA", 2e-3, 0, 0.75), ("LoRA", 2e-3, 1, 0.75),
-                 ("full", 1e-3, 0, 0.5), ("full", 2e-3, 0, 0.4)]) == {
-        ("LoRA", 2e-3, 0), ("LoRA", 2e-3, 1), ("full", 1e-3, 0)}
-
-
-def test_a_rate_of_the_first_seed_alone_is_judged_on_that_seed():
-    """Seed 0 is the lucky one: 0.8 there against a mean of 0.7 over three would win though 0.85 beats it on seed 0."""
-    three = [("LoRA", 1e-3, seed, accuracy) for seed, accuracy in enumerate((0.85, 0.6, 0.65))]
-    assert kept([*three, ("LoRA", 2e-3, 0, 0.8)]) == {("LoRA", 1e-3, seed) for seed in range(3)}
-    assert kept([*three, ("LoRA", 2e-3, 0, 0.9)]) == {("LoRA", 2e-3, 0)}
-
-
-def test_rates_that_share_no_seed_are_taken_by_number_of_seeds():
-    """The first seed diverged at the one rate: what remains of it has more seeds than the other's single one."""
-    assert kept([("LoRA", 1e-3, 1, 0.6), ("LoRA", 1e-3, 2, 0.6), ("LoRA", 2e-3, 0, 0.9)]) == {
-        ("LoRA", 1e-3, 1), ("LoRA", 1e-3, 2)}
-
-
-def test_of_equal_rates_the_smaller_is_taken_in_any_order():
-    rows = [("LoRA", 2e-3, 0, 0.75), ("LoRA", 1e-3, 0, 0.75)]
-    assert kept(rows) == kept(rows[::-1]) == {("LoRA", 1e-3, 0)}
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
