@@ -62,6 +62,12 @@ def test_a_sequence_has_one_panel_per_task_in_order(tasks, seeds):
     assert f"full 0.900 and {end:.3f}" in drawn.alt
 
 
+def test_the_end_is_the_references_own_end():
+    """A short sequence of the reader's beside a reference of six tasks: 0.9 falls five times by 0.05."""
+    drawn = figures.accuracy_through_the_sequence(measured(sequence(2), sequence(6)))
+    assert "full 0.900 and 0.650" in drawn.alt and len(drawn.figure.axes) == 2
+
+
 def test_chains_of_another_alpha_are_no_part_of_the_main_figures():
     own = pd.concat([sequence(2), sequence(2, ("LoRA r=64",), alpha=8).assign(accuracy=0.0)])
     drawn = figures.accuracy_through_the_sequence(measured(own))

@@ -32,7 +32,7 @@ def accuracy_through_the_sequence(accuracies: Measured) -> Drawn:
     own, reference, best = _plain(accuracies)
     tasks = list(own.sort_values("tested_place")["tested_task"].unique())
     styles = method_styles(dict.fromkeys([*own["method"], *best["method"]]))
-    rows = accuracies.profile.continual.probe_test_rows
+    rows, last = accuracies.profile.continual.probe_test_rows, int(best["stage"].max())
     drawn, axes = panels(len(tasks), height=3.2)
     for axis, task in zip(axes, tasks, strict=True):
         part, band = (None if table is None else table[table["tested_task"] == task] for table in (own, reference))
@@ -45,10 +45,10 @@ def accuracy_through_the_sequence(accuracies: Measured) -> Drawn:
         axis.axvspan(0, place, color="grey", alpha=0.12)
         axis.axvline(place, color="black", linewidth=1)
         axis.axhline(part["base_accuracy"].mean(), color="black", linestyle=":", linewidth=1, label="untouched base")
-        axis.set(title=f"{place}. {task}", xticks=range(len(tasks) + 1), xlabel=STAGE)
+        axis.set(title=f"{place}. {task}", xticks=range(last + 1), xlabel=STAGE)
     label_left(axes, "accuracy, head refitted")
     outer_legend(drawn, axes)
-    first = best[(best["tested_place"] == 1) & best["stage"].isin([1, len(tasks)])].pivot_table(
+    first = best[(best["tested_place"] == 1) & best["stage"].isin([1, last])].pivot_table(
         index="method", columns="stage", values="accuracy", sort=False)
     alt = ("One line plot per task of accuracy with a refitted head against the stage, one line per method. The first "
            f"task, {tasks[0]}, right after its stage and at the end, {accuracies.source}: " + "; ".join(

@@ -15,14 +15,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting.registry import measurement
-from utils.reporting.runs import (
-    Seeds,
-    base_pseudo_loss,
-    base_triplets,
-    least_alike,
-    run_intruders,
-    run_pseudo_loss,
-)
+from utils.reporting.runs import Seeds, base_pseudo_loss, base_triplets, least_alike, run_intruders, run_pseudo_loss
 from utils.sources.models import BaseModel
 from utils.spectra import similarity, thin_svd
 from utils.training.data import classification_data, evaluation_batches
