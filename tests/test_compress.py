@@ -124,5 +124,5 @@ def test_the_spectrum_of_one_matrix(matrix):
 @pytest.mark.parametrize("call", [
     lambda m: rounded(m, 1), lambda m: rounded(m, 4, block=0), lambda m: pruned(m, 1.5), lambda m: truncated(m, 0)])
 def test_impossible_requests_are_one_sentence(matrix, call):
-    with pytest.raises(UsageError, match="^Expected .* came.$"):
+    with pytest.raises(UsageError, match="^Expected .*, got .*; do give .*[.]$"):
         call(matrix)

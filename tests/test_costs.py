@@ -117,6 +117,7 @@ def test_the_formula_is_near_what_peft_reports_for_a_gpu():
     assert table["ratio"].between(0.9, 1.1).all()
 
 
+@pytest.mark.process
 def test_measured_in_a_process_of_its_own():
     """At this size the process's own unrest is as large as the model: only the tensors and the form are checked."""
     recipe = Recipe("lora", r=2, batch=1, length=16)
@@ -134,6 +135,7 @@ def test_what_this_machine_cannot_run_is_said(monkeypatch):
         assert found["peak_gib"] is None and found["note"] == "needs bitsandbytes and a GPU"
 
 
+@pytest.mark.process
 def test_a_failed_process_is_one_sentence(tmp_path):
     with pytest.raises(CourseError, match="^Measuring LoRA r=8, AdamW failed: .*[.]$"):
         footprint.measure(tmp_path / "nothing", Recipe("lora"))
@@ -174,7 +176,7 @@ def test_money_by_hand():
 
 
 def test_a_gpu_missing_from_the_table_is_one_clear_sentence():
-    with pytest.raises(UsageError, match="^Expected a GPU .* but 'RTX 9999' came; it knows RTX 3090, .*[.]$"):
+    with pytest.raises(UsageError, match="^Expected a GPU .* got 'RTX 9999'; do take one of RTX 3090, .*[.]$"):
         costs_measure.calculator("SmolLM2-1.7B", "RTX 9999", Recipe())
     with pytest.raises(UsageError, match="^Expected a model of the table, but 'GPT-9' came; it knows SmolLM2-135M, "):
         costs_measure.calculator("GPT-9", "RTX 4090", Recipe())
@@ -226,18 +228,18 @@ def test_cost_per_run_by_hand():
     assert table.loc["RTX 4090", "cost"] == pytest.approx(0.5 + 0.09) and table.loc["L4", "hours"] == 2
     assert table.loc["L4", "cost"] == pytest.approx(1.4) and math.isnan(table.loc["RTX 5090", "cost"])
     assert table.loc["A100 80 GB", "hours"] > 0 and math.isnan(table.loc["RTX 5090", "hours"])
-    with pytest.raises(UsageError, match="^Expected a GPU of the table, but 'Voodoo 2' came"):
+    with pytest.raises(UsageError, match="^Expected a GPU of the table, got 'Voodoo 2'"):
         costs_measure.run_table("SmolLM2-1.7B", recipe, 1e6, {"Voodoo 2": {"price_per_hour": 1.0}})
 
 
 @pytest.mark.parametrize("bad", [{"method": "prefix"}, {"optimiser": "adam"}, {"batch": 0}, {"precision": "int8"}])
 def test_an_impossible_recipe_is_one_sentence(bad):
-    with pytest.raises(UsageError, match="^Expected .* came[.]$"):
+    with pytest.raises(UsageError, match="^Expected .*, got .*; do (give|choose) .*[.]$"):
         Recipe(**bad)
 
 
 def test_other_architectures_are_refused(tiny_base):
-    with pytest.raises(UsageError, match="^Expected a model of one of the types llama, .* but 'bert' came[.]$"):
+    with pytest.raises(UsageError, match="^Expected a model of one of the types llama, .* got 'bert'; do choose "):
         shape_of(AutoConfig.from_pretrained(tiny_base))
 
 

@@ -199,7 +199,7 @@ def test_a_domain_of_the_hub_without_its_column_is_a_sentence(monkeypatch):
     with pytest.raises(CourseError) as caught:
         domain_texts("codeparrot", "train")
     sentence = one_sentence(caught)
-    assert "column content in codeparrot/" in sentence and "only code came" in sentence
+    assert "column content in codeparrot/" in sentence and "got only code" in sentence
 
 
 @pytest.mark.parametrize("columns, missing", [(("instruction", "answer"), "response"), (("a", "b"), "instruction")])

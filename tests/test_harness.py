@@ -63,7 +63,7 @@ def test_positions_are_balanced_and_no_opening_is_asked_twice():
 
 @pytest.mark.parametrize("arguments", [{"split": "train"}, {"split": "other"}, {"count": 0}, {"count": 10_000}])
 def test_what_cannot_be_asked_for_is_refused(arguments):
-    with pytest.raises(UsageError, match="^Expected .* came.$"):
+    with pytest.raises(UsageError, match="^Expected .*, got .*; do .*[.]$"):
         cloze_items(**arguments)
 
 
@@ -299,8 +299,8 @@ def inside_padding() -> list:
         copied = harness._padded(tokenizer)
         copied.pad_token = pad
 
-        def recording(*arguments):
-            lm = plain(*arguments)
+        def recording(*arguments, **named):
+            lm = plain(*arguments, **named)
             generate = lm.generate_until
             lm.generate_until = lambda *a, **k: texts.append(generate(*a, **k)) or texts[-1]
             return lm

@@ -34,6 +34,7 @@ from utils.spectra.lanczos import dense, lanczos
 from utils.studies.variants import hessian_figures as variants_hessian_figures
 
 MODULE = "layers.0.self_attn.q_proj"
+WIDTH, SIZE = 16, 64  # of the small model, and parameters of a module's adapter of rank 2: A and B alike
 
 
 def symmetric(size: int, seed: int = 0) -> torch.Tensor:
@@ -181,7 +182,7 @@ def test_second_moment_and_preconditioned_sharpness_by_hand():
 
 def llama(attention: str = "eager", dtype=torch.float64, config=None) -> nn.Module:
     torch.manual_seed(0)
-    shape = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+    shape = LlamaConfig(vocab_size=64, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                         num_key_value_heads=2, initializer_range=0.2, attn_implementation=attention)
     config = config or LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"])
     return get_peft_model(LlamaForCausalLM(shape), config).to(dtype)
@@ -230,7 +231,7 @@ def test_products_are_the_dense_hessian_of_all_batches_together(attention, keep_
     """Two batches of unequal tokens, weighted to the exact mean over all of them."""
     model, batches = with_b(llama(attention)), batches_of(1, 2)
     parameters = module_parameters(model, MODULE)
-    found = dense(HessianProduct(model, batches, parameters, keep_graphs=keep_graphs), 128, dtype=torch.float64)
+    found = dense(HessianProduct(model, batches, parameters, keep_graphs=keep_graphs), SIZE, dtype=torch.float64)
     plain = with_b(llama()).eval()
     true = library_hessian(plain, joined(batches), module_parameters(plain, MODULE))
     assert true.abs().max() > 0.1
@@ -246,7 +247,7 @@ def test_extremes_agree_with_the_dense_spectrum(dtype, asked, digits, block):
     model, batches = with_b(llama(dtype=dtype, config=config)), batches_of(3)
     parameters = module_parameters(model, MODULE) if block == "module" else adapter_parameters(model)
     product = HessianProduct(model, batches, parameters)
-    assert product.size == {"module": 128, "adapter": 256}[block]
+    assert product.size == {"module": SIZE, "adapter": 2 * SIZE}[block]
     matrix = dense(product, product.size, dtype=dtype).double()
     true = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     row = extremes(model, batches, parameters, tolerance=asked[0], residual_tolerance=asked[1])
@@ -259,15 +260,15 @@ def test_extremes_agree_with_the_dense_spectrum(dtype, asked, digits, block):
 def test_the_gradient_part_is_exact_at_vanilla_initialisation():
     """At B = 0: no AA block, an AB block with the singular values s sigma(G), r times each, and B's curvature."""
     model, batches = llama(), batches_of(2, 2)
-    matrix = dense(HessianProduct(model, batches, module_parameters(model, MODULE)), 128, dtype=torch.float64)
-    a = slice(0, 64)  # PEFT puts A first
-    b = slice(64, 128)
+    matrix = dense(HessianProduct(model, batches, module_parameters(model, MODULE)), SIZE, dtype=torch.float64)
+    a = slice(0, SIZE // 2)  # PEFT puts A first
+    b = slice(SIZE // 2, SIZE)
     assert matrix[a, a].abs().max() < 1e-14
     cross = torch.linalg.svdvals(matrix[a, b])
     assert cross[0] == pytest.approx(gradient_bound(model, MODULE, batches), rel=1e-5)
     assert cross[0] > 0.01
     assert cross[::2] == pytest.approx(cross[1::2].numpy(), abs=1e-6), "each r = 2 times"
-    newton = dense(GaussNewtonProduct(model, batches, module_parameters(model, MODULE)), 128, dtype=torch.float64)
+    newton = dense(GaussNewtonProduct(model, batches, module_parameters(model, MODULE)), SIZE, dtype=torch.float64)
     assert newton[a, :].abs().max() < 1e-14, "Gauss and Newton's matrix has no gradient part"
 
 
@@ -289,7 +290,7 @@ def test_gauss_newton_is_the_hessian_without_the_logits_bend():
     """J^T H_out J from torch's dense Jacobian; it never has a negative eigenvalue, the Hessian does."""
     model, batches = with_b(llama()), batches_of(2, 1)
     parameters = module_parameters(model, MODULE)
-    found = dense(GaussNewtonProduct(model, batches, parameters), 128, dtype=torch.float64)
+    found = dense(GaussNewtonProduct(model, batches, parameters), SIZE, dtype=torch.float64)
     batch, names = joined(batches), [name for name, one in model.named_parameters()
                                      if any(one is wanted for wanted in parameters)]
     kept = batch["labels"][:, 1:] != -100
@@ -363,7 +364,7 @@ def test_doras_cross_block_is_the_gradient_too():
     parameters = module_parameters(model, MODULE)
     assert [len(one.shape) for one in parameters] == [2, 2, 1], "A, B, magnitudes"
     matrix = dense(HessianProduct(model, batches, parameters), 160, dtype=torch.float64)
-    assert torch.linalg.svdvals(matrix[:64, 64:128])[0] == pytest.approx(gradient_bound(model, MODULE, batches),
+    assert torch.linalg.svdvals(matrix[:SIZE // 2, SIZE // 2:SIZE])[0] == pytest.approx(gradient_bound(model, MODULE, batches),
                                                                             rel=1e-5)
     with pytest.raises(UsageError, match="LoRA's A and B"):
         gradient_bound(llama(config=CONFIGS["gralora"][0]), MODULE, batches)
@@ -398,7 +399,7 @@ def test_adam_diverges_above_its_threshold(factor, diverges):
 def test_an_attention_without_a_second_derivative_is_one_sentence():
     model, batches = llama(), batches_of(1)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(CourseError, match="came 'flash_attention_2'; do load it with attn_implementation='eager'"):
+    with pytest.raises(CourseError, match="got 'flash_attention_2'; do load it with attn_implementation='eager'"):
         HessianProduct(model, batches, adapter_parameters(model))
 
 
@@ -461,7 +462,7 @@ def test_a_name_must_mean_one_adapted_module(name):
 
 def test_an_unknown_kind_and_an_empty_block_are_refused():
     model, batches = llama(), batches_of(1)
-    with pytest.raises(UsageError, match="hessian or gauss_newton, came 'fisher'"):
+    with pytest.raises(UsageError, match="hessian or gauss_newton, got 'fisher'"):
         extremes(model, batches, adapter_parameters(model), kind="fisher")
     with pytest.raises(UsageError, match="one or more parameters"):
         extremes(model, batches, [])

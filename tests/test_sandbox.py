@@ -322,7 +322,7 @@ def test_many_programs_keep_their_order():
     found = run_many([f"import time; time.sleep({0.2 * (i == 0)}); print({i})" for i in range(5)], workers=3)
     assert [execution.output for execution in found] == [f"{i}\n" for i in range(5)]
     assert run_many([]) == []
-    with pytest.raises(UsageError, match="Expected one worker or more but 0 came"):
+    with pytest.raises(UsageError, match="Expected one worker or more, got 0"):
         run_many(["1"], workers=0)
 
 
@@ -394,7 +394,7 @@ def test_the_probe_notices_an_open_door(monkeypatch, tmp_path):
 @pytest.mark.parametrize("values", [{"wall_seconds": 0}, {"cpu_seconds": 0.5}, {"memory_mib": -1}, {"output_bytes": 0}])
 def test_limits_are_positive(values):
     name, value = next(iter(values.items()))
-    with pytest.raises(UsageError, match=f"Expected {name} to be a positive .* but {value} came"):
+    with pytest.raises(UsageError, match=f"Expected {name} to be a positive .*, got {value}"):
         Limits(**values)
 
 

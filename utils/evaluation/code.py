@@ -43,7 +43,7 @@ def problem_subset(count: int) -> dict[str, dict]:
     """
     problems = human_eval_problems()
     if not 1 <= count <= len(problems):
-        raise UsageError(f"Expected 1 to {len(problems)} HumanEval problems but {count} came; give a number between.")
+        raise UsageError(f"Expected 1 to {len(problems)} HumanEval problems, got {count}; do give a number between.")
     ordered = sorted(problems.values(), key=lambda p: (len(p["canonical_solution"]), int(p["task_id"].split("/")[1])))
     return {problem["task_id"]: problem for problem in ordered[:count]}
 
@@ -127,7 +127,8 @@ def check(samples: pd.DataFrame, *, run_code: bool = False, limits: Limits = CHE
     problems = human_eval_problems()
     unknown = sorted(set(samples["task_id"]) - set(problems))
     if unknown:
-        raise UsageError(f"Expected task ids of HumanEval but {unknown[0]!r} came; they read 'HumanEval/0' and so on.")
+        raise UsageError(f"Expected task ids of HumanEval, got {unknown[0]!r}; do write them as "
+                         "'HumanEval/0' and so on.")
     checked = samples.assign(passed=pd.array([pd.NA] * len(samples), dtype="boolean"), result=NOT_RUN)
     if not run_code or samples.empty:
         return checked
@@ -180,7 +181,7 @@ def pass_at_k(n, c, k: int) -> np.ndarray:
     n, c = np.asarray(n), np.asarray(c)
     if n.size == 0 or k < 1 or k > n.min():
         fewest = n.min() if n.size else 0
-        raise UsageError(f"Expected a k of 1 to {fewest}, the fewest samples of a problem, but {k} came; give less.")
+        raise UsageError(f"Expected a k of 1 to {fewest}, the fewest samples of a problem, got {k}; do give less.")
     if ((c < 0) | (c > n)).any():
         raise UsageError("Expected no fewer than 0 and no more passing samples than samples of each problem.")
     return estimate_pass_at_k(n, c, k)

@@ -10,6 +10,8 @@ import pandas as pd
 
 from utils.errors import UsageError
 from utils.evaluation.step_memory import (
+    EIGHT_BIT,
+    NF4,
     PRECISIONS,
     Shape,
     activation_bytes,
@@ -24,9 +26,9 @@ from utils.evaluation.step_memory import (
 )
 from utils.training.recipe import Recipe
 
-__all__ = ["PRECISIONS", "RESERVE_GIB", "Shape", "activation_bytes", "adapter_parameters", "changes", "fits", "gpu",
-           "layer_bytes", "memory_parts", "moments", "prediction", "run_cost", "shape_of", "state_bytes", "step_flops",
-           "trained_parameters", "training_hours", "verdict", "weight_bytes"]
+__all__ = ["EIGHT_BIT", "NF4", "PRECISIONS", "RESERVE_GIB", "Shape", "activation_bytes", "adapter_parameters",
+           "changes", "fits", "gpu", "layer_bytes", "memory_parts", "moments", "prediction", "run_cost", "shape_of",
+           "state_bytes", "step_flops", "trained_parameters", "training_hours", "verdict", "weight_bytes"]
 
 RESERVE_GIB = 1.0  # CUDA's context, the libraries' workspace, and what the allocator cannot use
 
@@ -77,7 +79,7 @@ def gpu(gpus: pd.DataFrame, name: str) -> pd.Series:
     """The row of a GPU, by its name without regard to case; UsageError naming the known ones otherwise."""
     found = gpus[gpus["gpu"].str.lower() == str(name).strip().lower()]
     if found.empty:
-        raise UsageError(f"Expected a GPU of the table, but '{name}' came; it knows {', '.join(gpus['gpu'])}.")
+        raise UsageError(f"Expected a GPU of the table, got '{name}'; do take one of {', '.join(gpus['gpu'])}.")
     return found.iloc[0]
 
 
@@ -134,7 +136,8 @@ def fits(shape: Shape, recipe: Recipe, available_gib: float, *, reserve_gib: flo
     [True]
     """
     if not (math.isfinite(available_gib) and available_gib > 0):
-        raise UsageError(f"Expected the GPU's memory in GiB as a positive number, but {available_gib} came.")
+        raise UsageError(f"Expected the GPU's memory in GiB as a positive number, got {available_gib}; do give "
+                         "such a one.")
     rows = []
     for change, now in [("", recipe), *changes(recipe)]:
         needed = memory_parts(shape, now)["total"] / 2**30 + reserve_gib
@@ -172,8 +175,8 @@ def training_hours(shape: Shape, recipe: Recipe, tokens: float, *, tflops: float
         What share of it training reaches: 0.2 to 0.5 is usual on one GPU; measure yours.
     """
     if not (tokens > 0 and tflops > 0 and 0 < utilisation <= 1):
-        raise UsageError(f"Expected positive tokens and TFLOPS and a utilisation in (0, 1], but {tokens}, {tflops} and "
-                         f"{utilisation} came.")
+        raise UsageError(f"Expected positive tokens and TFLOPS and a utilisation in (0, 1], got {tokens}, {tflops} and "
+                         f"{utilisation}; do give such.")
     return step_flops(shape, recipe) / recipe.tokens * tokens / (tflops * 1e12 * utilisation) / 3600
 
 
@@ -194,10 +197,12 @@ def run_cost(hours: float, *, price_per_hour: float | None = None, purchase_pric
     (5.0, 1.9)
     """
     if (price_per_hour is None) == (purchase_price is None):
-        raise UsageError("Expected either a price per hour or a purchase price, but both or neither came.")
+        raise UsageError("Expected either a price per hour or a purchase price, got both or neither; do give "
+                         "one of them.")
     given = [value for value in (hours, price_per_hour, purchase_price, watts, price_per_kwh) if value is not None]
     if min(given) < 0 or lifetime_hours <= 0 or not all(map(math.isfinite, given)):
-        raise UsageError("Expected hours, prices and watts of 0 or more and a positive lifetime.")
+        raise UsageError(f"Expected hours, prices and watts of 0 or more and a positive lifetime, got {given} and "
+                         f"{lifetime_hours}; do give such.")
     if price_per_hour is not None:
         return hours * price_per_hour
     return hours * (purchase_price / lifetime_hours + watts / 1000 * price_per_kwh)

@@ -44,7 +44,7 @@ def rarefied(counts: Sequence[int], m: int) -> float:
     """
     n = sum(counts)
     if m < 1:
-        raise UsageError(f"Expected one generation or more to draw but {m} came; give 1.")
+        raise UsageError(f"Expected one generation or more to draw, got {m}; do give 1.")
     if n < m:
         return math.nan
     return math.fsum(1 - math.comb(n - count, m) / math.comb(n, m) for count in counts)
@@ -108,7 +108,7 @@ def distinct_n(texts_tokens: Sequence[Tokens], n: int) -> float:
     0.4
     """
     if n < 1:
-        raise UsageError(f"Expected n-grams of one token or more but {n} came; give 1 or 2.")
+        raise UsageError(f"Expected n-grams of one token or more, got {n}; do give 1 or 2.")
     tokens = sum(map(len, texts_tokens))
     grams = {tuple(text[i:i + n]) for text in texts_tokens for i in range(len(text) - n + 1)}
     return len(grams) / tokens if tokens else math.nan
@@ -176,7 +176,8 @@ def diversity_table(samples: pd.DataFrame, tokens: Sequence[Tokens], *, m: int) 
         If there are not as many token lists as rows.
     """
     if len(tokens) != len(samples):
-        raise UsageError(f"Expected the tokens of each of {len(samples)} generations but {len(tokens)} lists came.")
+        raise UsageError(f"Expected the tokens of each of {len(samples)} generations, got {len(tokens)} lists; do give "
+                         "one for each row.")
     samples = samples.reset_index(drop=True)
     whole = [{"task_id": task, "outcome": "all", **_unique(group["completion"].value_counts().tolist(), m)}
              for task, group in samples.groupby("task_id", sort=False)]

@@ -89,10 +89,10 @@ def sample(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequen
 def _check_numbers(n: int, temperature: float, top_p: float, *, max_new_tokens: int, batch_size: int) -> None:
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
-            raise UsageError(f"Expected {name} to be 1 or more but {value} came; give a positive number.")
+            raise UsageError(f"Expected {name} to be 1 or more, got {value}; do give a positive number.")
     if temperature < 0 or not 0 < top_p <= 1:
-        raise UsageError(f"Expected a temperature of 0 or more and a top_p in (0, 1] but {temperature} and {top_p} "
-                         "came; give such.")
+        raise UsageError(f"Expected a temperature of 0 or more and a top_p in (0, 1], got {temperature} and {top_p}; "
+                         "do give such.")
     if temperature == 0 and n > 1:
         raise UsageError(f"Expected one sample at temperature 0 but {n} were asked for, which would all be the same; "
                          "give n=1 or a higher temperature.")

@@ -101,9 +101,9 @@ def item_results(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Se
         accuracies), ``task_version``, ``num_fewshot``.
     """
     if not tasks:
-        raise UsageError("Expected at least one task to measure, but none came.")
+        raise UsageError("Expected at least one task to measure, got none; do name one.")
     if limit is not None and limit < 1:
-        raise UsageError(f"Expected a limit of 1 item or more, but {limit} came.")
+        raise UsageError(f"Expected a limit of 1 item or more, got {limit}; do give such a one, or None for all.")
     for name in tasks:
         _check_name(name)
     tables = []
@@ -196,7 +196,7 @@ def remembering(table: pd.DataFrame, metrics: dict[str, str] = FORGETTING_METRIC
     chosen = [table[(table["task"] == task) & (table["metric"] == metric)] for task, metric in metrics.items()]
     for (task, metric), rows in zip(metrics.items(), chosen, strict=True):
         if len(rows) != 1:
-            raise CourseError(f"Expected one row for {metric} of {task}, but {len(rows)} came; measure "
+            raise CourseError(f"Expected one row for {metric} of {task}, got {len(rows)}; do measure "
                               f"{', '.join(metrics)} for one model.")
     rows = pd.concat(chosen)
     return {"value": float(rows["value"].mean()),
@@ -344,7 +344,7 @@ def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     are padded on the right, where a causal model does not look, and prompts on the left under an attention mask.
     """
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-        raise CourseError("Expected a tokenizer with a begin or an end token, but this one has neither.")
+        raise CourseError("Expected a tokenizer with a begin or an end token, got one with neither; do add one to it.")
     copied = copy.deepcopy(tokenizer)
     if copied.pad_token_id is None:
         copied.pad_token = copied.eos_token if copied.eos_token_id is not None else copied.bos_token

@@ -21,7 +21,7 @@ def bytes_per_trained(optimiser: str) -> int:
         If the optimiser is not known.
     """
     if optimiser not in MOMENTS:
-        raise UsageError(f"Expected an optimiser of {', '.join(MOMENTS)}, but '{optimiser}' came.")
+        raise UsageError(f"Expected an optimiser of {', '.join(MOMENTS)}, got '{optimiser}'; do choose one of them.")
     return WEIGHT + GRADIENT + MASTER + MOMENTS[optimiser] * MOMENT
 
 
@@ -59,7 +59,7 @@ def training_bytes(parameters: float, *, optimiser: str = "adam", trainable_shar
     if trainable_share is None:
         return bytes_per_trained(optimiser) * parameters / gpus
     if not 0 <= trainable_share <= 1:
-        raise UsageError(f"Expected a trainable share of 0 to 1, but {trainable_share} came.")
+        raise UsageError(f"Expected a trainable share of 0 to 1, got {trainable_share}; do give such a one.")
     return (frozen_bytes + bytes_per_trained(optimiser) * trainable_share) * parameters / gpus
 
 

@@ -69,7 +69,7 @@ class Limits:
         for name, value in asdict(self).items():
             if value <= 0 or (name != "wall_seconds" and value != int(value)):
                 kind = "positive number" if name == "wall_seconds" else "positive whole number"
-                raise UsageError(f"Expected {name} to be a {kind} but {value!r} came; give one.")
+                raise UsageError(f"Expected {name} to be a {kind}, got {value!r}; do give one.")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def run_many(programs: Sequence[str], *, limits: Limits = Limits(), workers: int
         If `workers` is not positive.
     """
     if workers < 1:
-        raise UsageError(f"Expected one worker or more but {workers} came; give 1.")
+        raise UsageError(f"Expected one worker or more, got {workers}; do give 1.")
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(partial(run_python, limits=limits, name=name), programs)
         return list(track(results, total=len(programs), label=label))

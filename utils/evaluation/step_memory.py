@@ -78,7 +78,7 @@ def shape_of(config) -> Shape:
     kind = getattr(config, "model_type", None)
     if kind not in LLAMA_TYPES:
         raise UsageError(f"Expected a model of one of the types {', '.join(LLAMA_TYPES)}, which the formulas describe, "
-                         f"but '{kind}' came.")
+                         f"got '{kind}'; do choose such a one.")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(hidden=config.hidden_size, intermediate=config.intermediate_size, layers=config.num_hidden_layers,
                  heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, head_dim=head_dim,

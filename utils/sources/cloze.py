@@ -49,10 +49,11 @@ def cloze_items(split: str = "heldout", count: int | None = None) -> pd.DataFram
     hashes of the text; nothing is drawn at random.
     """
     if split not in SPLITS:
-        raise UsageError(f"Expected a split that no model is trained on, {' or '.join(SPLITS)}, but '{split}' came.")
+        raise UsageError(f"Expected a split that no model is trained on, {' or '.join(SPLITS)}, got '{split}'; "
+                         "do choose one.")
     items = _items(split)
     if count is not None and not 0 < count <= len(items):
-        raise UsageError(f"Expected a count of 1 to {len(items)} choice items, but {count} came.")
+        raise UsageError(f"Expected a count of 1 to {len(items)} choice items, got {count}; do give such a one.")
     return items.head(count).copy() if count is not None else items.copy()
 
 

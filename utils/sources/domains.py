@@ -45,8 +45,8 @@ def domain_texts(domain: str, split: str) -> list[str]:
         If the domain or the split is unknown.
     """
     if domain not in DOMAINS or split not in ("train", "heldout"):
-        raise UsageError(f"Expected a domain of {', '.join(DOMAINS)} and split train or heldout, but '{domain}', "
-                         f"'{split}' came.")
+        raise UsageError(f"Expected a domain of {', '.join(DOMAINS)} and split train or heldout, got '{domain}', "
+                         f"'{split}'; do choose of these.")
     if domain == "news":
         return sorted(news_articles().query("split == @split")["text"], key=split_fraction)
     if domain == "python":
@@ -121,7 +121,7 @@ def _hub_texts(domain: str, split: str) -> list[str]:
     name, column, rows = _HUB[domain]
     found = hub.dataset_split(name, None, "train", rows=rows)
     if column not in found.column_names:
-        raise CourseError(f"Expected column {column} in {name}, but only {', '.join(found.column_names)} came; name "
+        raise CourseError(f"Expected column {column} in {name}, got only {', '.join(found.column_names)}; do name "
                           "the new column in utils/sources/domains.py.")
     texts = found[column]
     return [text for text in sorted(set(texts), key=split_fraction)

@@ -36,7 +36,7 @@ def rounded(matrix: torch.Tensor, bits: int, *, block: int | None = None) -> tor
     tensor([[1., 0., -0.]])
     """
     if not 2 <= bits <= 16:
-        raise UsageError(f"Expected 2 to 16 bits, but {bits} came.")
+        raise UsageError(f"Expected 2 to 16 bits, got {bits}; do give such a number.")
     highest = 2 ** (bits - 1) - 1
     blocks, size = _blocks(matrix, matrix.shape[1] if block is None else block)
     scale = blocks.abs().amax(-1, keepdim=True) / highest
@@ -47,7 +47,7 @@ def rounded(matrix: torch.Tensor, bits: int, *, block: int | None = None) -> tor
 def _blocks(matrix: torch.Tensor, block: int) -> tuple[torch.Tensor, int]:
     """(out, blocks, block) with zeros behind the last one, and the width without them."""
     if block < 1:
-        raise UsageError(f"Expected a block of 1 weight or more, but {block} came.")
+        raise UsageError(f"Expected a block of 1 weight or more, got {block}; do give such a one.")
     size = matrix.shape[1]
     padded = torch.nn.functional.pad(matrix, (0, -size % block))
     return padded.unflatten(1, (-1, block)), size
@@ -84,7 +84,7 @@ def pruned(matrix: torch.Tensor, share: float) -> torch.Tensor:
             [0., 2.]])
     """
     if not 0 <= share <= 1:
-        raise UsageError(f"Expected a share of 0 to 1 to prune, but {share} came.")
+        raise UsageError(f"Expected a share of 0 to 1 to prune, got {share}; do give such a one.")
     kept = torch.ones(matrix.numel(), dtype=matrix.dtype)
     kept[matrix.abs().flatten().argsort(stable=True)[:int(share * matrix.numel() + 1e-9)]] = 0
     return matrix * kept.reshape(matrix.shape)
@@ -100,7 +100,7 @@ def two_of_four(matrix: torch.Tensor) -> torch.Tensor:
 def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     """The nearest matrix of a rank: the leading part of the SVD."""
     if rank < 1:
-        raise UsageError(f"Expected a rank of 1 or more, but {rank} came.")
+        raise UsageError(f"Expected a rank of 1 or more, got {rank}; do give such a one.")
     u, s, vt = thin_svd(matrix)
     return u[:, :rank] * s[:rank] @ vt[:rank]
 
@@ -172,8 +172,14 @@ def bits_per_weight(matrices: dict[str, torch.Tensor], way: str) -> float:
 
 
 def singular_values(before: torch.Tensor, after: dict[str, torch.Tensor]) -> pd.DataFrame:
-    """Singular values of one matrix before and after: ``way``, ``index`` (from 1), ``singular_value``, ``before``, and
-    ``cosine``: how well the left vector still points where the one of equal index did."""
+    """Singular values of one matrix before and after.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``way``, ``index`` (from 1), ``singular_value``, ``before``, and ``cosine``: how well the left vector still
+        points where the one of equal index did.
+    """
     u, s, _ = thin_svd(before)
     parts = []
     for way, matrix in after.items():

@@ -50,7 +50,7 @@ def module_parameters(model: nn.Module, module_name: str) -> list[nn.Parameter]:
 def _module(model: nn.Module, module_name: str) -> nn.Module:
     found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{module_name}")]
     if len(found) != 1 or not adapter_parameters(found[0]):
-        raise UsageError(f"Expected one module called '{module_name}' with parameters that train, came {len(found)} of "
+        raise UsageError(f"Expected one module called '{module_name}' with parameters that train, got {len(found)} of "
                          "that name; do give a name such as layers.0.self_attn.q_proj.")
     return found[0]
 
@@ -60,7 +60,7 @@ def _module(model: nn.Module, module_name: str) -> nn.Module:
 def _token_count(batches: Batches) -> int:
     tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     if tokens == 0:
-        raise CourseError("Expected one or more predicted tokens, came none; do give longer texts or a larger "
+        raise CourseError("Expected one or more predicted tokens, got none; do give longer texts or a larger "
                           "max_length.")
     return tokens
 
@@ -109,7 +109,7 @@ def _check_attention(model: nn.Module) -> None:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
     if attention not in ATTENTIONS:
         raise CourseError(f"Expected a model whose attention can be differentiated twice ({' or '.join(ATTENTIONS)}), "
-                          f"came '{attention}'; do load it with attn_implementation='eager'.")
+                          f"got '{attention}'; do load it with attn_implementation='eager'.")
 
 
 # --- products with a vector -----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class _Curvature:
     def __init__(self, model: nn.Module, batches: Batches, parameters: list[nn.Parameter], *, keep_graphs: bool = True):
         _check_attention(model)
         if not parameters:
-            raise UsageError("Expected one or more parameters, came none; do give a model whose adapter trains.")
+            raise UsageError("Expected one or more parameters, got none; do give a model whose adapter trains.")
         self.model, self.batches, self.parameters = model, batches, parameters
         self.size, self.tokens = sum(one.numel() for one in parameters), _token_count(batches)
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
@@ -249,15 +249,15 @@ def extremes(model: nn.Module, batches: Batches, parameters: list[nn.Parameter],
     arXiv 2602.04998: one module's A and B at initialisation.
     """
     began = time.perf_counter()
-    product = _product_of(kind, model, batches, parameters, keep_graphs)
+    product = _product_of(kind, model, batches, parameters=parameters, keep_graphs=keep_graphs)
     found = lanczos(product, product.size, dtype=product.dtype, device=product.device, **search)
     return asdict(found) | {"parameters": product.size, "seconds": time.perf_counter() - began}
 
 
-def _product_of(kind: str, model: nn.Module, batches: Batches, parameters: list[nn.Parameter], keep_graphs: bool
+def _product_of(kind: str, model: nn.Module, batches: Batches, *, parameters: list[nn.Parameter], keep_graphs: bool
                 ) -> _Curvature:
     if kind not in KINDS:
-        raise UsageError(f"Expected a kind of {' or '.join(KINDS)}, came '{kind}'; do choose one of them.")
+        raise UsageError(f"Expected a kind of {' or '.join(KINDS)}, got '{kind}'; do choose one of them.")
     return KINDS[kind](model, batches, parameters, keep_graphs=keep_graphs)
 
 
@@ -289,7 +289,7 @@ def gradient_bounds(model: nn.Module, batches: Batches, module_names: list[str])
     """
     modules: dict[str, Any] = {name: _module(model, name) for name in module_names}  # PEFT's layers
     if unfit := [name for name, module in modules.items() if not hasattr(module, "lora_A")]:
-        raise UsageError(f"Expected modules with LoRA's A and B, came {unfit[0]} without; do leave such methods out.")
+        raise UsageError(f"Expected modules with LoRA's A and B, got {unfit[0]} without; do leave such methods out.")
     weights, tokens = [module.get_base_layer().weight for module in modules.values()], _token_count(batches)
     totals = [torch.zeros_like(weight) for weight in weights]
     for batch in batches:
@@ -374,7 +374,7 @@ def preconditioned_extremes(model: nn.Module, batches: Batches, parameters: list
     """
     began = time.perf_counter()
     moment = second_moment(model, training_batches, parameters)
-    product = _product_of(kind, model, batches, parameters, keep_graphs)
+    product = _product_of(kind, model, batches, parameters=parameters, keep_graphs=keep_graphs)
     operator, size = preconditioned(product, moment, epsilon=epsilon, keep_zeros=keep_zeros)
     if not size:
         raise CourseError("Expected a gradient to precondition with, but every one is exactly zero; do give parameters "

@@ -73,7 +73,7 @@ def lanczos(operator: Callable[[torch.Tensor], torch.Tensor], size: int, *, tole
     3.0
     """
     if size < 1 or max_iterations < 1:
-        raise UsageError(f"Expected one or more parameters and iterations, came {size} and {max_iterations}; "
+        raise UsageError(f"Expected one or more parameters and iterations, got {size} and {max_iterations}; "
                          "do give a block that trains something.")
     basis_device = basis_device or device
     basis, values = [_start(size, seed).to(basis_device)], np.full(2, np.inf)

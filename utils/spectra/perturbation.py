@@ -21,7 +21,7 @@ SHARE = 0.9
 
 def _require_share(share: float) -> None:
     if not 0 < share <= 1:
-        raise UsageError(f"Expected a share of the energy above 0 and up to 1, but {share} came.")
+        raise UsageError(f"Expected a share of the energy above 0 and up to 1, got {share}; do give such a one.")
 
 
 def energy_shares(singular_values: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,8 @@ def energy_shares(singular_values: torch.Tensor) -> torch.Tensor:
     """
     values = singular_values.double().sort(descending=True).values
     if not values.isfinite().all():
-        raise CourseError("Expected finite singular values, but NaN or infinity came.")
+        raise CourseError("Expected finite singular values, got NaN or infinity; do look whether the training "
+                          "diverged.")
     if not len(values) or values[0] == 0:
         return torch.zeros_like(values)
     energy = (values / values[0]).square()  # squares of very small or large values would leave float64
@@ -104,7 +105,8 @@ def gaussian_rank(shape: Sequence[int], share: float = SHARE) -> float:
     _require_share(share)
     short, long = sorted(shape)
     if short < 1:
-        raise UsageError(f"Expected a matrix of one row and column or more, but shape {tuple(shape)} came.")
+        raise UsageError(f"Expected a matrix of one row and column or more, got shape {tuple(shape)}; do give "
+                         "such a one.")
     if share == 1:
         return float(short)
     y = short / long
