@@ -1,0 +1,158 @@
+"""Equal accuracy: its rule by hand, the paper's tables, and the figures of notebooks 00, 01 and 02."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from utils.profiles import load_profile
+from utils.reporting.measured import Measured
+from utils.reporting.publish import _check
+from utils.reporting.selection import marked
+from utils.studies.accuracy import figures, rules
+from utils.studies.accuracy.published import paper_accuracies
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    plt.close("all")
+
+
+def runs(*seeds: dict[int, float], experiment: str = "ranks", task: str = "movies") -> pd.DataFrame:
+    """Final accuracy by rank (0 is full), seed by seed; each run's first checkpoint lies far off and must not count."""
+    rows = []
+    for seed, by_rank in enumerate(seeds):
+        for r, value in by_rank.items():
+            run = {"experiment": experiment, "task": task, "seed": seed, "r": r, "lora_alpha": 2 * r, "run":
+                   f"{task}{r}-{seed}", "method": f"LoRA r={r}" if r else "full", "learning_rate": 1e-3 / (r or 10)}
+            rows += [run | {"step": step, "accuracy": accuracy, "accuracy_se": 0.01, "pseudo_loss": 5.5}
+                     for step, accuracy in ((20, value), (10, 0.5 + r / 1000))]
+    return marked(pd.DataFrame(rows))
+
+
+def judged(table: pd.DataFrame, **parameters):
+    return rules.largest_distance_from_full(table, column="accuracy", **{"in_experiment": "ranks"} | parameters)
+
+
+def test_the_largest_distance_counts_whatever_its_side():
+    table = runs({0: 0.75, 1: 0.78125, 8: 0.625, 64: 0.75}, {0: 0.75, 1: 0.75, 8: 0.75, 64: 0.875})
+    assert judged(table).values.to_dict() == {0: 0.125, 1: 0.125}
+    assert judged(table, max_rank=8).values.to_dict() == {0: 0.125, 1: 0.0}
+    assert judged(table).outcome == "accuracy" and len(judged(table).outcomes) == 8
+
+
+def test_another_experiment_is_another_task():
+    table = pd.concat([runs({0: 0.75, 8: 0.5}), runs({0: 0.75, 8: 0.6875}, experiment="second", task="topics")])
+    assert judged(table, in_experiment="second").values.to_dict() == {0: 0.0625}
+
+
+def test_a_run_that_did_not_learn_is_no_equal():
+    """Accuracy is what is judged: leaving out who failed would make every method equal."""
+    table = runs({0: 0.875, 8: 0.5})
+    assert not table[table["r"] == 8]["learnt"].any() and judged(table).values.to_dict() == {0: 0.375}
+
+
+@pytest.mark.parametrize("lacking", ["r == 0", "r == 8"])
+def test_a_seed_that_lacks_a_run_has_no_effect(lacking):
+    table = runs({0: 0.75, 8: 0.75}, {0: 0.75, 8: 0.75})
+    found = judged(table.drop(table.query(f"seed == 1 and {lacking}").index))
+    assert found.values.dropna().to_dict() == {0: 0.0} and set(found.missing) == {1}
+
+
+def test_a_lost_column_is_loud():
+    with pytest.raises(KeyError, match="accuracy"):
+        judged(runs({0: 0.75, 8: 0.75}).drop(columns="accuracy"))
+
+
+def test_the_claimed_bound_is_the_largest_distance_of_the_papers_table():
+    """Table 2: WinoGrande, r = 64, .6212 against .6582."""
+    differences = figures.minus_full(paper_accuracies(), ["table", "task"])
+    second = differences[differences["table"] == 2]
+    assert second["difference"].abs().max() == pytest.approx(0.037)
+    assert second.loc[second["difference"].idxmin(), ["task", "r"]].tolist() == ["winogrande", 64]
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+SEEDS = {0: 0.75, 1: 0.71875, 8: 0.8125}, {0: 0.8125, 1: 0.75, 8: 0.75}, {0: 0.75, 1: 0.8125, 64: 0.75}
+OWN, THREE = runs(SEEDS[0]), runs(*SEEDS)
+
+
+def measured(own: pd.DataFrame = OWN, reference: pd.DataFrame | None = None) -> Measured:
+    return Measured("x", load_profile("laptop"), (0,), own, reference, paper_accuracies())
+
+
+def lines(axis) -> dict[str, list[float]]:
+    return {line.get_label(): [float(value) for value in line.get_ydata()] for line in axis.lines}
+
+
+@pytest.mark.parametrize("reference", [None, THREE], ids=["own", "with reference"])
+def test_accuracy_over_steps_ends_where_the_runs_did(reference):
+    drawn = figures.accuracy_curves(measured(reference=reference))
+    _check(drawn)
+    (axis,) = drawn.figure.axes
+    assert lines(axis)["full"] == [0.5, 0.75] and lines(axis)["LoRA r=1"] == [0.501, 0.71875]
+    assert "movies: full 0.75, LoRA r=1 0.719, LoRA r=8 0.812" in drawn.alt
+    expected = [0.75, 0.71875, 0.8125, 1] if reference is None else [0.771, 0.75, 0.781, 3]
+    shown = drawn.shown.loc[0, ["full", "LoRA, lowest", "LoRA, highest", "seeds"]]
+    assert shown.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("reference", [None, THREE], ids=["own", "with reference"])
+def test_differences_stand_beside_the_papers(reference):
+    """Ours in the panel of alpha = 2r, the paper's six tasks in both, and a rank that the reference alone has."""
+    drawn = figures.accuracy_beside_paper(measured(reference=reference))
+    _check(drawn)
+    left, right = drawn.figure.axes
+    assert lines(right)["yours, movies"] == [-0.03125, 0.0625] and "yours, movies" not in lines(left)
+    assert lines(left)["paper, mnli"][0] == pytest.approx(-0.0098) and len(lines(right)) == 6 + 1 + 1
+    assert "between -0.031 and 0.062" in drawn.alt and "between -0.041 and 0.035" in drawn.alt
+    table = drawn.shown.set_index("rank")
+    assert table.loc[64, "paper, alpha = 2r"] == pytest.approx(-0.0136, abs=1e-4)
+    assert table.loc[1, "ours, movies"] == pytest.approx(-0.03125 if reference is None else -0.0104, abs=1e-4)
+    assert drawn.table["difference"].tolist() == [-0.03125, 0.0625]
+    assert len(right.collections) == (reference is not None)
+
+
+def sweep(seeds: int) -> pd.DataFrame:
+    """LoRA r = 8 at two rates; the larger one fails with the second seed."""
+    values = {("full", 0, 1e-4): (0.75, 0.75), ("LoRA r=8", 8, 1e-3): (0.75, 0.8125),
+              ("LoRA r=8", 8, 3e-3): (0.8125, 0.5)}
+    return marked(pd.DataFrame([
+        {"experiment": "learning_rates", "task": "movies", "seed": seed, "method": method, "r": r,
+         "learning_rate": rate, "run": f"{method}{rate}{seed}", "accuracy": by_seed[seed], "pseudo_loss": 5 + rate, "n_intruders": 2 * seed}
+        for (method, r, rate), by_seed in values.items() for seed in range(seeds)]))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_sweep_tells_each_methods_best_rate(seeds):
+    drawn = figures.learning_rate_curves(measured(sweep(1), sweep(2) if seeds == 2 else None))
+    _check(drawn)
+    assert [axis.get_title() for axis in drawn.figure.axes] == ["test accuracy", "pseudo-loss, nats per token",
+                                                                "intruder dimensions, epsilon 0.5"]
+    assert lines(drawn.figure.axes[0])["LoRA r=8"] == [0.75, 0.8125]
+    best = ["0.003", 0.8125] if seeds == 1 else ["0.001", 0.78125]
+    assert drawn.shown.set_index("method").loc["LoRA r=8", ["best of them", "accuracy there"]].tolist() == best
+    assert f"{seeds - 1} of {3 * seeds} runs did not learn" in drawn.alt
+    hollow = [line for line in drawn.figure.axes[0].lines if line.get_label() == "_did not learn"]
+    assert [list(line.get_ydata()) for line in hollow] == ([] if seeds == 1 else [[0.5]])
+
+
+def test_the_base_models_curve():
+    drawn = figures.base_curve(load_profile("laptop"), curve=pd.DataFrame(
+        {"step": [0, 100], "heldout_loss_nats_per_token": [10.5, 5.5]}))
+    _check(drawn)
+    assert drawn.figure.axes[0].lines[0].get_ydata().tolist() == [10.5, 5.5]
+    assert "10.50 to 5.50 nats per token in 100 steps" in drawn.alt
+
+
+def test_the_first_update_is_a_mean_over_draws():
+    table = pd.DataFrame([{"scaling": rule, "r": r, "draw": draw, "update_norm": norm * (1 + draw)}
+                          for rule, norms in (("alpha = 2r", (1.0, 4.0)), ("alpha = 8", (2.0, 0.5)))
+                          for r, norm in zip((1, 16), norms, strict=True) for draw in (0, 1)])
+    drawn = figures.first_update(load_profile("laptop"), table=table)
+    _check(drawn)
+    (axis,) = drawn.figure.axes
+    assert lines(axis)["alpha = 2r"] == [1.5, 6] and (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert "r = 1 to r = 16" in drawn.alt and "4 (alpha = 2r), 0.25 (alpha = 8)" in drawn.alt
+    assert drawn.shown["alpha = 8"].tolist() == [3, 0.75]
