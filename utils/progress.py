@@ -46,7 +46,18 @@ class Lines:
 
 
 def track(things: Iterable[T], *, total: int, label: str, interval_s: float = INTERVAL_S) -> Iterator[T]:
-    """The things themselves, with a bar and time left on a terminal, and a plain line every `interval_s` elsewhere."""
+    """The things themselves, with a bar and time left on a terminal, and a plain line every `interval_s` elsewhere.
+
+    Parameters
+    ----------
+    things : iterable
+    total : int
+        How many they are.
+    label : str
+        What the bar or line begins with.
+    interval_s : float
+        Seconds between lines.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 

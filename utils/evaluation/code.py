@@ -63,7 +63,7 @@ def truncate(completion: str, stop: Sequence[str] = STOP_WORDS) -> str:
     Examples
     --------
     >>> truncate("    return 1\n\ndef next():\n    pass")
-    '    return 1\\n'
+    '    return 1\n'
     """
     found = re.search("|".join(map(re.escape, stop)), completion) if stop else None
     return completion[:found.start()] if found else completion

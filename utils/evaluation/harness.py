@@ -94,6 +94,25 @@ def item_results(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Se
                  keep: Callable[[str, pd.DataFrame], None] | None = None) -> pd.DataFrame:
     """As :func:`choice_accuracy`, with a row per item, for :func:`accuracy_table` and :func:`paired_difference`.
 
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        With a begin or an end token.
+    tasks : sequence of str
+        Names of the harness's tasks or of ours.
+    limit : int, optional
+        Only the first so many items of each task.
+    num_fewshot : int, optional
+        Worked examples before each question; the task's own number by default.
+    batch_size : int
+        Rows that the model is given at a time.
+    seed : int
+        Of which examples are shown.
+    keep : callable, optional
+        Takes a task's name and its rows as soon as they are there, before the next task is begun.
+
     Returns
     -------
     pandas.DataFrame

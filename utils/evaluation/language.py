@@ -13,6 +13,18 @@ def text_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seque
               batch_size: int = 8) -> dict:
     """Mean cross-entropy in nats per predicted token of texts cut to `tokens` tokens.
 
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        With a padding or an end token.
+    texts : sequence of str
+    tokens : int
+        What each text is cut to.
+    batch_size : int
+        Texts at a time; like lengths go together.
+
     Returns
     -------
     dict

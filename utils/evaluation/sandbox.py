@@ -184,6 +184,19 @@ def run_many(programs: Sequence[str], *, limits: Limits = Limits(), workers: int
              label: str = "programs") -> list[Execution]:
     """Run many programs, `workers` at a time; what comes back is in the programs' order.
 
+    Parameters
+    ----------
+    programs : sequence of str
+        The programs' texts.
+    limits : Limits
+        Of each.
+    workers : int
+        Programs at a time.
+    name : str
+        What the programs see as ``__name__``.
+    label : str
+        What the progress line calls them.
+
     Raises
     ------
     CourseError

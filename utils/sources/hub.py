@@ -43,6 +43,15 @@ def model_snapshot(name: str, revision: str | None = None) -> Path:
 def checkpoint_snapshot(name: str, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """The folder of any Hub model or adapter, for a command that was given its name.
 
+    Parameters
+    ----------
+    name : str
+        ``owner/name``.
+    revision : str, optional
+        A branch, tag or commit; the main branch by default.
+    allow_pickle : bool
+        Fetch pickled weights as well.
+
     Raises
     ------
     UsageError

@@ -71,7 +71,17 @@ def _named_base(changed: Checkpoint | Adapter) -> str:
 
 def matched_names(original: Checkpoint, changed: Checkpoint | Adapter,
                   layers: re.Pattern | None = None) -> dict[str, str]:
-    """Base matrix -> name in the tuned checkpoint, in the base's order; UsageError where they do not go together."""
+    """Base matrix -> name in the tuned checkpoint, in the base's order; UsageError where they do not go together.
+
+    Parameters
+    ----------
+    original : Checkpoint
+        The base.
+    changed : Checkpoint or Adapter
+        What was tuned from it.
+    layers : re.Pattern, optional
+        Only matrices whose name in the base has a match.
+    """
     adapter = isinstance(changed, Adapter)
     names = list(changed.tensors if adapter else changed.entries)
     matched = match_names(names, original.entries)

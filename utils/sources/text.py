@@ -102,6 +102,14 @@ def english_passages(split: str, count: int, *, words: int = 40) -> list[str]:
     """The opening `words` words of the first `count` news articles of a split, in the order of their hashes.
 
     The order mixes topics and years, so that a short list is not all business news.
+
+    Parameters
+    ----------
+    split : {"train", "test", "heldout"}
+    count : int
+        Articles; fewer if the split has no more.
+    words : int
+        Of each article.
     """
     articles = news_articles().query("split == @split")
     ordered = sorted(articles["text"], key=split_fraction)

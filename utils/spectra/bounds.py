@@ -8,7 +8,17 @@ DETERMINED = 1e-3  # an angle above this leaves a pretrained vector undetermined
 
 
 def tuned_angles(pairs: RitzPairs, tau: float, level: float) -> torch.Tensor:
-    """How far each found vector can be from the true one (bound 1), as a distance; (k,)."""
+    """How far each found vector can be from the true one (bound 1), as a distance; (k,).
+
+    Parameters
+    ----------
+    pairs : RitzPairs
+        The k found eigenpairs of one matrix: values (k,), residuals (k,).
+    tau : float
+        What no other eigenvalue exceeds.
+    level : float
+        eta, in units of the eigenvalues.
+    """
     values = pairs.values
     # An eigenvalue lies within the residual of its Ritz value, so a neighbour may be that much nearer.
     distance = (values[:, None] - values[None, :]).abs() - pairs.residuals[None, :]

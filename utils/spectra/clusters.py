@@ -118,7 +118,17 @@ def window_table(pairs: Iterable[Pair], widths: Iterable[int], *, k: int = 10,
 
 
 def left_cosines(pair: Pair, k: int, spectrum: Callable[..., BaseSpectrum] = base_spectrum) -> torch.Tensor:
-    """|cosine| of the k leading tuned left vectors with every pretrained one; (k, q), float64."""
+    """|cosine| of the k leading tuned left vectors with every pretrained one; (k, q), float64.
+
+    Parameters
+    ----------
+    pair : Pair
+        W0 and the tuned matrix.
+    k : int
+        Leading tuned vectors.
+    spectrum : callable
+        W0 -> BaseSpectrum, as in :func:`utils.spectra.fast.leading_cosines`.
+    """
     base, own = pair.load()[0].double().cpu(), spectrum(pair.load()[0], name=f"base matrix {pair.name}")
     basis, values = own.basis.cpu(), own.values.cpu()
     tuned = leading_triplets(pair, k=k, spectrum=spectrum).u.T  # (k, out)

@@ -106,7 +106,16 @@ def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def noised(matrix: torch.Tensor, error: float, *, seed: int = 0) -> torch.Tensor:
-    """The control: Gaussian noise whose Frobenius norm is `error` times the matrix's."""
+    """The control: Gaussian noise whose Frobenius norm is `error` times the matrix's.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor
+        Of any shape and floating type.
+    error : float
+        Relative, 0 or more.
+    seed : int
+    """
     noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype)
     return matrix + noise * (error * matrix.norm() / noise.norm())
 

@@ -57,7 +57,17 @@ def random_update(base: torch.Tensor, update: torch.Tensor, *, rank: int | None 
 
 def random_updates(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], *, rank: int | None = None,
                    seed: int = 0) -> dict[str, torch.Tensor]:
-    """:func:`random_update` for every matrix of a model, each with a seed of its own."""
+    """:func:`random_update` for every matrix of a model, each with a seed of its own.
+
+    Parameters
+    ----------
+    base, tuned : mapping of str to torch.Tensor
+        W0 and merged Wt by name, (out, in).
+    rank : int, optional
+        As :func:`random_update` takes it; full rank by default.
+    seed : int
+        Of the whole model; each matrix draws from one made of it and of its place.
+    """
     return {name: random_update(base[name], weight - base[name], rank=rank, seed=seed * 1_000_003 + index)
             for index, (name, weight) in enumerate(tuned.items())}
 

@@ -67,7 +67,19 @@ def leading_directions(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
 
 def leading_intruder(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
                      spectrum: Callable[..., BaseSpectrum] = base_spectrum) -> Direction | None:
-    """The highest-ranked intruder of one matrix, or None where there is none."""
+    """The highest-ranked intruder of one matrix, or None where there is none.
+
+    Parameters
+    ----------
+    pair : Pair
+        W0 and the tuned matrix.
+    k : int
+        Leading vectors examined.
+    epsilon : float
+        As in :func:`leading_directions`.
+    spectrum : callable
+        W0 -> BaseSpectrum.
+    """
     return next(iter(leading_directions(pair, k=k, epsilon=epsilon, spectrum=spectrum).intruders), None)
 
 
@@ -93,6 +105,15 @@ def random_direction(like: Direction, *, seed: int) -> Direction:
 def scaled(weight: torch.Tensor, direction: Direction, factor: float) -> torch.Tensor:
     """A tuned matrix with one of its singular triplets scaled by `factor`; in the weight's own type.
 
+    Parameters
+    ----------
+    weight : torch.Tensor of shape (out, in)
+        The tuned matrix.
+    direction : Direction
+        One of its triplets.
+    factor : float
+        lambda, 0 … 4: 0 removes it, 1 changes nothing.
+
     Raises
     ------
     UsageError
@@ -113,6 +134,15 @@ def scaled(weight: torch.Tensor, direction: Direction, factor: float) -> torch.T
 def shrunk(base: torch.Tensor, tuned: torch.Tensor, factor: float) -> torch.Tensor:
     """W0 + factor * (Wt - W0): the whole update scaled, whatever it holds.
 
+    Parameters
+    ----------
+    base, tuned : torch.Tensor of shape (out, in)
+        W0 and merged Wt.
+    factor : float
+        lambda, 0 … 4: 0 gives W0, 1 changes nothing.
+
+    Examples
+    --------
     >>> shrunk(torch.zeros(1, 1), torch.ones(1, 1), 0.25)
     tensor([[0.2500]])
     """
@@ -121,7 +151,15 @@ def shrunk(base: torch.Tensor, tuned: torch.Tensor, factor: float) -> torch.Tens
 
 
 def with_norm(base: torch.Tensor, tuned: torch.Tensor, norm: float) -> torch.Tensor:
-    """The tuned matrix with its update scaled to a Frobenius norm; unchanged where there is no update."""
+    """The tuned matrix with its update scaled to a Frobenius norm; unchanged where there is no update.
+
+    Parameters
+    ----------
+    base, tuned : torch.Tensor of shape (out, in)
+        W0 and merged Wt.
+    norm : float
+        Of the update that results, in units of the weights; 0 or more.
+    """
     size = (tuned - base).norm().item()
     return tuned if size == 0 else base + (norm / size) * (tuned - base)
 

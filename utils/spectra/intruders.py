@@ -85,7 +85,7 @@ def is_intruder(max_cosine: Cosines[Answer], epsilon: float) -> Answer:
 
 
 def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterable[int | float],
-                    by: tuple[str, ...] = ()) -> pd.DataFrame:
+                    *, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Counts at every epsilon and k, in one pass over a vector table.
 
     Parameters
@@ -166,6 +166,16 @@ def trace_direction(base: SingularTriplets, tuned: Mapping[int, torch.Tensor], d
 
 
 def first_intruders(vectors: pd.DataFrame, *, epsilon: float, k: int) -> pd.DataFrame:
-    """The rows of a vector table that are intruders, highest-ranked first within each matrix."""
+    """The rows of a vector table that are intruders, highest-ranked first within each matrix.
+
+    Parameters
+    ----------
+    vectors : pandas.DataFrame
+        With ``matrix``, ``index`` (from 1) and ``max_cosine``, as from :func:`vector_table`.
+    epsilon : float
+        The comparison is strict.
+    k : int
+        Leading vectors examined of each matrix.
+    """
     examined = vectors[vectors["index"] <= k]
     return examined[is_intruder(examined["max_cosine"], epsilon)].sort_values(["matrix", "index"])

@@ -126,6 +126,15 @@ def dense(operator: Callable[[torch.Tensor], torch.Tensor], size: int, *, dtype:
           device: str | torch.device = "cpu") -> torch.Tensor:
     """The operator as a matrix, column by column: `size` products. For small blocks and for checks.
 
+    Parameters
+    ----------
+    operator : callable
+        Takes and returns a tensor of shape (size,).
+    size : int
+    dtype : torch.dtype
+    device : str or torch.device
+        Where the columns that it is given lie.
+
     Returns
     -------
     torch.Tensor of shape (size, size)

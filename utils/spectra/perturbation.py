@@ -158,6 +158,13 @@ def bf16_effect(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tens
     A bfloat16 has 8 significant bits, so rounding adds an error of up to 1/256 of each weight, nearly without
     structure. It counts only where its energy is not small beside the update's: see ``noise``.
 
+    Parameters
+    ----------
+    base, tuned : mapping of str to torch.Tensor
+        W0 and merged Wt by name, (out, in), in float32 or wider: of rounded weights nothing would be left to see.
+    share : float
+        Of the energy, above 0 and up to 1, that the ranks are for.
+
     Returns
     -------
     pandas.DataFrame
@@ -210,6 +217,14 @@ def _gaussians(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def toy_perturbation(n: int = 1000, scale: float = 0.1, seed: int = 0) -> pd.DataFrame:
     """Spectra of a Gaussian matrix A, of A + cB and of cB: a full-rank change that the spectrum hardly shows.
 
+    Parameters
+    ----------
+    n : int
+        Side of the square matrices.
+    scale : float
+        c.
+    seed : int
+
     Returns
     -------
     pandas.DataFrame
@@ -230,6 +245,14 @@ def deviation_sweep(n: int = 1000, scales: Sequence[float] = tuple(np.logspace(-
     For small c it is the mean of c |u_i^T B v_i|, about 0.80 c. From about c = 2 / sqrt(n) on the growth of all
     singular values by sqrt(1 + c^2) outweighs it: about 0.42 c^2 sqrt(n). In float32 the smallest scales would drown
     in rounding.
+
+    Parameters
+    ----------
+    n : int
+        Side of the square matrices.
+    scales : sequence of float
+        Values of c.
+    seed : int
 
     Returns
     -------

@@ -56,7 +56,21 @@ def update_singular_values(update: torch.Tensor | LowRankUpdate) -> torch.Tensor
 
 def update_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
                  factors: Mapping[str, LowRankUpdate] | None = None) -> pd.DataFrame:
-    """Per matrix: Frobenius norm of the update, alone and relative to W0's, and the update's effective rank."""
+    """Per matrix: Frobenius norm of the update, alone and relative to W0's, and the update's effective rank.
+
+    Parameters
+    ----------
+    base, tuned : mapping of str to torch.Tensor
+        W0 and merged Wt by name, (out, in), float32 or float64.
+    factors : mapping of str to LowRankUpdate, optional
+        Of a LoRA run: the update's spectrum then comes from its r x r core.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per matrix: ``matrix``, ``update_norm``, ``base_norm``, ``relative_norm`` (the first over the second),
+        ``effective_rank``.
+    """
     rows = []
     for name, weight in tuned.items():
         values = update_singular_values(factors[name] if factors else weight - base[name])
