@@ -67,10 +67,9 @@ def figure(identifier: str, *, measurements: Iterable[str] = (), place: str = "o
     def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         @wraps(function)
         def draw(*args, **keywords) -> Drawn:
+            profile = _profile_of(identifier, args, keywords)
             use_style()
-            drawn = function(*args, **keywords)
-            return replace(drawn, identifier=identifier, profile=_profile_of(identifier, args, keywords),
-                           inputs=(args, keywords))
+            return replace(function(*args, **keywords), identifier=identifier, profile=profile, inputs=(args, keywords))
 
         add_figure(FigureEntry(identifier, function, tuple(measurements), place))
         return draw

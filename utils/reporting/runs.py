@@ -62,6 +62,11 @@ def learnt_runs(runs: list[Run]) -> list[Run]:
     return [run for run in runs if run.spec.key in kept]
 
 
+@lru_cache(maxsize=64)
+def _say_once(sentence: str) -> None:
+    print(sentence)
+
+
 def showcase_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
     """One LoRA run of the main experiment for each seed, to look at closely: the profile's showcase rank.
 
@@ -79,8 +84,8 @@ def showcase_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
             raise CourseError(f"No LoRA run of experiment 'ranks' learnt its task with seed {seed}; lower the learning "
                               "rates in the profile, or give another seed.")
         if nearest[0].spec.method.r != wanted:
-            print(f"LoRA r={wanted} did not learn its task with seed {seed}; {nearest[0].spec.method.label} is shown "
-                  "instead.")
+            _say_once(f"LoRA r={wanted} did not learn its task with seed {seed}; {nearest[0].spec.method.label} is "
+                      "shown instead.")
         chosen.append(nearest[0])
     return chosen
 

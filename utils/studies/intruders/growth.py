@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from utils.profiles import Profile
 from utils.reporting.drawn import Drawn, Found, figure, finding
@@ -19,7 +20,8 @@ PANELS = {"n_intruders": "intruder dimensions", "strongest_ratio": "strongest in
 def through_training(growth: Measured) -> Drawn:
     """Number of intruders, singular value of the strongest, least cosine and accuracy at each checkpoint."""
     figure_, axes = panels(4, height=3.2)
-    styles = method_styles(growth.own["method"].unique())
+    known = growth.own if growth.reference is None else pd.concat([growth.own, growth.reference])
+    styles = method_styles(known["method"].unique())
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
         draw_lines(axis, growth.own, growth.reference, x="step", y=column, styles=styles)
         axis.set(xlabel="optimiser step", ylabel=label)
@@ -73,7 +75,7 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
     figure_, axes = panels(4, height=3.2)
     colour = method_styles(trace["method"].unique())[trace["method"].iloc[0]]["color"]
     trained = trace[trace["step"] > 0]
-    for axis, (column, label) in zip(axes, {"index": "index among the tuned vectors (1 on top)",
+    for axis, (column, label) in zip(axes, {"index": "index (1 on top)",
                                             "singular_value": "singular value", "max_cosine": "|cosine|",
                                             "accuracy": "test accuracy"}.items(), strict=True):
         axis.plot(trained["step"], trained[column], "s-", color=colour, markersize=5, label="the vector nearest to it"
@@ -82,8 +84,8 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
         axis.plot(base["step"], base[column], "s", color=colour, markersize=6, markerfacecolor="none",
                   label="in the base")
         axis.set(xlabel="optimiser step", ylabel=label)
-    axes[0].set_yscale("log")
     axes[0].invert_yaxis()
+    axes[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].axhline(largest, color="grey", linestyle=":", label="W0's largest")
     axes[2].plot(trained["step"], trained["overlap"], "o--", color="C1", markersize=4, label="with its final self")
     axes[2].axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon}")

@@ -71,7 +71,7 @@ def planted_direction_found(planted: Measured, predicted: pd.DataFrame, *, level
     leads = [part.loc[part["index"] == 1, "ratio"].min() for _, part in best.groupby("seed")]
     return Found(f"The direction counts as an intruder from {over_seeds(starts)} times W0's largest singular value on "
                  "and "
-                 f"has index 1 from {over_seeds(leads)} times on (strengths tried, {planted.source}). Below, it is "
+                 f"has index 1 from {over_seeds(leads)} times on, of the strengths tried, {planted.source}. Below, it is "
                  "dissolved "
                  "among other vectors.", bool(np.nanmax(starts) < 1 and np.nanmax(leads) <= 1.2))
 
