@@ -1,6 +1,6 @@
-"""Figures of notebook 15: footprints, the PEFT benchmark, small models, compression, few-shot evaluation.
+"""Figures of notebook 15 on training: memory predicted and measured, its parts, small models, PEFT's benchmark.
 
-As in :mod:`utils.reporting.plots`: tables in, a figure out. Predictions are hollow, measurements filled.
+Predictions are hollow or bars, measurements filled.
 """
 
 import numpy as np
@@ -8,19 +8,22 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from utils.reporting.panels import panels
+from utils.profiles import Profile
+from utils.reporting.drawn import Drawn, figure, shown_table
+from utils.reporting.measured import Measured
+from utils.reporting.panels import outer_legend, panels
 from utils.reporting.style import DASHES, FRONT, MARKERS, method_styles
 
 PARTS = ("weights", "adapter", "gradients", "optimiser", "activations", "temporary")
 HATCHES = ("", "//", "..", "xx", "\\\\", "--")
 HIGHLIGHTED = ("full", "LoRA", "rsLoRA", "DoRA")
+TOLERANCE = 0.1  # of the claim about the formula, drawn as a band
 
 
-def _plain_ticks(*sides: Axis) -> None:
+def plain_ticks(*sides: Axis) -> None:
     """Ticks at 1, 2 and 5 times powers of ten on log axes, as plain numbers."""
     for side in sides:
         side.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -28,37 +31,71 @@ def _plain_ticks(*sides: Axis) -> None:
         side.set_minor_formatter(NullFormatter())
 
 
-def predicted_against_measured(table: pd.DataFrame, reference: pd.DataFrame | None = None, *,
-                               tolerance: float = 0.1) -> Figure:
-    """Predicted against measured peak memory on log axes, with the diagonal and a band of `tolerance`.
+@figure("15_predicted_against_measured", measurements=("footprints",), place="ours")
+def predicted_against_measured(footprints: Measured) -> Drawn:
+    """Predicted against measured peak memory on log axes, with the diagonal and the claim's band.
 
-    Parameters
-    ----------
-    table, reference : pandas.DataFrame
-        :func:`utils.reporting.costs.footprints`; rows without a measurement are left out. The reference is hollow.
+    Recipes without a measurement are left out. The reference is a ring; a profile that is no evidence measures another
+    model and has none.
     """
-    known = table[table["peak_gib"].notna()]
-    figure, (axis,) = panels(1, width=7.5)
+    known = footprints.own[footprints.own["peak_gib"].notna()]
     values = known[["peak_gib", "predicted_gib"]]
     ends = np.array([values.min(axis=None) / 1.4, values.max(axis=None) * 1.4])
-    axis.plot(ends, ends, color="black", linewidth=1)
-    axis.fill_between(ends, (1 - tolerance) * ends, (1 + tolerance) * ends, color="grey", alpha=0.2, linewidth=0)
-    for recipe, style in method_styles([f"full #{name}" if name.startswith("full") else name
-                                        for name in known["recipe"]]).items():
-        name = recipe.removeprefix("full #")
+    figure_, (axis,) = panels(1, width=7.5, height=5.5)
+    axis.plot(ends, ends, color="black", linewidth=1, label=f"equal (band: {TOLERANCE:.0%})")
+    axis.fill_between(ends, (1 - TOLERANCE) * ends, (1 + TOLERANCE) * ends, color="grey", alpha=0.2, linewidth=0)
+    for recipe, style in method_styles(known["recipe"]).items():
         look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
-        for frame, more in ((reference, {"markerfacecolor": "none", "markersize": 13, "label": "_reference"}),
-                            (known, {"markersize": 8, "label": name})):
-            if frame is not None:
-                part = frame[(frame["recipe"] == name) & frame["peak_gib"].notna()]
-                axis.plot(part["peak_gib"], part["predicted_gib"], **look, **more)
+        if footprints.reference is not None and footprints.profile.evidence:
+            ring = footprints.reference[footprints.reference["recipe"] == recipe]
+            axis.plot(ring["peak_gib"], ring["predicted_gib"], **look | {"markerfacecolor": "none"}, markersize=13,
+                      label="_reference")
+        part = known[known["recipe"] == recipe]
+        axis.plot(part["peak_gib"], part["predicted_gib"], **look, markersize=8, label=recipe)
     axis.set(xscale="log", yscale="log", xlabel="measured peak, GiB", ylabel="predicted peak, GiB", xlim=ends,
              ylim=ends)
-    _plain_ticks(axis.xaxis, axis.yaxis)
-    handles = axis.get_legend_handles_labels()[0]
-    handles.append(Line2D([], [], color="black", linewidth=1, label=f"equal (band: {tolerance:.0%})"))
-    figure.legend(handles=handles, loc="outside right center")
-    return figure
+    plain_ticks(axis.xaxis, axis.yaxis)
+    outer_legend(figure_, (axis,), columns=2)
+    pairs = "; ".join(f"{row.recipe} {row.predicted_gib:.3f}, {row.peak_gib:.3f}" for row in known.itertuples())
+    alt = ("Scatter on log axes of predicted against measured peak memory in GiB, one point per recipe, with the "
+           f"diagonal and a band of {TOLERANCE:.0%}. Predicted, measured: {pairs}. Ratio from "
+           f"{known['ratio'].min():.3f} to {known['ratio'].max():.3f}.")
+    columns = {"recipe": "recipe", "moment": "peak at", "predicted_gib": "predicted, GiB", "live_gib":
+               "live tensors, GiB", "peak_gib": "measured, GiB", "ratio": "ratio"}
+    return Drawn(figure_, alt, f"Predicted beside measured memory of {len(known)} of {len(footprints.own)} recipes; "
+                 "the others need a GPU, or a profile that is evidence.", footprints.own,
+                 shown_table(footprints.own, columns))
+
+
+@figure("15_parameters_memory_time", measurements=("footprints",), place="ours; beside Learns less v2, Fig S10")
+def parameters_memory_time(footprints: Measured) -> Drawn:
+    """Parameters, memory by part and time of every recipe, in rows of the same order."""
+    table = footprints.own
+    figure_, (parameters, memory, times) = panels(3, height=0.34 * len(table) + 1.2)
+    places = np.arange(len(table))
+    parameters.barh(places, table["trained"] / 1e6, color="C7")
+    parameters.set(xscale="log", xlabel="trained parameters, millions")
+    parameters.xaxis.set_major_formatter("{x:g}")
+    _parts_bars(memory, table)
+    times.barh(places, table["time_ratio"], color="C7", label="time, measured")
+    times.plot(table["flops_ratio"], places, "o", color="black", markerfacecolor="none", label="operations, by formula")
+    times.axvline(1, color="grey", linewidth=1, linestyle=":")
+    times.set(xlabel="time of a step over full's")
+    for axis in (parameters, memory, times):
+        axis.set(yticks=places, yticklabels=table["recipe"], ylim=(len(table) - 0.5, -0.5))
+    outer_legend(figure_, (memory, times), columns=5)
+    numbers = "; ".join(f"{row.recipe}: {row.trained / 1e6:.2f} million, {row.predicted_gib:.2f} GiB predicted, time "
+                        f"ratio {'not measured' if pd.isna(row.time_ratio) else format(row.time_ratio, '.2f')}, "
+                        f"operations {row.flops_ratio:.2f}" for row in table.itertuples())
+    alt = ("Three bar charts by recipe: trained parameters on a log axis, predicted memory by part with the measured "
+           "peak as a diamond, and time of a step over that of full fine-tuning with AdamW, with the ratio of "
+           f"operations as a circle. {numbers}.")
+    shown = table.dropna(subset="time_ratio").assign(millions=lambda rows: rows["trained"] / 1e6)
+    columns = {"recipe": "recipe", "millions": "trained, millions", "seconds_per_step": "seconds a step",
+               "tokens_per_second": "tokens a second", "time_ratio": "time / full's", "flops_ratio":
+               "operations / full's"}
+    return Drawn(figure_, alt, "What each recipe trains, needs and takes; times are of processor time on a CPU.", table,
+                 shown_table(shown, columns))
 
 
 def _parts_bars(axis: Axes, table: pd.DataFrame) -> None:
@@ -69,77 +106,104 @@ def _parts_bars(axis: Axes, table: pd.DataFrame) -> None:
         axis.barh(places, values, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
         left = left + values
     axis.plot(table["peak_gib"], places, "D", color="black", markersize=6, label="measured peak")
-    axis.set(xlabel="GiB at the predicted peak", yticks=places, yticklabels=table["recipe"])
-    axis.invert_yaxis()
+    axis.set_xlabel("GiB at the predicted peak")
 
 
-def cost_bars(table: pd.DataFrame) -> Figure:
-    """Parameters, memory and time of every recipe, side by side.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        :func:`utils.reporting.costs.footprints`.
-    """
-    figure, (parameters, memory, times) = panels(3, width=4.6, height=0.42 * len(table) + 1.6)
-    _parts_bars(memory, table)
-    places = np.arange(len(table))
-    parameters.barh(places, table["trained"] / 1e6, color="C7")
-    parameters.set(xscale="log", xlabel="trained parameters, millions", yticks=places, yticklabels=table["recipe"])
-    parameters.xaxis.set_major_formatter("{x:g}")
-    parameters.invert_yaxis()
-    times.barh(places, table["time_ratio"], color="C7", label="measured")
-    times.plot(table["flops_ratio"], places, "o", color="black", markerfacecolor="none", label="operations (formula)")
-    times.axvline(1, color="grey", linewidth=1, linestyle=":")
-    times.set(xlabel="time of a step / full's", yticks=places, yticklabels=[])
-    times.invert_yaxis()
-    memory.set_yticklabels([])
-    memory.legend(fontsize="x-small")
-    times.legend(fontsize="x-small")
-    return figure
+def gpu_lines(axis: Axes, limits: dict[str, float]) -> None:
+    """Dotted lines at the memory of GPUs, named beside the panel, where no data stand."""
+    for name, size in limits.items():
+        axis.axhline(size, color="grey", linestyle=":", linewidth=1)
+        axis.annotate(name, (1, size), xycoords=axis.get_yaxis_transform(), xytext=(4, 0), va="center", color="0.3",
+                      textcoords="offset points", fontsize="small")
 
 
-def memory_by_batch(table: pd.DataFrame, limits: dict[str, float]) -> Figure:
+@figure("15_memory_by_batch", place="ours")
+def memory_by_batch(profile: Profile, *, grid: pd.DataFrame, limits: dict[str, float]) -> Drawn:
     """Predicted memory against batch size, one line per recipe, GPUs as dotted lines.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        :func:`utils.reporting.costs.batch_grid`.
+    grid : pandas.DataFrame
+        Of :func:`utils.studies.costs.tables.batch_grid`.
     limits : dict of str to float
         GiB by GPU.
     """
-    figure, (axis,) = panels(1, width=8)
-    names = list(table["recipe"].unique())
-    for index, name in enumerate(names):
-        part = table[table["recipe"] == name]
-        axis.plot(part["batch"], part["predicted_gib"], color=f"C{index // 2}", marker=MARKERS[index],
-                  linestyle=DASHES[index % 2], label=name)
-    for gpu, size in limits.items():
-        axis.axhline(size, color="grey", linestyle=":", linewidth=1)
-        axis.annotate(gpu, (table["batch"].min(), size), fontsize="x-small", va="bottom", color="0.3")
+    figure_, (axis,) = panels(1, width=8, height=5)
+    plain = method_styles(grid.loc[~grid["checkpointing"], "recipe"])
+    for (name, again), part in grid.groupby(["recipe", "checkpointing"], sort=False):
+        style = plain[name.removesuffix(", checkpointing")] | {"linestyle": "--" if again else "-"}
+        axis.plot(part["batch"], part["predicted_gib"], **style, markerfacecolor="none" if again else None, label=name)
+    gpu_lines(axis, limits)
+    batches = sorted(grid["batch"].unique())
     axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="predicted peak, GiB")
-    axis.set_xticks(sorted(table["batch"].unique()), [str(batch) for batch in sorted(table["batch"].unique())])
+    axis.set_xticks(batches, [str(batch) for batch in batches])
     axis.xaxis.set_minor_formatter(NullFormatter())
-    _plain_ticks(axis.yaxis)
-    figure.legend(loc="outside right center", fontsize="small")
-    return figure
+    plain_ticks(axis.yaxis)
+    outer_legend(figure_, (axis,), columns=2)
+    wide = grid.pivot_table(index="recipe", columns="batch", values="predicted_gib", sort=False)
+    ends = wide[[batches[0], batches[-1]]]
+    model, numbers = grid["model"].iloc[0], "; ".join(f"{name} {row.iloc[0]:.1f} and {row.iloc[1]:.1f} GiB"
+                                                      for name, row in ends.iterrows())
+    alt = (f"Lines on log axes: predicted peak memory of {model} against batch size for full, LoRA and QLoRA with and "
+           f"without checkpointing, dotted lines for GPUs. At batches of {batches[0]} and {batches[-1]}: {numbers}.")
+    shown = wide[[batch for batch in batches if batch != 2]].rename(columns="batch {}".format).reset_index()
+    return Drawn(figure_, alt, f"Peak memory of {model} by the formula, in GiB, against the batch size; broken lines "
+                 "are with checkpointing.", grid, shown.rename_axis(columns=None))
 
 
-def peft_pareto(table: pd.DataFrame) -> Figure:
-    """Accuracy against forgetting in PEFT's benchmark: a marker's area is memory, bars are one binomial sigma.
+@figure("15_small_models", place="ours")
+def small_models(profile: Profile, *, models: pd.DataFrame, limits: dict[str, float]) -> Drawn:
+    """Small models: tokens seen in pretraining, and memory to serve and to train, against parameters.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        :func:`utils.reporting.costs.peft_benchmark`. Rows that hardly learnt (under 0.2) or forgot more than 0.5 nats
-        lie outside the axes.
+    models : pandas.DataFrame
+        Of :func:`utils.studies.costs.tables.small_models`.
     """
-    figure, (axis,) = panels(1, width=9.5, height=5.4)
+    figure_, (tokens, memory) = panels(2, height=4.4)
+    below = models["tokens_trillion"].duplicated(keep="last")  # of two names at one height the first goes down
+    for index, row in enumerate(models.itertuples()):
+        tokens.plot(row.parameters_million, row.tokens_trillion, MARKERS[index % len(MARKERS)], color=f"C{index % 10}",
+                    markersize=8)
+        tokens.annotate(row.model, (row.parameters_million, row.tokens_trillion), fontsize="x-small",
+                        xytext=(7, -12 if below.iloc[index] else 4), textcoords="offset points")
+    tokens.margins(x=0.25, y=0.1)
+    tokens.set(ylabel="pretraining tokens, trillions")
+    ways = {"weights_gib": "weights, bfloat16", "qlora_gib": "QLoRA r=8", "lora_gib": "LoRA r=8", "full_gib": "full"}
+    styles = method_styles(ways.values())
+    for index, (column, label) in enumerate(ways.items()):
+        memory.plot(models["parameters_million"], models[column], label=label, **styles[label] | {
+            "linestyle": DASHES[index]})
+    gpu_lines(memory, limits)
+    memory.set(ylabel="GiB")
+    for axis in (tokens, memory):
+        axis.set(xscale="log", yscale="log", xlabel="parameters, millions")
+        plain_ticks(axis.xaxis, axis.yaxis)
+        axis.tick_params(labelsize="small")
+    outer_legend(figure_, (memory,))
+    alt = "Left: pretraining tokens against parameters on log axes; right: GiB to hold and to train. " + "; ".join(
+        f"{row.model}: {row.parameters_million:.0f} million, {row.tokens_trillion:g} trillion tokens, full "
+        f"{row.full_gib:.1f}, LoRA {row.lora_gib:.1f}, QLoRA {row.qlora_gib:.1f} GiB"
+        for row in models.itertuples()) + "."
+    columns = {"model": "model", "tokens_per_parameter": "tokens per parameter", "embedding_share":
+               "embeddings' share", "full_gib": "full, GiB", "lora_gib": "LoRA, GiB", "qlora_gib": "QLoRA, GiB"}
+    return Drawn(figure_, alt, "Tokens as published; memory by the formula for batches of 4 × 512 tokens with "
+                 "checkpointing.", models, shown_table(models, columns))
+
+
+@figure("15_peft_pareto", measurements=("peft_benchmark",), place="PEFT method_comparison/MetaMathQA")
+def peft_pareto(benchmark: Measured) -> Drawn:
+    """Accuracy against forgetting in PEFT's benchmark: a marker's area is memory, bars are one binomial sigma.
+
+    Rows that hardly learnt (under 0.2) or forgot more than 0.5 nats lie outside the axes. Full fine-tuning, the LoRA
+    family of the course and the front are numbered in order of forgetting; the small table has their names.
+    """
+    table = benchmark.own.sort_values("forgetting")
     shown = table[(table["accuracy"] >= 0.2) & (table["forgetting"] <= 0.5)]
-    front = shown[shown["on_front"]].sort_values("forgetting")
+    figure_, (axis,) = panels(1, width=9, height=5.4)
+    front = shown[shown["on_front"]]
     axis.plot(front["forgetting"], front["accuracy"], drawstyle="steps-post", zorder=1, label="Pareto front", **FRONT)
-    styles = method_styles(["full", *HIGHLIGHTED[1:]])
+    styles = method_styles(HIGHLIGHTED)
     for name, part in shown.groupby(shown["method"].where(shown["method"].isin(HIGHLIGHTED), "other"), sort=False):
         look = styles.get(name, {"color": "0.6", "marker": "o"})
         axis.errorbar(part["forgetting"], part["accuracy"], yerr=part["accuracy_se"], fmt="none", ecolor=look["color"],
@@ -147,124 +211,36 @@ def peft_pareto(table: pd.DataFrame) -> Figure:
         axis.scatter(part["forgetting"], part["accuracy"], s=5 * part["memory_gib"] - 60, marker=look["marker"],
                      color=look["color"], edgecolors="white", linewidths=0.6, zorder=3, label=name,
                      alpha=0.55 if name == "other" else 1)
-    named = shown[shown["on_front"] | shown["method"].isin(HIGHLIGHTED)].sort_values("accuracy")
-    for place, row in enumerate(named.itertuples()):
-        rank = "" if pd.isna(row.r) else f" r={row.r:.0f}"
-        above = row.on_front  # the front's names stand above it, the others below
-        axis.annotate(f"{row.method}{rank}", (row.forgetting, row.accuracy), fontsize="x-small",
-                      xytext=(-4, 8 + 13 * (place % 2)) if above else (8, -12 - 9 * (place % 2)),
-                      textcoords="offset points", ha="right" if above else "left",
-                      arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5})
-    axis.set(xscale="log", xlabel="forgetting: rise of the loss on Wikipedia, nats per token (log)",
-             ylabel="GSM8K accuracy")
-    _plain_ticks(axis.xaxis)
-    handles = axis.get_legend_handles_labels()[0]
+    named = numbered(table)
+    for index, row in enumerate(named.itertuples()):  # neighbours stand close together: left, below, above in turn
+        axis.annotate(row.number, (row.forgetting, row.accuracy), xytext=((-18, -3), (7, -16), (-2, 14))[index % 3],
+                      textcoords="offset points", zorder=5, fontweight="bold")
+    axis.set(xscale="log", xlabel="forgetting: rise of the loss on Wikipedia, nats per token", ylabel="GSM8K accuracy")
+    plain_ticks(axis.xaxis)
     sizes = [Line2D([], [], linestyle="none", marker="o", color="grey", markersize=(5 * size - 60) ** 0.5,
                     label=f"{size} GiB") for size in (19, 24, 36)]
-    figure.legend(handles=[*handles, *sizes], loc="outside right center", fontsize="small")
-    return figure
+    figure_.legend(handles=[*axis.get_legend_handles_labels()[0], *sizes], loc="outside lower center", ncols=5)
+    alt = ("Scatter of GSM8K accuracy against forgetting on a log axis with the Pareto front as a step, marker area "
+           "memory, bars one binomial sigma. " + "; ".join(
+               f"{row.method} {row.variant}: accuracy {row.accuracy:.3f}, forgetting {row.forgetting:.3f}, "
+               f"{row.memory_gib:.1f} GiB" + ", on the front" * row.on_front for row in named.itertuples()) + ".")
+    columns = {"number": "number", "method": "method", "variant": "variant", "accuracy": "accuracy",
+               "forgetting": "forgetting", "memory_gib": "GiB"}
+    return Drawn(figure_, alt, "Accuracy against forgetting in PEFT's benchmark, one seed and one rate per row; of "
+                 "those no less accurate than full by two errors, full, LoRA, rsLoRA, DoRA and the front have numbers.",
+                 benchmark.own, shown_table(named, columns))
 
 
-def model_lines(table: pd.DataFrame, limits: dict[str, float]) -> Figure:
-    """Small models: tokens seen in pretraining, and memory to serve and to train, against parameters.
+def numbered(table: pd.DataFrame) -> pd.DataFrame:
+    """Full fine-tuning, the highlighted methods and the front, no less accurate than full within two errors.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        :func:`utils.reporting.costs.small_models`.
+    Returns
+    -------
+    pandas.DataFrame
+        At most eight rows in order of forgetting, with ``number``.
     """
-    figure, (tokens, memory) = panels(2, width=6.2)
-    for index, row in enumerate(table.itertuples()):
-        tokens.plot(row.parameters_million, row.tokens_trillion, MARKERS[index % len(MARKERS)], color=f"C{index % 10}",
-                    markersize=8)
-        left = row.parameters_million > 2000
-        tokens.annotate(row.model, (row.parameters_million, row.tokens_trillion), fontsize="x-small",
-                        ha="right" if left else "left", xytext=(-5 if left else 7, -12 if left else 3),
-                        textcoords="offset points")
-    tokens.set(xscale="log", yscale="log", xlabel="parameters, millions", ylabel="pretraining tokens, trillions")
-    ways = {"weights_gib": "weights, bfloat16", "qlora_gib": "QLoRA r=8", "lora_gib": "LoRA r=8", "full_gib": "full"}
-    for index, (column, label) in enumerate(ways.items()):
-        memory.plot(table["parameters_million"], table[column], marker=MARKERS[index], linestyle=DASHES[index],
-                    color="black" if label == "full" else f"C{index}", label=label)
-    for gpu, size in limits.items():
-        memory.axhline(size, color="grey", linestyle=":", linewidth=1)
-        memory.annotate(gpu, (table["parameters_million"].min(), size), fontsize="x-small", va="bottom", color="0.3")
-    memory.set(xscale="log", yscale="log", xlabel="parameters, millions", ylabel="GiB")
-    for axis in (tokens, memory):
-        _plain_ticks(axis.xaxis, axis.yaxis)
-    memory.legend(fontsize="small")
-    return figure
-
-
-def spectrum_panels(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """One matrix compressed: its singular values, and how far the vector of each index still points the same way.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        :func:`utils.spectra.compress.singular_values`.
-    """
-    figure, (values, angles) = panels(2)
-    first = table[table["way"] == table["way"].iloc[0]]
-    values.plot(first["index"], first["before"], color="black", linewidth=2.5, alpha=0.5, label="before")
-    for index, (way, part) in enumerate(table.groupby("way", sort=False)):
-        look = {"color": f"C{index}", "linestyle": DASHES[index % len(DASHES)], "label": way}
-        values.plot(part["index"], part["singular_value"], **look)
-        angles.plot(part["index"], part["cosine"].rolling(5, center=True, min_periods=1).mean(), **look)
-    values.set(xlabel="index", ylabel="singular value", ylim=(0, None))
-    angles.set(xlabel="index", ylabel="|cosine| with the vector of equal index\n(mean of five)", ylim=(0, 1.03))
-    figure.legend(*values.get_legend_handles_labels(), loc="outside right center", fontsize="small")
-    figure.suptitle(title, fontsize="medium")
-    return figure
-
-
-def compression_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Rise of the held-out loss and number of intruders against the stored bits per weight.
-
-    Parameters
-    ----------
-    table, reference : pandas.DataFrame
-        :func:`utils.reporting.costs.compression`; the reference is a ring around each point.
-    """
-    figure, axes = panels(2, width=5.6)
-    for axis, column in zip(axes, ("loss_rise", "n_intruders"), strict=True):
-        for index, row in enumerate(table.itertuples()):
-            look = {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)], "linestyle": "none"}
-            axis.plot(row.bits, getattr(row, column), **look, markersize=8, label=row.way)
-        if reference is not None:
-            axis.plot(reference["bits"], reference[column], "o", markerfacecolor="none", color="0.5", markersize=13,
-                      label="_reference")
-        axis.set(xlabel="bits per weight", yscale="symlog" if column == "n_intruders" else "linear")
-    axes[0].set(ylabel="rise of the held-out loss, nats per token", yscale="symlog")
-    axes[0].set_yscale("symlog", linthresh=0.01)
-    axes[1].set_ylabel("intruder dimensions, all matrices")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
-    return figure
-
-
-def shot_panels(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Accuracy with its standard error, and tokens per question, against the number of worked examples.
-
-    Parameters
-    ----------
-    table, reference : pandas.DataFrame
-        :func:`utils.reporting.costs.evaluation_costs`.
-    """
-    figure, (accuracy, tokens) = panels(2)
-    styles = method_styles(list(table["task"].unique()))
-    for shift, (task, style) in enumerate(styles.items()):
-        part = table[table["task"] == task]
-        if reference is not None:
-            held = reference[reference["task"] == task]
-            accuracy.plot(held["shots"], held["accuracy"], color=style["color"], alpha=0.3, linewidth=5)
-        accuracy.errorbar(part["shots"] + 0.03 * shift, part["accuracy"], yerr=part["standard_error"], capsize=3,
-                          label=task, **style)
-        tokens.plot(part["shots"], part["tokens_per_question"], label=task, **style)
-    accuracy.axhline(0.25, color="grey", linestyle=":", linewidth=1, label="guessing, 1 of 4")
-    for axis in (accuracy, tokens):
-        axis.set_xlabel("worked examples before each question")
-        axis.set_xticks(sorted(table["shots"].unique()))
-    accuracy.set_ylabel("accuracy ± standard error")
-    tokens.set(ylabel="tokens per question", ylim=(0, None))
-    accuracy.legend()
-    return figure
+    full = table[table["method"] == "full"].iloc[0]
+    error = (table["accuracy_se"] ** 2 + full["accuracy_se"] ** 2) ** 0.5  # of a difference, not of one accuracy
+    matched = table["accuracy"] >= full["accuracy"] - 2 * error
+    chosen = table[matched & (table["on_front"] | table["method"].isin(HIGHLIGHTED))].sort_values("forgetting").head(8)
+    return chosen.assign(number=[str(place) for place in range(1, len(chosen) + 1)])

@@ -1,34 +1,19 @@
-"""What it costs (notebook 15): predicted and measured footprints, compression, few-shot costs, published tables."""
+"""What it costs, measured (notebook 15): training steps, compression, few-shot evaluation, PEFT's benchmark."""
 
 import math
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import cache
+from dataclasses import asdict
 
 import pandas as pd
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from utils.errors import UsageError
-from utils.evaluation.costs import (
-    RESERVE_GIB,
-    Shape,
-    adapter_parameters,
-    fits,
-    gpu,
-    memory_parts,
-    prediction,
-    run_cost,
-    shape_of,
-    step_flops,
-    training_hours,
-)
+from utils.evaluation.costs import prediction
 from utils.evaluation.harness import item_results, paired_difference
+from utils.evaluation.step_memory import Shape, shape_of
 from utils.machine import device_name, hardware
-from utils.paths import PAPER
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
 from utils.reporting.runs import Seeds, base_spectra
@@ -36,6 +21,7 @@ from utils.reporting.selection import pareto_front
 from utils.sources.models import BaseModel, resolve
 from utils.spectra import count_intruders, vectors_between
 from utils.spectra.compress import bits_per_weight, compressed, relative_error
+from utils.studies.costs.tables import read_paper
 from utils.tables import cached_table
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.data import tokenizer_of
@@ -47,7 +33,6 @@ from utils.training.weights import Tensors, base_matrices, load_into
 
 VERSION = 1
 GSM8K_ITEMS = 1319  # of the test set that PEFT's benchmark measures accuracy on
-PEFT_SETTINGS = {"precision": "bfloat16", "batch": 4, "length": 768, "padded": True, "targets": "qv"}
 CHOICE_METRIC = "acc"
 ENCODER_WAYS = ("int8, per row", "int4, per row", "NF4, groups of 64", "50 % pruned", "2:4 pruned", "80 % pruned")
 LOSS_LENGTH = 128  # tokens of a held-out block
@@ -55,53 +40,9 @@ _WAYS = ({}, {"optimiser": "adamw8bit"}, {"optimiser": "sgd"}, {"optimiser": "ad
          {"method": "lora"}, {"method": "lora", "checkpointing": True}, {"method": "qlora"})
 
 
-@cache
-def _read(name: str) -> pd.DataFrame:
-    return pd.read_csv(PAPER / name)
-
-
-def gpus() -> pd.DataFrame:
-    """GPUs as their makers state them: ``gpu``, ``memory_gib``, ``bandwidth_gb_s``, ``watts``, ``bf16_tflops`` (dense;
-    NaN where it is not established), ``year``, ``source``. Prices are the reader's to enter."""
-    return _read("gpus.csv").copy()
-
-
-def model_shapes() -> dict[str, Shape]:
-    """The small models of the field by name."""
-    fields = Shape.__dataclass_fields__
-    return {row["model"]: Shape(**{name: row[name] for name in fields}) for row in _read("small_models.csv").to_dict(
-        "records")}
-
-
-def small_models(*, batch: int = 4, length: int = 512) -> pd.DataFrame:
-    """Small models compared: shape, pretraining tokens, and memory by the formula for serving and three ways to train.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``model``, ``parameters_million`` (by the formula), ``layers``, ``hidden``, ``vocabulary``, ``embedding_share``,
-        ``tokens_trillion``, ``tokens_per_parameter``, ``weights_gib`` (bfloat16), ``full_gib`` (mixed precision,
-        AdamW), ``lora_gib``, ``qlora_gib`` (rank 8, bfloat16), all with checkpointing; ``year``, ``source``.
-    """
-    rows, common = [], {"batch": batch, "length": length, "padded": True, "checkpointing": True}
-    for row in _read("small_models.csv").to_dict("records"):
-        shape = model_shapes()[row["model"]]
-        ways = {"full_gib": Recipe(precision="mixed", **common),
-                "lora_gib": Recipe("lora", precision="bfloat16", **common),
-                "qlora_gib": Recipe("qlora", precision="bfloat16", **common)}
-        rows.append({"model": row["model"], "parameters_million": shape.parameters / 1e6, "layers": shape.layers,
-                     "hidden": shape.hidden, "vocabulary": shape.vocabulary,
-                     "embedding_share": shape.embeddings / shape.parameters, "tokens_trillion": row["tokens_trillion"],
-                     "tokens_per_parameter": row["tokens_trillion"] * 1e12 / shape.parameters,
-                     "weights_gib": 2 * shape.parameters / 2**30,
-                     **{name: memory_parts(shape, recipe)["total"] / 2**30 for name, recipe in ways.items()},
-                     "year": row["year"], "source": row["source"]})
-    return pd.DataFrame(rows)
-
-
 @measurement(columns=("method", "variant", "r", "accuracy", "forgetting", "trained", "memory_gib", "seconds",
                       "learning_rate", "date", "source", "accuracy_se", "on_front", "on_front_3", "near_front",
-                      "seed", "profile", "experiment",))
+                      "seed", "profile", "experiment"))
 def peft_benchmark(profile: Profile | None = None, seeds: Seeds = None) -> pd.DataFrame:
     """PEFT's public benchmark with its error and its Pareto front: Llama-3.2-3B on MetaMathQA, one seed each.
 
@@ -116,7 +57,7 @@ def peft_benchmark(profile: Profile | None = None, seeds: Seeds = None) -> pd.Da
         ``on_front`` (no other is at least as accurate and forgets as little), ``on_front_3`` (with memory as a third
         axis), ``near_front`` (within two standard errors of the front's accuracy at its own forgetting).
     """
-    table = _read("peft_metamath.csv").copy()
+    table = read_paper("peft_metamath.csv").copy()
     table["accuracy_se"] = (table["accuracy"] * (1 - table["accuracy"]) / GSM8K_ITEMS) ** 0.5
     table["remembering"], table["saving"] = -table["forgetting"], -table["memory_gib"]
     table["on_front"] = pareto_front(table, x="remembering", y="accuracy")
@@ -132,24 +73,6 @@ def _beaten(row: dict, table: pd.DataFrame) -> bool:
     columns = ["accuracy", "remembering", "saving"]
     values, own = table[columns].to_numpy(), [row[column] for column in columns]
     return bool(((values >= own).all(1) & (values > own).any(1)).any())
-
-
-def peft_predictions() -> pd.DataFrame:
-    """The formula beside the GPU memory that PEFT's benchmark reports, for full fine-tuning and plain LoRA.
-
-    Batches of 4 are padded to at most 768 tokens, all in bfloat16, LoRA on queries and values; the longest batch sets
-    the peak. Columns ``method``, ``trained``, ``trained_published``, ``predicted_gib``, ``published_gib``, ``ratio``.
-    """
-    table, shape, rows = _read("peft_metamath.csv"), model_shapes()["Llama-3.2-3B"], []
-    for variant, recipe in (("lr_0.00001", Recipe("full", **PEFT_SETTINGS)),
-                            ("rank32", Recipe("lora", r=32, **PEFT_SETTINGS)),
-                            ("rank64", Recipe("lora", r=64, **PEFT_SETTINGS))):
-        found = table[(table["variant"] == variant) & table["method"].isin(["full", "LoRA"])].iloc[0]
-        row = prediction(shape, recipe)
-        rows.append({"method": row["recipe"], "trained": row["trained"], "trained_published": found["trained"],
-                     "predicted_gib": row["predicted_gib"], "published_gib": found["memory_gib"],
-                     "ratio": row["predicted_gib"] / found["memory_gib"]})
-    return pd.DataFrame(rows)
 
 
 def recipes(profile: Profile) -> list[Recipe]:
@@ -170,7 +93,7 @@ def measured_shape(profile: Profile) -> Shape:
                       "activations_gib", "temporary_gib", "flops_per_token", "peak_gib", "live_gib",
                       "seconds_per_step", "cpu_seconds_per_step", "tokens_per_second", "trained_measured",
                       "threads", "device", "note", "ratio", "time_ratio", "flops_ratio", "seed", "profile",
-                      "experiment",))
+                      "experiment"))
 def footprints(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Predicted and measured memory and time of a few training steps, a row per recipe.
 
@@ -214,90 +137,8 @@ def _kept_footprint(base: BaseModel, recipe: Recipe) -> dict:
     return cached_table(base_folder(base) / f"footprint-{name}.parquet", settings, compute).iloc[0].to_dict()
 
 
-def calculator(model: str | Shape, gpu_name: str, recipe: Recipe) -> pd.DataFrame:
-    """Your GPU, your model, full or LoRA: fits or not, and what to change.
-
-    Parameters
-    ----------
-    model : str or Shape
-        A name of :func:`small_models`, or any shape.
-    gpu_name : str
-        A name of :func:`gpus`; UsageError naming the known ones otherwise.
-    """
-    shapes = model_shapes()
-    if isinstance(model, str) and model not in shapes:
-        raise UsageError(f"Expected a model of the table, but '{model}' came; it knows {', '.join(shapes)}; any other "
-                         "goes as Shape(...).")
-    shape = shapes[model] if isinstance(model, str) else model
-    return fits(shape, recipe, float(gpu(gpus(), gpu_name)["memory_gib"]))
-
-
-def run_table(model: str, recipe: Recipe, tokens: float, prices: Mapping[str, Mapping[str, float]], *,
-              utilisation: float = 0.3, tokens_per_second: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """Hours and cost of one run on every GPU of the table on which it fits.
-
-    Parameters
-    ----------
-    tokens : float
-        Of the whole run.
-    prices : mapping of str to mapping
-        By GPU, what :func:`utils.evaluation.costs.run_cost` takes: ``{"price_per_hour": …}`` for a rented one,
-        ``{"purchase_price": …, "price_per_kwh": …}`` for an own one, whose watts are the table's.
-    utilisation : float
-        Share of the peak that training reaches, for GPUs whose bfloat16 peak the table knows.
-    tokens_per_second : mapping of str to float, optional
-        Speeds that you measured; they go before the estimate.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``gpu``, ``memory_gib``, ``needed_gib``, ``hours`` and ``cost``, NaN where speed or price is not known.
-    """
-    shape, speeds, rows = model_shapes()[model], tokens_per_second or {}, []
-    for name in (*prices, *speeds):
-        gpu(gpus(), name)  # an unknown name is refused before anything is computed
-    needed = memory_parts(shape, recipe)["total"] / 2**30 + RESERVE_GIB
-    for row in gpus().query("memory_gib >= @needed").itertuples():
-        if row.gpu in speeds:
-            hours = tokens / speeds[row.gpu] / 3600
-        else:
-            hours = math.nan if math.isnan(row.bf16_tflops) else training_hours(
-                shape, recipe, tokens, tflops=row.bf16_tflops, utilisation=utilisation)
-        price = dict(prices.get(row.gpu, {}))
-        if "purchase_price" in price:
-            price.setdefault("watts", row.watts)
-        known = bool(price) and not math.isnan(hours)
-        rows.append({"gpu": row.gpu, "memory_gib": row.memory_gib, "needed_gib": needed, "hours": hours,
-                     "cost": run_cost(hours, **price) if known else math.nan})
-    return pd.DataFrame(rows, columns=["gpu", "memory_gib", "needed_gib", "hours", "cost"])
-
-
-def batch_grid(model: str, recipe: Recipe, batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)) -> pd.DataFrame:
-    """Memory against the batch size, with and without checkpointing: ``batch``, ``method``, ``predicted_gib``."""
-    shape, rows = model_shapes()[model], []
-    for method in ("full", "lora", "qlora"):
-        for again in (False, True):
-            for batch in batches:
-                now = replace(recipe, method=method, batch=batch, checkpointing=again)
-                rows.append({"model": model, "recipe": now.label, "batch": batch,
-                             "predicted_gib": memory_parts(shape, now)["total"] / 2**30})
-    return pd.DataFrame(rows)
-
-
-def parameter_table(shape: Shape, ranks: tuple[int, ...] = (1, 8, 64)) -> pd.DataFrame:
-    """What full fine-tuning and LoRA of several ranks train: ``recipe``, ``trained``, ``share``, ``flops_share``."""
-    whole = step_flops(shape, Recipe())
-    rows = [{"recipe": "full", "trained": shape.parameters, "share": 1.0, "flops_share": 1.0}]
-    for r in ranks:
-        recipe = Recipe("lora", r=r)
-        rows.append({"recipe": f"LoRA r={r}", "trained": adapter_parameters(shape, recipe),
-                     "share": adapter_parameters(shape, recipe) / shape.parameters,
-                     "flops_share": step_flops(shape, recipe) / whole})
-    return pd.DataFrame(rows)
-
-
 @measurement(columns=("model", "matrices", "way", "bits", "relative_error", "n_intruders", "lowest_cosine",
-                      "loss_nats_per_token", "base_loss", "loss_rise", "seed", "profile", "experiment",))
+                      "loss_nats_per_token", "base_loss", "loss_rise", "seed", "profile", "experiment"))
 def compression(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What quantising and pruning do to the base of continued pretraining: size, error, spectrum, held-out loss.
 
@@ -362,7 +203,7 @@ def compressed_encoder(profile: Profile) -> pd.DataFrame:
 
 @measurement(columns=("task", "shots", "num_fewshot", "accuracy", "standard_error", "rows", "tokens",
                       "tokens_per_question", "seconds", "longest", "difference", "difference_se", "window",
-                      "token_ratio", "seed", "profile", "experiment",))
+                      "token_ratio", "seed", "profile", "experiment"))
 def evaluation_costs(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What worked examples before each question cost and change, on the choice tasks that forgetting is measured with.
 
@@ -391,12 +232,13 @@ def _few_shot(base: BaseModel, profile: Profile) -> pd.DataFrame:
                 items = item_results(model, tokenizer, [task], limit=profile.costs.choice_rows, num_fewshot=shots)
             items = items[items["metric"] == CHOICE_METRIC]
             first = items if first is None else first
-            rows.append(_shot_row(task, shots, items, first, seen) | {"window": model.config.max_position_embeddings})
+            rows.append(_shot_row(task, shots, items=items, first=first, seen=seen)
+                        | {"window": model.config.max_position_embeddings})
     table = pd.DataFrame(rows)
     return table.assign(token_ratio=table["tokens"] / table.groupby("task")["tokens"].transform("min"))
 
 
-def _shot_row(task: str, shots: int, items: pd.DataFrame, first: pd.DataFrame, seen: dict) -> dict:
+def _shot_row(task: str, shots: int, *, items: pd.DataFrame, first: pd.DataFrame, seen: dict) -> dict:
     again = items.assign(num_fewshot=first["num_fewshot"].iloc[0])  # paired by item, whatever stands before it
     pair = paired_difference(first, again).iloc[0]
     return {"task": task, "shots": shots, "num_fewshot": int(items["num_fewshot"].iloc[0]),
