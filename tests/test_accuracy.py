@@ -120,7 +120,8 @@ def sweep(seeds: int) -> pd.DataFrame:
               ("LoRA r=8", 8, 3e-3): (0.8125, 0.5)}
     return marked(pd.DataFrame([
         {"experiment": "learning_rates", "task": "movies", "seed": seed, "method": method, "r": r,
-         "learning_rate": rate, "run": f"{method}{rate}{seed}", "accuracy": by_seed[seed], "pseudo_loss": 5 + rate, "n_intruders": 2 * seed}
+         "learning_rate": rate, "run": f"{method}{rate}{seed}", "accuracy": by_seed[seed],
+         "pseudo_loss": 5 + rate, "n_intruders": 2 * seed}
         for (method, r, rate), by_seed in values.items() for seed in range(seeds)]))
 
 
