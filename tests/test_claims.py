@@ -201,8 +201,7 @@ def test_a_floor_is_no_finding():
 
 # Every figure and table of the papers is named by a claim, by panel where panels say different things.
 FIGURES = {"Illusion v3": ("1 2a 2b 2c 3 4a 4b 4c 4d 5 6a 6b 7 8 9a 9b 9c 10 11 12 13 14a 14b 15a 15b 15c 15d 16 17 "
-                           "18 19 20 "
-                           "21 22 23").split()}
+                           "18 19 20 21 22 23").split()}
 TABLES = {"Illusion v3": "1 2 3 4 5".split()}
 
 

@@ -45,8 +45,7 @@ def count_against_epsilon(counts: Measured, *, level: float, examined: int) -> D
     label_left(axes, COUNT)
     at = counts.own[counts.own["epsilon"] == counts.profile.spectra.epsilon]
     alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, "
-           "one "
-           f"line per method. At epsilon {counts.profile.spectra.epsilon}: " + "; ".join(
+           f"one line per method. At epsilon {counts.profile.spectra.epsilon}: " + "; ".join(
                f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean())}"
                for task, part in at.groupby("task", sort=False)) + ".")
     return Drawn(figure_, alt, f"Intruder dimensions among the {examined} leading vectors of the model, against "
@@ -75,11 +74,9 @@ def count_against_epsilon_found(counts: Measured, *, level: float, examined: int
     always, never = (both(least.index[chosen]) for chosen in (least > 0, strict["lora"].groupby(
         "method", sort=False)["n_intruders"].max() == 0))
     text = (f"At epsilon {CLAIM_EPSILONS[0]} full fine-tuning has {over_seeds(full)} intruders, {counts.source}; LoRA "
-            "has some "
-            f"in every seed at {always or 'no rank'}, and none in any seed at {never or 'no rank'}. At epsilon "
-            f"{CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full "
-            "fine-tuning's "
-            f"{over_seeds(lenient['full']['n_intruders'])}.")
+            f"has some in every seed at {always or 'no rank'}, and none in any seed at {never or 'no rank'}. At "
+            f"epsilon {CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full "
+            f"fine-tuning's {over_seeds(lenient['full']['n_intruders'])}.")
     return Found(text, bool(full.eq(0).all() and always))
 
 
@@ -101,8 +98,8 @@ def random_updates(controls: Measured, counts: Measured) -> Drawn:
     shown = _beside(controls, counts).reset_index().rename(columns={"method": "method"})
     largest = {name: shown[name].max() for name in parts}
     alt = ("Counts against epsilon for the trained runs, random updates of equal norm and full rank, and random "
-           "updates of "
-           f"equal norm and the run's rank. Largest mean count at epsilon {CLAIM_EPSILONS[0]}: {listed(largest)}.")
+           f"updates of equal norm and the run's rank. Largest mean count at epsilon {CLAIM_EPSILONS[0]}: "
+           f"{listed(largest)}.")
     return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every "
                                "matrix.", controls.own, shown)
 
@@ -144,8 +141,7 @@ def count_against_k(counts: Measured) -> Drawn:
     label_left(axes, "intruder dimensions")
     every = counts.own[counts.own["k"] == counts.own["k"].max()]
     alt = (f"Line plots of intruder dimensions at epsilon {counts.profile.spectra.epsilon} against the share of "
-           "vectors "
-           "examined, one panel per task. With all vectors examined: " + "; ".join(
+           "vectors examined, one panel per task. With all vectors examined: " + "; ".join(
                f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean(), '{:.0f}')}"
                for task, part in every.groupby("task", sort=False)) + ".")
     return Drawn(figure_, alt, "The count as more of each matrix's vectors are examined, from the largest singular "
@@ -182,8 +178,7 @@ def seeds(counts: Measured) -> Drawn:
     outer_legend(figure_, axes[:1])
     spread = _spread(counts)
     alt = ("Line plots of intruder dimensions against epsilon, one panel per method, one line per seed. Smallest and "
-           "largest "
-           f"at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['min']} to {row['max']}"
+           f"largest at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['min']} to {row['max']}"
                                                            for method, row in spread.iterrows()) + ".")
     return Drawn(figure_, alt, "Every seed of the reference as a line of its own.", lines, spread.reset_index())
 

@@ -29,11 +29,9 @@ def through_training(growth: Measured) -> Drawn:
     lora = growth.own[growth.own["method_kind"] == "lora"].sort_values("step")
     first, last = lora.iloc[0], lora.iloc[-1]
     alt = (f"Four line plots against training steps for full fine-tuning and {first['method']}: intruder dimensions "
-           "(LoRA "
-           f"{first['n_intruders']} at first, {last['n_intruders']} at the end), singular value of the strongest "
-           "intruder, "
-           f"least largest cosine (LoRA {first['least_cosine']:.2f} to {last['least_cosine']:.2f}), and test accuracy "
-           f"({first['accuracy']:.3f} to {last['accuracy']:.3f}).")
+           f"(LoRA {first['n_intruders']} at first, {last['n_intruders']} at the end), singular value of the strongest "
+           f"intruder, least largest cosine (LoRA {first['least_cosine']:.2f} to {last['least_cosine']:.2f}), and test "
+           f"accuracy ({first['accuracy']:.3f} to {last['accuracy']:.3f}).")
     means = growth.best.groupby(["method", "step"], sort=False)[list(PANELS)].mean().reset_index()
     shown = means[means["method"] != "full"].drop(columns="method").rename(columns={
         "n_intruders": "intruders", "strongest_ratio": "strongest / largest", "least_cosine": "least cosine"})
@@ -94,8 +92,7 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
     alt = (f"Four line plots against training steps for one vector of {end['matrix']}: its index at each checkpoint is "
            f"{', '.join(map(str, trace['index']))}; its singular value goes from {start['singular_value']:.2f} to "
            f"{end['singular_value']:.2f} (W0's largest: {largest:.2f}), its largest cosine with a pretrained vector "
-           "from "
-           f"{start['max_cosine']:.2f} to {end['max_cosine']:.2f}, while accuracy ends at {end['accuracy']:.3f}.")
+           f"from {start['max_cosine']:.2f} to {end['max_cosine']:.2f}, while accuracy ends at {end['accuracy']:.3f}.")
     return Drawn(figure_, alt, "LoRA's least pretrained-like vector, followed back to the base (hollow: there another "
                                "vector).",
                  trace)
@@ -110,6 +107,5 @@ def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float)
     ratio = strengths.iloc[-1] / largest
     return Found(f"In your run its index goes {', '.join(map(str, places))} and its singular value "
                  f"{strengths.iloc[0]:.2f} to {strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At "
-                 "the first "
-                 f"checkpoint its cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that is small, "
-                 "\"nearest\" means little.", bool(climbs and strengths.iloc[-1] > strengths.iloc[0]))
+                 f"the first checkpoint its cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that "
+                 "is small, \"nearest\" means little.", bool(climbs and strengths.iloc[-1] > strengths.iloc[0]))

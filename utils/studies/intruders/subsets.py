@@ -49,8 +49,7 @@ def amount_of_data(counts: Measured) -> Drawn:
     figure_ = _data_panels(counts, x="epsilon", xlabel="epsilon")
     means = _data_means(counts, CLAIM_EPSILONS[0])
     alt = ("Line plots of intruder dimensions against epsilon, one line per number of training rows, one panel per "
-           "method. "
-           f"Mean at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(
+           f"method. Mean at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(
                f"{method}: " + listed({f"{row.train_rows} rows": row.mean for row in part.itertuples()}, "{:.1f}")
                for method, part in means.groupby("method", sort=False)) + ".")
     shown = means.rename(columns={"train_rows": "training rows", "mean": f"intruders at ε = {CLAIM_EPSILONS[0]}",
@@ -80,8 +79,7 @@ def amount_of_data_by_k(counts: Measured) -> Drawn:
     figure_ = _data_panels(counts, x="k", xlabel="share of the tuned vectors examined")
     every = counts.own[counts.own["k"] == counts.own["k"].max()]
     alt = ("Line plots of intruder dimensions against the share of vectors examined, one line per number of training "
-           "rows. "
-           "Yours with all vectors examined: " + ", ".join(
+           "rows. Yours with all vectors examined: " + ", ".join(
                f"{row.method} on {row.train_rows} rows {row.n_intruders}" for row in every.itertuples()) + ".")
     return Drawn(figure_, alt, "The same against the share of each matrix's vectors that is examined.", counts.own)
 
@@ -117,8 +115,8 @@ def variants(counts: Measured) -> Drawn:
     means = at.groupby("method", sort=False)[["n_intruders", "accuracy"]].mean()
     failed = at[~at["learnt"].astype(bool)].groupby("method", sort=False).size()
     alt = ("Line plots of intruder dimensions against epsilon, one line per variant at its best learning rate. At "
-           "epsilon "
-           f"{CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['n_intruders']:.1f} (accuracy {row['accuracy']:.3f})"
+           f"epsilon {CLAIM_EPSILONS[0]}: "
+           "" + "; ".join(f"{method} {row['n_intruders']:.1f} (accuracy {row['accuracy']:.3f})"
                                                 for method, row in means.iterrows()) + ".")
     shown = means.assign(failed=failed).fillna({"failed": 0}).reset_index().rename(columns={
         "n_intruders": f"intruders at ε = {CLAIM_EPSILONS[0]}", "failed": "seeds that did not learn"}).head(8)
@@ -170,8 +168,7 @@ def places(counts: Measured, methods: list[str]) -> Drawn:
     totals = own.groupby("method", sort=False)["n_intruders"].sum()[methods]
     by_type = own[own["method"] == methods[-1]].groupby("type")["n_intruders"].sum()
     alt = (f"Heat-maps of intruder dimensions by layer and matrix type. Totals: {listed(totals, '{:.0f}')}. "
-           f"{methods[-1]} has "
-           f"most of them in {by_type.idxmax()} ({by_type.max()}).")
+           f"{methods[-1]} has most of them in {by_type.idxmax()} ({by_type.max()}).")
     return Drawn(figure_, alt, "Where the intruders are, by layer and matrix type, in your runs.", own)
 
 

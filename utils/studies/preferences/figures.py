@@ -97,8 +97,7 @@ def log_probabilities(outcomes: Measured, curves: pd.DataFrame) -> Drawn:
     drawn = _over_steps(chosen, {"chosen_logp": "log-probability of chosen, nats",
                                  "rejected_logp": "log-probability of rejected, nats"}, {"chosen_logp": start})
     alt = (f"Log-probability of chosen and rejected answers against the step; chosen after SFT: {start:.2f}. At the "
-           "end, "
-           "chosen and rejected: " + "; ".join(f"{row.experiment}, {row.method}: {row.chosen_logp:.2f} and "
+           "end, chosen and rejected: " + "; ".join(f"{row.experiment}, {row.method}: {row.chosen_logp:.2f} and "
                                                f"{row.rejected_logp:.2f}" for row in last.itertuples()) + ".")
     return Drawn(drawn, alt, "What the pairs did to the likelihood of either answer; dashed, the chosen answers after "
                              "SFT.",
@@ -151,8 +150,8 @@ def intruders(outcomes: Measured) -> Drawn:
                                   "n_intruders_start": "intruders against the start"})
     spectra = outcomes.profile.spectra
     alt = (f"Forgetting since the base, and intruders (epsilon {spectra.epsilon:g}, k {spectra.k}) against W0 and "
-           "against the "
-           "start: " + "; ".join(f"{row.experiment}, {row.method}: {row.forgetting:.2f}, {row.n_intruders:g} and "
+           "against the start: "
+           "" + "; ".join(f"{row.experiment}, {row.method}: {row.forgetting:.2f}, {row.n_intruders:g} and "
                                  f"{row.n_intruders_start:g}" for row in own.itertuples()) + ".")
     shown = shown_table(own.assign(series=series_of(own)), {
         "series": "trained", "learning_rate": "learning rate", "forgetting": "forgetting, nats per token",

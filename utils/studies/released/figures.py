@@ -69,8 +69,8 @@ def released_heat_map(profile: Profile, maps: Mapping[str, np.ndarray], *, matri
     """Absolute cosines of leading tuned (rows of each array) and pretrained vectors in one matrix of the models."""
     diagonal = {name: np.diagonal(cosines).mean() for name, cosines in maps.items()}
     alt = ("Heat-maps of absolute cosines between the leading tuned (columns) and pretrained (rows) vectors of "
-           f"{matrix}. "
-           "Mean on the diagonal: " + ", ".join(f"{name} {value:.2f}" for name, value in diagonal.items()) + ".")
+           f"{matrix}. Mean on the diagonal: "
+           "" + ", ".join(f"{name} {value:.2f}" for name, value in diagonal.items()) + ".")
     return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix "
                                                             "of the "
                  "released models.", long_form(maps))

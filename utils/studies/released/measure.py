@@ -300,7 +300,7 @@ def _matrix_vectors(opened: CheckpointPair, name: str, asked: dict, spectrum: Sp
         k = max(1, math.floor(k * min(opened.original.entries[name].shape) + 1e-9))  # as count_intruders takes it
     found = next(leading_cosines([_one_pair(opened, name)], k=k, epsilons=asked["epsilons"], spectrum=spectrum.spectrum,
                                  device=device_name()))
-    stored = stored_types(opened.original, opened.changed, name, opened.sources[name])
+    stored = stored_types(opened.original, opened.changed, name, tuned_name=opened.sources[name])
     return leading_table([found]).assign(precision_floor=stored_floor(found, stored).numpy())
 
 

@@ -48,10 +48,9 @@ def similarity(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
                           "mean best match": [cosines.max(1).mean() for cosines in maps.values()],
                           "median offset beyond the tenth": list(moved.values())})
     alt = (f"Heat-maps of absolute cosines between the first {SEEN} tuned (columns) and pretrained (rows) left "
-           "singular "
-           f"vectors of one matrix, and below them the offset of each tuned vector's best match against its index. "
-           f"Mean on the diagonal of all {len(next(iter(maps.values())))}: {listed(diagonal, '{:.2f}')}. Median offset "
-           f"beyond the tenth vector: {listed(moved, '{:.0f}')}.")
+           "singular vectors of one matrix, and below them the offset of each tuned vector's best match against its "
+           f"index. Mean on the diagonal of all {len(next(iter(maps.values())))}: {listed(diagonal, '{:.2f}')}. Median "
+           f"offset beyond the tenth vector: {listed(moved, '{:.0f}')}.")
     return Drawn(figure_, alt, "Tuned against pretrained singular vectors of one matrix, and how far each best match "
                                "lies "
                  "from the diagonal.", long_form(maps), shown)
@@ -63,9 +62,8 @@ def similarity_found(summary: Measured, maps: Maps, *, matrix: str) -> Found:
     shift = {kind: part["shift"].dropna() for kind, part in summary.best.groupby("method_kind")}
     shifted, still = (shift["lora"] > 0).all(), (shift["full"] == 0).all()
     return Found(f"In the clearest matrix of each seed, {summary.source}: LoRA's vectors beyond the tenth are "
-                 "displaced by "
-                 f"{over_seeds(shift['lora'])} places, full fine-tuning's by {over_seeds(shift['full'])}. The slope is "
-                 "the same in both; only the offset differs.", bool(shifted and still))
+                 f"displaced by {over_seeds(shift['lora'])} places, full fine-tuning's by {over_seeds(shift['full'])}. "
+                 "The slope is the same in both; only the offset differs.", bool(shifted and still))
 
 
 def best_offset(cosines: np.ndarray) -> np.ndarray:
@@ -136,8 +134,7 @@ def top_ten(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
     shown = pd.DataFrame({"method": list(named), f"intruders among the {k} leading": [*map(len, foreign.values())],
                           "their indices": list(named.values())})
     alt = (f"Two {k} by {k} heat-maps of absolute cosines between leading tuned (columns) and pretrained (rows) "
-           "vectors. "
-           f"Columns outlined as intruders (largest cosine below {epsilon}): "
+           f"vectors. Columns outlined as intruders (largest cosine below {epsilon}): "
            + "; ".join(f"{method}: {columns}" for method, columns in named.items()) + ".")
     return Drawn(figure_, alt, f"The {k} leading vectors of one matrix; columns outlined in magenta have no pretrained "
                  f"counterpart (largest cosine below {epsilon}).",
@@ -193,8 +190,8 @@ def best_match_found(summary: Measured, vectors: pd.DataFrame, *, level: tuple[f
     difference = mean["lora"].to_numpy().mean() - mean["full"].to_numpy().mean()
     lower = (mean["lora"].to_numpy() < mean["full"].to_numpy()).all()
     return Found(f"The mean best match is {over_seeds(mean['full'])} for full fine-tuning and "
-                 f"{over_seeds(mean['lora'])} "
-                 f"for LoRA, {abs(difference):.2f} {'lower' if difference < 0 else 'higher'}, "
+                 f"{over_seeds(mean['lora'])} for LoRA, {abs(difference):.2f} "
+                 f"{'lower' if difference < 0 else 'higher'}, "
                  f"{summary.source}.", bool(lower))
 
 
@@ -214,9 +211,8 @@ def one_vector(summary: Measured, rows: np.ndarray) -> Drawn:
     label_left(axes, "|cosine|")
     table = pd.DataFrame({"pretrained": range(1, rows.shape[1] + 1), "normal": rows[normal], "strange": rows[strange]})
     alt = (f"Two spike plots of the absolute cosine of one tuned vector with each of {rows.shape[1]} pretrained ones: "
-           "the "
-           f"closest match of the first is {rows[normal].max():.2f}, of the second only {rows[strange].max():.2f}; the "
-           f"second has {_first_tenth(rows[strange]):.0%} of its squared length on the first tenth of them.")
+           f"the closest match of the first is {rows[normal].max():.2f}, of the second only {rows[strange].max():.2f}; "
+           f"the second has {_first_tenth(rows[strange]):.0%} of its squared length on the first tenth of them.")
     return Drawn(figure_, alt, "One normal and one foreign leading vector of LoRA against every pretrained "
                                "vector.", table)
 
@@ -234,5 +230,5 @@ def one_vector_found(summary: Measured, rows: np.ndarray) -> Found:
         f"unevenly: {share:.0%} of its squared length lies on the first tenth of them")
     return Found(f"The least alike leading vector matches no pretrained one better than {over_seeds(least['lora'])} in "
                  f"LoRA and {over_seeds(least['full'])} in full fine-tuning, {summary.source}. In the run shown it "
-                 "has no "
-                 f"spike, but it is spread {where}.", bool(least["lora"].max() < summary.profile.spectra.epsilon))
+                 "has no spike, but it is spread "
+                 f"{where}.", bool(least["lora"].max() < summary.profile.spectra.epsilon))

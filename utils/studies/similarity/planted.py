@@ -45,10 +45,9 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
     outer_legend(figure_, axes)
     start, end = _crossing(own, planted), own.iloc[-1]
     alt = ("Left: the planted vector's largest cosine with a pretrained vector and its cosine with the planted "
-           "direction, "
-           f"against strength, beside their prediction. Right: its index. It counts as an intruder from {start:.2f} "
-           "times "
-           f"the largest singular value on; at {end['ratio']:g} times it has index {end['index']:.0f} and overlap "
+           "direction, against strength, beside their prediction. Right: its index. It counts as an intruder from "
+           f"{start:.2f} times the largest singular value on; at {end['ratio']:g} times it has index "
+           f"{end['index']:.0f} and overlap "
            f"{end['overlap']:.2f}.")
     shown = shown_table(own[own["ratio"].isin([0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0])], {
         "ratio": "strength / largest", "index": "index", "max_cosine": "largest |cosine|", "overlap": "overlap"})
@@ -70,10 +69,8 @@ def planted_direction_found(planted: Measured, predicted: pd.DataFrame, *, level
     starts = [_crossing(part, planted) for _, part in best.groupby("seed")]
     leads = [part.loc[part["index"] == 1, "ratio"].min() for _, part in best.groupby("seed")]
     return Found(f"The direction counts as an intruder from {over_seeds(starts)} times W0's largest singular value on "
-                 "and "
-                 f"has index 1 from {over_seeds(leads)} times on, of the strengths tried, {planted.source}. Below, it is "
-                 "dissolved "
-                 "among other vectors.", bool(np.nanmax(starts) < 1 and np.nanmax(leads) <= 1.2))
+                 f"and has index 1 from {over_seeds(leads)} times on, of the strengths tried, {planted.source}. Below, "
+                 "it is dissolved among other vectors.", bool(np.nanmax(starts) < 1 and np.nanmax(leads) <= 1.2))
 
 
 @figure("03_windows", measurements=("window_counts",), place="ours")
@@ -122,5 +119,4 @@ def windows_found(counts: Measured, cosines: pd.DataFrame, *, levels: dict[int, 
     left = eight.sum() / single.sum() if single.sum() else float("nan")
     judged = "Most were only turned within a cluster." if left < 0.5 else "Most are foreign to the whole neighbourhood."
     return Found(f"Of LoRA's {over_seeds(single)} intruders {over_seeds(eight)} stay foreign to the span of eight "
-                 "neighbours, "
-                 f"{counts.source}. {judged}", bool(eight.gt(0).all()))
+                 f"neighbours, {counts.source}. {judged}", bool(eight.gt(0).all()))
