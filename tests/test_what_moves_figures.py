@@ -121,7 +121,8 @@ def alpha_counts(column: str, values: tuple, *seeds: int) -> pd.DataFrame:
 @pytest.mark.parametrize("seeds, mean", [((0,), "1"), ((0, 1), "1.5")], ids=["own", "with reference"])
 def test_both_alphas_have_a_panel_against_epsilon_and_against_k(seeds, mean):
     def both(column: str, values: tuple) -> Measured:
-        return measured(alpha_counts(column, values, 0), alpha_counts(column, values, *seeds) if seeds != (0,) else None)
+        reference = alpha_counts(column, values, *seeds) if len(seeds) > 1 else None
+        return measured(alpha_counts(column, values, 0), reference)
 
     counts, by_k = both("epsilon", (0.3, 0.5)), both("k", (0.1, 1.0))
     for drawn in (figures.alpha_against_epsilon(counts), figures.alpha_against_k(by_k, counts)):
