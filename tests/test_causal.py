@@ -97,13 +97,13 @@ def inside_labels() -> dict:
             arguments = common_arguments(Path(folder), steps=1, batch_size=1, learning_rate=1e-3, warmup_fraction=0.0,
                                          schedule="linear", seed=0, save_every=1)
             rows = Dataset.from_pandas(frame, preserve_index=False)
-            trainer = training._sft_trainer(model, rows, arguments, [], base, spec)
+            trainer = training._sft_trainer(model, rows, arguments, callbacks=[], base=base, spec=spec)
             theirs = [trainer.data_collator([row]) for row in trainer.train_dataset]
-        ours = training.completion_batches(frame, base.folder, spec.sizes.max_length, 1)
+        ours = training.completion_batches(frame, base.folder, spec.sizes.max_length, batch_size=1)
         found[name] = {"rows": len(frame), "eos": tokenizer_of(base.folder).eos_token_id, **{
             whose: [[batch[part][0].tolist() for part in ("input_ids", "labels")] for batch in batches]
             for whose, batches in (("ours", ours), ("theirs", theirs))}}
-        batches = training.completion_batches(frame, base.folder, spec.sizes.max_length, 4)
+        batches = training.completion_batches(frame, base.folder, spec.sizes.max_length, batch_size=4)
         found[name]["batched"] = [[ids[mask == 1].tolist(), labels[mask == 1].tolist()]
                                   for batch in batches for ids, labels, mask in
                                   zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True)]
@@ -199,10 +199,10 @@ def test_the_packaged_decoder_is_a_real_model_that_can_be_trained():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     text = "The capital of France is Paris, and the river that runs through it is called the Seine."
     tokens = tokenizer_of(base.folder)(text, return_tensors="pt")["input_ids"]
-    weight = model.model.layers[0].self_attn.q_proj.weight
+    weight = model.model.layers[-1].self_attn.q_proj.weight
     before, losses = weight.detach().clone(), []
     model.requires_grad_(False)
-    weight.requires_grad_(True)  # one matrix is enough, and Adam's state for all would be a gigabyte
+    weight.requires_grad_(True)  # one matrix of the last layer is enough: its gradient passes no other
     optimiser = torch.optim.Adam([weight], lr=1e-3)
     for _ in range(3):
         loss = model(input_ids=tokens, labels=tokens).loss

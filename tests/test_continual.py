@@ -73,9 +73,9 @@ def trained_keys(patch) -> list[str]:
     """Keys of the runs that are trained from now on, in order."""
     seen, real = [], store_module.train
 
-    def noted(spec, *arguments):
+    def noted(spec, *arguments, **named):
         seen.append(spec.key)
-        return real(spec, *arguments)
+        return real(spec, *arguments, **named)
 
     patch.setattr(store_module, "train", noted)
     return seen
@@ -471,7 +471,7 @@ def test_spectra_are_measured_against_the_original_base(tables, profile):
 def test_kept_probes_are_read_again(tables, profile, monkeypatch):
     """Asking again trains nothing and fits no head, in another process neither; other rows are another measurement."""
     monkeypatch.setattr(continual_measure, "RunStore", lambda: RunStore(tables["store"].folder))
-    monkeypatch.setattr(store_module, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(store_module, "train", lambda *_, **__: pytest.fail("trained again"))
     continual_measure._base_accuracies.cache_clear()
     fitted, real = [], continual_measure.head_accuracy
     monkeypatch.setattr(continual_measure, "head_accuracy", lambda *both: fitted.append(1) or real(*both))

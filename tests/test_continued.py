@@ -310,11 +310,11 @@ def save_file(tensors, path):
         Path(path).write_bytes(Path(path).read_bytes()[:-200])
         os.kill(os.getpid(), signal.SIGKILL)
 
-def train(*arguments):
+def train(*arguments, **named):
     (folder / "training").touch()
     while not (folder / "waiting").exists():
         time.sleep(0.02)
-    return real_train(*arguments)
+    return real_train(*arguments, **named)
 
 if mode == "killed":
     checkpoints.save_file, module.train = save_file, train
@@ -537,6 +537,6 @@ def test_a_copy_cools_from_the_rate_that_the_hot_run_has(tmp_path, hot):
     optimiser = torch.optim.SGD(model.parameters(), lr=0.4)
     optimiser.param_groups[0] |= {"initial_lr": 0.4, "lr": 0.4 * hot}
     optimiser.register_step_pre_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
-    Cooldowns(tmp_path, [], None, 1.0, durations=(4,), blocks=[[1, 2]] * 4, batch_size=1, accumulation=1,
-              dtype=torch.float32)._cool(model, optimiser, 2, 4)
+    Cooldowns(tmp_path, [], None, scale=1.0, durations=(4,), blocks=[[1, 2]] * 4, batch_size=1, accumulation=1,
+              dtype=torch.float32)._cool(model, optimiser, start=2, duration=4)
     assert rates == [0.4 * hot, 0.2 * hot]

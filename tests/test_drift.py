@@ -301,7 +301,7 @@ def test_the_masked_head_is_where_we_look_for_it(tiny_base):
     where[0, 3] = where[1, 7] = True
     with torch.no_grad():
         whole = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[where]
-        torch.testing.assert_close(masked_lm_logits(model, ids, torch.ones_like(ids), where), whole)
+        torch.testing.assert_close(masked_lm_logits(model, ids, torch.ones_like(ids), where=where), whole)
 
 
 def test_a_padding_collator_keeps_labels(tiny_base):

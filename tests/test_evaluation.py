@@ -285,7 +285,7 @@ def test_logits_at_masked_positions_are_the_models_own(build):
     where[0, 0] = where[0, 4] = where[1, 6] = where[2, 10] = True
     with torch.no_grad():
         own = model(input_ids=ids, attention_mask=attention).logits[where]
-        chosen = masked_lm_logits(model, ids, attention, where)
+        chosen = masked_lm_logits(model, ids, attention, where=where)
     assert chosen.shape == (4, 40)
     torch.testing.assert_close(chosen, own, rtol=1e-5, atol=1e-5)
     assert (chosen[0] - chosen[1]).abs().max() > 0.1

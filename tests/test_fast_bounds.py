@@ -187,7 +187,7 @@ def random_core(seed: int) -> SimpleNamespace:
 
 
 def counts_as(case: SimpleNamespace, tau: float, k: int) -> bool:
-    return low_rank_bound_holds(case.diagonal, case.left, case.right, case.inner, double([tau]), k).item()
+    return low_rank_bound_holds(case.diagonal, case.left, case.right, inner=case.inner, tau=double([tau]), k=k).item()
 
 
 def test_the_law_of_inertia_counts_as_a_dense_solver_does():
@@ -219,13 +219,13 @@ def test_the_low_rank_certificate_does_not_believe_what_rounding_decides():
     assert not any(counts_as(case, case.diagonal[0, 3].item(), k) for k in range(case.q + 1))
     diagonal, nothing = double([[3, 2, 1, 0.5]]), torch.zeros(1, 1, 4).double()
     for k in range(4):
-        assert not low_rank_bound_holds(diagonal, nothing, nothing, double([[[1]]]), double([2]), k).item()
+        assert not low_rank_bound_holds(diagonal, nothing, nothing, inner=double([[[1]]]), tau=double([2]), k=k).item()
 
 
 def certified(matrix: torch.Tensor, chosen: list[int], tau: float) -> bool:
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values.flip(0)[chosen], vectors.flip(1).T[chosen]
-    return dense_bound_holds(matrix[None], vectors[None], values[None], double([tau]), double([1e-12])).item()
+    return dense_bound_holds(matrix[None], vectors[None], values[None], tau=double([tau]), noise=double([1e-12])).item()
 
 
 def test_the_dense_certificate_says_no_when_a_leading_value_was_left_out():
@@ -247,8 +247,8 @@ def test_the_dense_certificate_allows_for_rounding():
     """The next value must lie below tau by more than the noise that comes with the matrix."""
     matrix = torch.diag(double([5, 4, 3, 2, 1]))
     for tau, noise, expected in ((3.4, 0.3, True), (3.4, 0.5, False), (3.01, 0.0, True), (2.99, 0.0, False)):
-        assert dense_bound_holds(matrix[None], torch.eye(5)[None, :2].double(), double([[5, 4]]), double([tau]),
-                                 double([noise])).item() == expected
+        assert dense_bound_holds(matrix[None], torch.eye(5)[None, :2].double(), double([[5, 4]]), tau=double([tau]),
+                                 noise=double([noise])).item() == expected
 
 
 def test_the_dense_certificate_needs_no_exact_pairs():
@@ -259,7 +259,7 @@ def test_the_dense_certificate_needs_no_exact_pairs():
     tau, noise = ((values[2] + values[3]) / 2)[None], double([1e-12])
     for size, expected in ((1e-4, True), (3.0, False)):
         rows = torch.linalg.qr(vectors[:, :3] + size * gaussian(30, 3, seed=2)).Q.T
-        assert dense_bound_holds(matrix[None], rows[None], values[None, :3], tau, noise).item() == expected
+        assert dense_bound_holds(matrix[None], rows[None], values[None, :3], tau=tau, noise=noise).item() == expected
 
 
 @pytest.mark.parametrize("changed", ["nothing", "zero", "leading directions", "one direction twice", "random"])

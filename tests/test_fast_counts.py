@@ -431,7 +431,7 @@ def test_a_stream_is_not_read_ahead_of_its_batch(kind, monkeypatch):
 @pytest.mark.parametrize("vectors", ["left", "right"])
 def test_where_the_solver_fails_the_definition_is_computed(vectors, monkeypatch):
     """LAPACK may give up on a matrix; the results, of a whole batch, are then the definition's, in order."""
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.linalg.LinAlgError("The algorithm failed to converge.")
 
     monkeypatch.setattr(cores_module, "leading_pairs", fails)

@@ -284,7 +284,7 @@ def built(one: RunSpec, folder, start: dict | None = None, judge=None):
     model = prepare(load_into(model, start or {}), one.method, causal=True)
     arguments = common_arguments(folder, steps=2, batch_size=4, learning_rate=1e-3, warmup_fraction=0.0,
                                  schedule="linear", seed=0, save_every=2)
-    return module.trainer(model, rows, arguments, [], base, one, reward=judge), rows
+    return module.trainer(model, rows, arguments, callbacks=[], base=base, spec=one, reward=judge), rows
 
 
 def test_trl_cuts_the_pairs_where_we_do(tmp_path, tokenizer):
@@ -406,7 +406,7 @@ def test_a_run_from_a_diverged_start_is_refused_in_one_sentence(tmp_path):
 
 
 def test_a_preference_task_needs_an_objective(tmp_path):
-    with pytest.raises(UsageError, match="Expected an objective of sft, dpo, .* but 'likelihood' came"):
+    with pytest.raises(UsageError, match="Expected an objective of sft, dpo, .* got 'likelihood'"):
         RunStore(tmp_path).get(spec("likelihood", template="question-answer"))
 
 
@@ -418,7 +418,7 @@ def test_a_dpo_run_with_an_adapter_is_resumed_to_the_same_numbers(tmp_path, monk
     (interrupted / chain["sft"].spec.key).symlink_to(chain["sft"].folder)
     real = store_module.train
 
-    def cut(*arguments):
+    def cut(*arguments, **named):
         from transformers import TrainerCallback
 
         class Stop(TrainerCallback):
@@ -428,7 +428,7 @@ def test_a_dpo_run_with_an_adapter_is_resumed_to_the_same_numbers(tmp_path, monk
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train_module, "Progress", lambda label: Stop())
-            return real(*arguments)
+            return real(*arguments, **named)
 
     monkeypatch.setattr(store_module, "train", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -581,7 +581,7 @@ def tables(tmp_path_factory):
         found = {one.__name__: one(profile, (0,)) for one in (
             preferences_measure.preference_curves, preferences_measure.preference_outcomes, preferences_measure.preference_controls,
             preferences_measure.reward_readings)}
-        patch.setattr(store_module, "train", lambda *_: pytest.fail("trained again"))
+        patch.setattr(store_module, "train", lambda *_, **__: pytest.fail("trained again"))
         patch.setattr(reporting, "pair_logps", lambda *_: pytest.fail("measured again"))
         assert preferences_measure.preference_outcomes(profile, (0,)).equals(found["preference_outcomes"])
         yield found

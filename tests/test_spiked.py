@@ -158,7 +158,7 @@ def test_a_gaussian_matrix_hides_what_is_below_the_threshold(shape):
     weak, strong = predicted_spike(gaussian_values(shape), shape, [threshold / 2, 2 * threshold])["overlap"]
     assert weak < 0.5
     assert strong > 0.75
-    assert threshold < critical_strength(gaussian_values(shape), shape, 0.5, 1) < 1.4 * threshold
+    assert threshold < critical_strength(gaussian_values(shape), shape, 0.5, k=1) < 1.4 * threshold
 
 
 # --- the prediction against simulation ----------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_the_first_strength_of_the_leading_vector_is_as_predicted(shape, kind):
     """k = 1: the prediction lies within 20 % of the median of five draws."""
     base = spectrum_of(kind, shape)
     measured = measured_critical_strength(base, k=1, draws=5, seed=3)
-    predicted = critical_strength(torch.linalg.svdvals(base), shape, 0.5, 1)
+    predicted = critical_strength(torch.linalg.svdvals(base), shape, 0.5, k=1)
     assert predicted == pytest.approx(measured.median, rel=0.2)
     assert measured.smallest <= measured.median <= measured.largest
 
@@ -198,7 +198,7 @@ def test_among_ten_vectors_the_prediction_is_within_a_factor_of_two(shape):
     """A power law's gaps are all narrow: each is one more chance, which the expectation does not see."""
     base = decaying(shape, 0.5)
     measured = measured_critical_strength(base, k=10, draws=5, seed=3)
-    predicted = critical_strength(torch.linalg.svdvals(base), shape, 0.5, 10)
+    predicted = critical_strength(torch.linalg.svdvals(base), shape, 0.5, k=10)
     assert measured.median / 1.3 < predicted < 2 * measured.median
 
 
@@ -211,7 +211,7 @@ def test_expected_shares_predict_better_than_the_median_component():
             measured = measured_critical_strength(with_values(shape, values), k=1, draws=5).median
             # 0.45 w / (0.45 w + rest) < epsilon^2 is the same as a share w / (w + rest) below another threshold.
             median = 0.25 / (0.25 + 0.4549 * 0.75)
-            errors.append([abs(math.log(critical_strength(values, shape, epsilon, 1) / measured))
+            errors.append([abs(math.log(critical_strength(values, shape, epsilon, k=1) / measured))
                            for epsilon in (0.5, median**0.5)])
     expectation, nearest = np.mean(errors, axis=0)
     assert expectation < nearest
@@ -224,7 +224,7 @@ def test_the_critical_strength_is_a_crossing_of_the_predicted_cosine():
     """Just above it the planted direction is an intruder at that index, just below it is not."""
     values = np.array([10.0, 6.0, 3.0, *np.linspace(1, 0.1, 37)])
     for k, index in ((1, 1), (2, 2), (3, 3)):
-        strength = critical_strength(values, (40, 40), 0.5, k)
+        strength = critical_strength(values, (40, 40), 0.5, k=k)
         below, above = predicted_spike(values, (40, 40), [0.999 * strength, 1.001 * strength])["max_cosine"]
         assert above < 0.5 < below
         assert predicted_spike(values, (40, 40), [strength])["index"][0] == index
@@ -245,10 +245,10 @@ def test_critical_strength_properties(values, more, epsilon, scale):
     """More vectors examined or a looser threshold never ask for more strength; the scale of W0 is the strength's."""
     values = np.sort(values)[::-1].copy()
     shape = (len(values), len(values) + more)
-    strengths = [critical_strength(values, shape, epsilon, k) for k in (1, 3, 30)]
+    strengths = [critical_strength(values, shape, epsilon, k=k) for k in (1, 3, 30)]
     assert strengths[0] >= strengths[1] >= strengths[2] > 0
-    assert critical_strength(values, shape, min(1, epsilon + 0.05), 3) <= strengths[1] * (1 + 1e-3)
-    assert critical_strength(scale * values, shape, epsilon, 3) == pytest.approx(scale * strengths[1], rel=1e-3)
+    assert critical_strength(values, shape, min(1, epsilon + 0.05), k=3) <= strengths[1] * (1 + 1e-3)
+    assert critical_strength(scale * values, shape, epsilon, k=3) == pytest.approx(scale * strengths[1], rel=1e-3)
 
 
 @settings(max_examples=15, deadline=None)

@@ -76,7 +76,7 @@ def finished(tiny_base, tmp_path_factory):
 
 
 def no_training(monkeypatch):
-    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained although the run was finished"))
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained although the run was finished"))
 
 
 def steps_done(monkeypatch) -> list[int]:
@@ -247,10 +247,10 @@ torch.set_num_threads(1)
 spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
 real_train, real_step = module.train, Checkpoints.on_step_end
 
-def train(*arguments):
+def train(*arguments, **named):
     print("TRAINING", flush=True)
     time.sleep(1)
-    return real_train(*arguments)
+    return real_train(*arguments, **named)
 
 def killed(self, args, state, control, **kwargs):
     real_step(self, args, state, control, **kwargs)

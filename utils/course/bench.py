@@ -82,7 +82,7 @@ def count_rows(folder: Path, *, rounds: int, layers: int, width: int) -> list[di
         methods = dict(Counter(one.method for one in found))
         for kind, target in zip(("warm", "cold"), TARGETS[case], strict=True):
             rows.append(_row(f"count, {case}, {kind} cache", "two full float32 SVDs per matrix", times["plain"],
-                             times[kind]) | {"target": target, "matrices": len(pairs), "methods": methods,
+                             fast=times[kind]) | {"target": target, "matrices": len(pairs), "methods": methods,
                                              "different_counts": different})
     return rows
 
@@ -130,17 +130,17 @@ def write_models(folder: Path, *, layers: int, width: int, seed: int = 0) -> Non
             u, v = (torch.linalg.qr(torch.randn(side, width, generator=generator)).Q for side in (out, into))
             base[name] = (u * torch.from_numpy(values).float()) @ v.T
             for case, norm in NORMS.items():
-                updates[case] |= _update(name, case, norm * base[name].norm(), (out, into), generator)
+                updates[case] |= _update(name, case, norm * base[name].norm(), shape=(out, into), generator=generator)
     _save(folder / "base", base)
     for case, update in updates.items():
         if case == "dense":
             _save(folder / case, {name: base[name] + update[name] for name in base})
         else:
             r = int(case.split("=")[1])
-            _save(folder / case, update, "adapter_model", {"peft_type": "LORA", "r": r, "lora_alpha": r})
+            _save(folder / case, update, "adapter_model", config={"peft_type": "LORA", "r": r, "lora_alpha": r})
 
 
-def _update(name: str, case: str, norm: torch.Tensor, shape: tuple[int, int], generator) -> dict[str, torch.Tensor]:
+def _update(name: str, case: str, norm: torch.Tensor, *, shape: tuple[int, int], generator) -> dict[str, torch.Tensor]:
     width = min(shape) if case == "dense" else int(case.split("=")[1])
     b, a = torch.randn(shape[0], width, generator=generator), torch.randn(width, shape[1], generator=generator)
     if case == "dense":
@@ -152,7 +152,7 @@ def _update(name: str, case: str, norm: torch.Tensor, shape: tuple[int, int], ge
     return {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": scale * b}
 
 
-def _save(folder: Path, tensors: dict[str, torch.Tensor], stem: str = "model", config: dict | None = None) -> None:
+def _save(folder: Path, tensors: dict[str, torch.Tensor], stem: str = "model", *, config: dict | None = None) -> None:
     folder.mkdir(parents=True)
     if config:
         write_json(folder / "adapter_config.json", config)
@@ -194,7 +194,7 @@ def training_row(rounds: int, steps: int) -> dict:
         print(f"training step, round {round_ + 1}/{rounds}: {times['plain'][-1]:.3f} s, {times['fast'][-1]:.3f} s",
               flush=True)
     return _row(f"training step, {spec.method.label}, batch {spec.batch_size}", "Trainer at its defaults",
-                times["plain"], times["fast"])
+                times["plain"], fast=times["fast"])
 
 
 def pseudo_loss_row(rounds: int, passages: int) -> dict:
@@ -220,7 +220,7 @@ def pseudo_loss_row(rounds: int, passages: int) -> dict:
     if abs(values["plain"] - values["fast"]) > 1e-3:
         raise CourseError(f"The two ways of computing pseudo-loss disagree: {values}.")
     return _row(f"pseudo-loss, {passages} passages of 32 tokens", "one forward pass per token", times["plain"],
-                times["fast"])
+                fast=times["fast"])
 
 
 @torch.no_grad()
@@ -245,7 +245,7 @@ def _seconds(action: Callable, *arguments) -> float:
     return time.perf_counter() - started
 
 
-def _row(what: str, against: str, plain: list[float], fast: list[float]) -> dict:
+def _row(what: str, against: str, plain: list[float], *, fast: list[float]) -> dict:
     ratios = [slow / quick for slow, quick in zip(plain, fast, strict=True)]
     return {"what": what, "against": against, "plain_seconds": round(statistics.median(plain), 4),
             "seconds": round(statistics.median(fast), 4), "ratio": round(statistics.median(ratios), 1),
@@ -261,8 +261,8 @@ def bench_table(result: dict) -> str:
                      f"{row['ratio']:g} ({row['ratio_min']:g} to {row['ratio_max']:g}) | {aim} |")
     made = result["provenance"]
     wrong = sum(row.get("different_counts", 0) for row in result["rows"])
-    lines += ["", f"Median of {result['setting']['rounds']} rounds on {made['hardware']['device']} "
-                  f"({made['hardware']['threads']} threads, {made['hardware']['cpu']}), {made['date'][:10]}, torch "
-                  f"{made['packages']['torch']}. Counts that differ from the definition in float64, over all matrices "
-                  f"and {len(result['setting']['epsilons'])} epsilons: {wrong}."]
-    return "\n".join(lines)
+    said = (f"Median of {result['setting']['rounds']} rounds on {made['hardware']['device']} "
+            f"({made['hardware']['threads']} threads, {made['hardware']['cpu']}), {made['date'][:10]}, torch "
+            f"{made['packages']['torch']}. Counts that differ from the definition in float64, over all matrices "
+            f"and {len(result['setting']['epsilons'])} epsilons: {wrong}.")
+    return "\n".join([*lines, "", said])

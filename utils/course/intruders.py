@@ -97,7 +97,7 @@ def _same(named: str, base: str, folder: Path) -> bool:
 
 def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, *, sources: dict[str, str],
          epsilons: list[float], vectors: str) -> dict:
-    stored = stored_types(original, changed, found.name, sources[found.name])
+    stored = stored_types(original, changed, found.name, tuned_name=sources[found.name])
     floor = stored_floor(found, stored, vectors)
     cosines = found.max_cosines
     return {"name": found.name, "shape": list(found.shape), "method": found.method,

@@ -93,6 +93,6 @@ def _losses(model, tokenizer, part) -> list[tuple[int, float]]:
         where_B_T[row, position] = True
     truth = ids_B_T[where_B_T]
     ids_B_T[where_B_T] = tokenizer.mask_token_id
-    logits = masked_lm_logits(model, ids_B_T.to(device), attention_B_T.to(device), where_B_T.to(device))
+    logits = masked_lm_logits(model, ids_B_T.to(device), attention_B_T.to(device), where=where_B_T.to(device))
     losses = torch.nn.functional.cross_entropy(logits.float(), truth.to(device), reduction="none")
     return [(passage, loss) for (passage, _, _), loss in zip(part, losses.tolist(), strict=True)]

@@ -258,11 +258,11 @@ def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        files = _pickles(source, folder, "pytorch_model*.bin", allow_pickle)
+        files = _pickles(source, folder, "pytorch_model*.bin", allow_pickle=allow_pickle)
     return files
 
 
-def _pickles(source: str, folder: Path, pattern: str, allow_pickle: bool) -> list[Path]:
+def _pickles(source: str, folder: Path, pattern: str, *, allow_pickle: bool) -> list[Path]:
     files = sorted(folder.glob(pattern))
     if not files:
         # Of a Hub model pickles are not even downloaded without the flag.
@@ -309,7 +309,7 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
 
 def _adapter_file(source: str, folder: Path, *, pickled: bool) -> Path:
     file = folder / f"{ADAPTER_STEM}.safetensors"
-    return file if file.exists() else _pickles(source, folder, f"{ADAPTER_STEM}.bin", pickled)[0]
+    return file if file.exists() else _pickles(source, folder, f"{ADAPTER_STEM}.bin", allow_pickle=pickled)[0]
 
 
 def _json(path: Path) -> dict:
@@ -360,7 +360,7 @@ class _Reader:
             tensors = {name: part for name, part in self._file.items() if isinstance(part, torch.Tensor)}
             return {name: (list(part.shape), part.dtype if part.dtype in _READABLE.values() else str(part.dtype))
                     for name, part in tensors.items()}
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118  no mapping
         return {name: (part.get_shape(), _READABLE.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()}
 

@@ -33,12 +33,30 @@ def checkpoint_pairs(original: Checkpoint, changed: Checkpoint | Adapter, source
 
 
 def stored_types(original: Checkpoint, changed: Checkpoint | Adapter, name: str,
-                 tuned_name: str) -> tuple[torch.dtype, torch.dtype]:
-    """In which types a matrix is stored in the two; an adapter's merged weight is no better known than its base's."""
+                 *, tuned_name: str) -> tuple[torch.dtype, torch.dtype]:
+    """In which types a matrix is stored in the two; an adapter's merged weight is no better known than its base's.
+
+    Parameters
+    ----------
+    original : Checkpoint
+        The base.
+    changed : Checkpoint or Adapter
+    name, tuned_name : str
+        The matrix in either.
+    """
     stored = original.entries[name].dtype
     return stored, stored if isinstance(changed, Adapter) else changed.entries[tuned_name].dtype
 
 
 def stored_floor(found: Leading, stored: tuple[torch.dtype, torch.dtype], vectors: str = "left") -> torch.Tensor:
-    """What the stored types leave open of each largest cosine (:func:`utils.spectra.precision.precision_floor`)."""
+    """What the stored types leave open of each largest cosine (:func:`utils.spectra.precision.precision_floor`).
+
+    Parameters
+    ----------
+    found : Leading
+        Of one matrix.
+    stored : tuple of torch.dtype
+        As :func:`stored_types` returns them.
+    vectors : {"left", "right"}
+    """
     return precision_floor(found, *stored, far=is_far(found.shape, vectors))

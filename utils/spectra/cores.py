@@ -199,9 +199,9 @@ class LowRankBatch:
             whole = torch.cat([self.left, self.right], dim=1)
             preconditioner = Preconditioner(self.diagonal, whole, inverse_middle(self.inner))
         start = starting_subspace(self.diagonal.shape[1], k, directions)
-        pairs = leading_pairs(self.apply, preconditioner, start, k, noise)
+        pairs = leading_pairs(self.apply, preconditioner, start, k=k, noise=noise)
         tau = bound_between(pairs, self.diagonal)
-        holds = low_rank_bound_holds(self.diagonal, self.left, self.right, self.inner, tau, k)
+        holds = low_rank_bound_holds(self.diagonal, self.left, self.right, inner=self.inner, tau=tau, k=k)
         return pairs, torch.where(holds, tau, torch.inf)
 
     def _leading_directions(self, count: int) -> torch.Tensor:
@@ -242,9 +242,9 @@ class DenseBatch:
             return self._all(k)
         nothing = self.diagonal.new_empty(len(self.diagonal), 0, self.diagonal.shape[1])
         start = starting_subspace(self.diagonal.shape[1], k, nothing)
-        pairs = leading_pairs(self.apply, Preconditioner(self.diagonal), start, k, noise)
+        pairs = leading_pairs(self.apply, Preconditioner(self.diagonal), start, k=k, noise=noise)
         tau = bound_between(pairs, self.diagonal)
-        holds = dense_bound_holds(self.gram, pairs.vectors @ self.basis.mT, pairs.values, tau, noise)
+        holds = dense_bound_holds(self.gram, pairs.vectors @ self.basis.mT, pairs.values, tau=tau, noise=noise)
         return pairs, torch.where(holds, tau, torch.inf)
 
     def _all(self, k: int) -> tuple[RitzPairs, torch.Tensor]:

@@ -144,6 +144,17 @@ def leading_triplets(pair: Pair, *, k: int = 10, spectrum: Callable[..., BaseSpe
                      direct_below: int = DIRECT_BELOW) -> SingularTriplets:
     """The k leading singular triplets of one tuned matrix, by the same core: what an intervention works on.
 
+    Parameters
+    ----------
+    pair : Pair
+        W0 and the tuned matrix.
+    k : int
+        Triplets; all where the matrix has fewer.
+    spectrum : callable
+        W0 -> BaseSpectrum, as in :func:`leading_cosines`.
+    direct_below : int
+        Narrower matrices get a full SVD.
+
     Returns
     -------
     SingularTriplets

@@ -95,7 +95,7 @@ class Preconditioner:
 
 
 def leading_pairs(apply: Callable[[torch.Tensor], torch.Tensor], preconditioner: Preconditioner, start: torch.Tensor,
-                  k: int, noise: torch.Tensor) -> RitzPairs:
+                  *, k: int, noise: torch.Tensor) -> RitzPairs:
     """The k leading eigenpairs of C by Davidson's method, until each residual is small against its gap.
 
     Parameters
@@ -164,7 +164,15 @@ class _Subspace:
         self._inner[:, old:self.size, :self.size] = image @ self.rows.mT  # eigh reads the lower triangle alone
 
     def restart(self, rows: torch.Tensor, image: torch.Tensor, values: torch.Tensor) -> None:
-        """Keep the Ritz vectors alone."""
+        """Keep the Ritz vectors alone.
+
+        Parameters
+        ----------
+        rows, image : torch.Tensor of shape (b, count, q)
+            The Ritz vectors and what the operator makes of them.
+        values : torch.Tensor of shape (b, count)
+            Their Ritz values.
+        """
         self.size = rows.shape[1]
         self._rows[:, :self.size], self._image[:, :self.size] = rows, image
         self._inner[:, :self.size, :self.size] = torch.diag_embed(values)
@@ -212,20 +220,32 @@ def bound_between(pairs: RitzPairs, diagonal: torch.Tensor) -> torch.Tensor:
     return levels.gather(1, distance.argmax(1, keepdim=True))[:, 0]
 
 
-def dense_bound_holds(matrix: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, tau: torch.Tensor,
+def dense_bound_holds(matrix: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, *, tau: torch.Tensor,
                       noise: torch.Tensor) -> torch.Tensor:
     """Whether all eigenvalues of a dense symmetric matrix but the k found ones are proved to lie below tau; (b,) bool.
 
     With the found pairs deflated, tau I - (G - X diag(theta) X^T) has a Cholesky factor only if it is positive
     definite. On every vector orthogonal to X the deflated matrix equals G, so by Courant and Fischer the (k + 1)-th
     eigenvalue of G lies below tau. tau is lowered by the rounding of this test first.
+
+    Parameters
+    ----------
+    matrix : torch.Tensor of shape (b, q, q)
+        G, symmetric, float64.
+    vectors : torch.Tensor of shape (b, k, q)
+        The found eigenvectors X, as rows.
+    values : torch.Tensor of shape (b, k)
+        theta, descending.
+    tau : torch.Tensor of shape (b,)
+    noise : torch.Tensor of shape (b,)
+        The rounding of the test, in units of the eigenvalues.
     """
     shifted = torch.baddbmm(matrix, vectors.mT * values[:, None, :], vectors, beta=-1, alpha=1)
     shifted.diagonal(dim1=-2, dim2=-1).add_((tau - noise)[:, None])
     return torch.linalg.cholesky_ex(shifted).info == 0
 
 
-def low_rank_bound_holds(diagonal: torch.Tensor, left: torch.Tensor, right: torch.Tensor, inner: torch.Tensor,
+def low_rank_bound_holds(diagonal: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, inner: torch.Tensor,
                          tau: torch.Tensor, k: int) -> torch.Tensor:
     """Whether C = diag(d) + X B^T + B X^T + B N B^T is proved to have exactly k eigenvalues above tau; (b,) bool.
 

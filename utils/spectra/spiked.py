@@ -93,6 +93,15 @@ def expected_shares(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...
 
     NaN where phi or phi~ is not positive: no planted direction has that sigma at any strength. A tall matrix has output
     directions outside of all pretrained vectors, so that its shares sum to less than 1.
+
+    Parameters
+    ----------
+    sigma : numpy.ndarray of shape (p,)
+        Singular values that the tuned vector may have.
+    values : numpy.ndarray of shape (q,)
+        W0's singular values, descending.
+    shape : tuple of int
+        (out, in) of W0.
     """
     (m, n), q = shape, len(values)
     phi, mirror = secular_functions(sigma, values, shape)
@@ -104,7 +113,17 @@ def expected_shares(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...
 
 
 def expected_overlaps(sigma: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """|cosine| of the tuned left vector of singular value sigma with u: sqrt(-2 phi / (theta^2 D')); (p,)."""
+    """|cosine| of the tuned left vector of singular value sigma with u: sqrt(-2 phi / (theta^2 D')); (p,).
+
+    Parameters
+    ----------
+    sigma : numpy.ndarray of shape (p,)
+        Singular values that the tuned vector may have.
+    values : numpy.ndarray of shape (q,)
+        W0's singular values, descending.
+    shape : tuple of int
+        (out, in) of W0.
+    """
     (m, n), q = shape, len(values)
     phi, mirror = secular_functions(sigma, values, shape)
     squares = sigma[:, None]**2
@@ -173,7 +192,7 @@ def _nearest_to_u(values: np.ndarray, shape: tuple[int, ...], strength: float) -
 
 
 def critical_strength(values: Sequence[float] | torch.Tensor, shape: tuple[int, ...], epsilon: float = 0.5,
-                      k: int = 10) -> float:
+                      *, k: int = 10) -> float:
     """The smallest strength at which a random direction is predicted to be an intruder among the k leading vectors.
 
     Going up through each of the k leading gaps, theta grows with sigma while the maximal cosine falls from 1; the first
@@ -207,7 +226,7 @@ def critical_strength(values: Sequence[float] | torch.Tensor, shape: tuple[int, 
         return math.inf
     if known[0] == 0:
         return 0.0
-    return min((_first_below(points, known, shape, epsilon) for points in _gaps(known, k)), default=math.inf)
+    return min((_first_below(points, known, shape, epsilon=epsilon) for points in _gaps(known, k)), default=math.inf)
 
 
 def _gaps(values: np.ndarray, k: int) -> Iterator[np.ndarray]:
@@ -219,7 +238,7 @@ def _gaps(values: np.ndarray, k: int) -> Iterator[np.ndarray]:
             yield low + (high - low) * parts
 
 
-def _first_below(points: np.ndarray, values: np.ndarray, shape: tuple[int, ...], epsilon: float) -> float:
+def _first_below(points: np.ndarray, values: np.ndarray, shape: tuple[int, ...], *, epsilon: float) -> float:
     """The strength of the first sigma in a gap whose largest share is below epsilon squared; inf where none is."""
     def below(sigma: np.ndarray) -> np.ndarray:
         return expected_shares(sigma, values, shape).max(1) < epsilon**2  # NaN is not
@@ -334,7 +353,7 @@ def adapter_strengths(pairs: Iterable[Pair], *, epsilon: float = 0.5, k: int = 1
         base, tuned = pair.load()
         update = tuned if isinstance(tuned, LowRankUpdate) else tuned.double() - base.double()
         strength = update_singular_values(update)[0].item()
-        critical = critical_strength(spectrum(base, name=pair.name).values, tuple(base.shape), epsilon, k)
+        critical = critical_strength(spectrum(base, name=pair.name).values, tuple(base.shape), epsilon, k=k)
         rows.append({"matrix": pair.name, "out": base.shape[0], "in": base.shape[1], "strength": strength,
                      "critical": critical, "ratio": strength / critical if critical else math.inf})
     return pd.DataFrame(rows, columns=["matrix", "out", "in", "strength", "critical", "ratio"])

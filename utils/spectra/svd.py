@@ -68,15 +68,24 @@ def similarity(tuned: SingularTriplets, base: SingularTriplets, *, vectors: str 
     arXiv 2410.21228v3, Figs 1, 3 and 9; the authors' ``find_intruder_dimensions.py``.
     """
     if tuned.u.shape != base.u.shape or tuned.vt.shape != base.vt.shape:
-        raise CourseError(f"The base matrix is {tuple([base.u.shape[0], base.vt.shape[1]])} but the tuned one "
-                          f"{tuple([tuned.u.shape[0], tuned.vt.shape[1]])}; are they from the same architecture?")
+        raise CourseError(f"The base matrix is {(base.u.shape[0], base.vt.shape[1])} but the tuned one "
+                          f"{(tuned.u.shape[0], tuned.vt.shape[1])}; are they from the same architecture?")
     rows, columns = (tuned.u.T, base.u) if vectors == "left" else (tuned.vt, base.vt.T)
     return (rows[:top] @ columns).abs()
 
 
 def max_cosines(tuned: SingularTriplets, base: SingularTriplets, *, vectors: str = "left",
                 top: int | None = None) -> torch.Tensor:
-    """For each tuned vector, its largest absolute cosine with any pretrained vector; shape (top or q,)."""
+    """For each tuned vector, its largest absolute cosine with any pretrained vector; shape (top or q,).
+
+    Parameters
+    ----------
+    tuned, base : SingularTriplets
+        Of two matrices of one shape.
+    vectors : {"left", "right"}
+    top : int, optional
+        Only the first `top` tuned vectors.
+    """
     return similarity(tuned, base, vectors=vectors, top=top).amax(1).clamp(max=1.0)
 
 

@@ -3,12 +3,14 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.files import atomic_write, sha256_of
+from utils.training.metrics import Measure
 from utils.training.weights import trained_tensors
 
 METRICS = "metrics.jsonl"
@@ -21,24 +23,41 @@ class Checkpoints(TrainerCallback):
     the rows of steps that it will do again.
     """
 
-    def __init__(self, folder: Path, steps: list[int], measure, scale: float):
+    def __init__(self, folder: Path, steps: list[int], measure: Measure, *, scale: float):
         self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
         self.rows, self.train_seconds, self.diverged = read_metrics(folder), 0.0, False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
+        """Drop the rows of steps that a resumed run does again."""
         self.rows = [row for row in self.rows if row["step"] <= state.global_step]
         self.train_seconds = self.rows[-1]["train_seconds"] if self.rows else 0.0
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                      **kwargs: Any) -> None:
+        """Start the clock."""
         self.started = time.perf_counter()
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+                    model: nn.Module, **kwargs: Any) -> None:
+        """Stop the clock; at a planned step keep the weights and what they measure."""
         self.train_seconds += time.perf_counter() - self.started
         if state.global_step in self.steps:
             control.should_training_stop |= not self.keep(state.global_step, model, self.train_seconds)
 
-    def keep(self, step: int, model: nn.Module, seconds: float, **more) -> bool:
-        """Write one checkpoint and its row; False, and nothing written, if the weights have become infinite or NaN."""
+    def keep(self, step: int, model: nn.Module, seconds: float, **more: Any) -> bool:
+        """Write one checkpoint and its row; False, and nothing written, if the weights have become infinite or NaN.
+
+        Parameters
+        ----------
+        step : int
+        model : nn.Module
+            As it is trained, adapter and all.
+        seconds : float
+            Of training so far.
+        **more
+            Further columns of the row.
+        """
         tensors = trained_tensors(model, self.scale)
         self.diverged = not all(tensor.isfinite().all() for tensor in tensors.values())
         if self.diverged:

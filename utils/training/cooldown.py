@@ -7,9 +7,11 @@ far above what the same tokens give once cooled down.
 
 import copy
 import time
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from utils.training.blocks import block_batches
 from utils.training.checkpoints import Checkpoints
@@ -30,29 +32,34 @@ def cooldown_start(duration: int) -> int:
 class Cooldowns(Checkpoints):
     """At 0.8 T of each duration T: cool a copy down, save and measure it under step T, and go back to the hot run."""
 
-    def __init__(self, *arguments, durations: tuple[int, ...], blocks: list[list[int]], batch_size: int,
-                 accumulation: int, dtype: torch.dtype):
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, scale: float, durations: tuple[int, ...], blocks: list[list[int]],
+                 batch_size: int, accumulation: int, dtype: torch.dtype):
+        super().__init__(*arguments, scale=scale)
         self.durations = durations  # two near ones, such as 7 and 8, begin to cool at the same step
         self.blocks, self.batch_size, self.accumulation, self.dtype = blocks, batch_size, accumulation, dtype
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
+        """Drop what a resumed run cools down again."""
         self.rows = [row for row in self.rows if row["cooled_from"] <= state.global_step]
         self.train_seconds = self.rows[-1]["hot_seconds"] if self.rows else 0.0
 
-    def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+                    model: nn.Module, **kwargs: Any) -> None:
+        """Stop the clock; cool a copy down for each duration whose time has come."""
         self.train_seconds += time.perf_counter() - self.started
         for duration in self.durations:
             if cooldown_start(duration) == state.global_step:
-                self._measure_cooled(duration, model, optimizer, state.global_step, control)
+                self._measure_cooled(duration, model, kwargs["optimizer"], start=state.global_step, control=control)
 
-    def _measure_cooled(self, duration: int, model: nn.Module, optimizer, start: int, control) -> None:
+    def _measure_cooled(self, duration: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, start: int,
+                        control: TrainerControl) -> None:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = [parameter.detach().clone() for parameter in trained]
         moments = copy.deepcopy(optimizer.state_dict())
         started = time.perf_counter()
         with torch.random.fork_rng():  # dropout's masks in the copy must not change those of the hot run
-            self._cool(model, optimizer, start, duration)
+            self._cool(model, optimizer, start=start, duration=duration)
         seconds = self.train_seconds + time.perf_counter() - started
         kept = self.keep(duration, model, seconds, cooled_from=start,
                          hot_seconds=round(self.train_seconds, 2))
@@ -62,7 +69,7 @@ class Cooldowns(Checkpoints):
         optimizer.load_state_dict(moments)
         control.should_training_stop |= not kept
 
-    def _cool(self, model: nn.Module, optimizer, start: int, duration: int) -> None:
+    def _cool(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, start: int, duration: int) -> None:
         device = next(model.parameters()).device
         hot = [group["lr"] for group in optimizer.param_groups]  # below the peak where the run still warms up
         for step in range(start, duration):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
@@ -28,10 +29,20 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
 
 @lru_cache(maxsize=8)
 def classification_data(task: str, sizes: TaskSizes, folder: Path) -> tuple[Dataset, Dataset]:
-    """Tokenised train and test rows with ``input_ids``, ``attention_mask``, ``labels`` and ``length``."""
+    """Tokenised train and test rows with ``input_ids``, ``attention_mask``, ``labels`` and ``length``.
+
+    Parameters
+    ----------
+    task : str
+        Of :mod:`utils.sources.tasks`.
+    sizes : TaskSizes
+        Rows of either part, and the length that texts are cut to.
+    folder : Path
+        Of the base model, for its tokenizer.
+    """
     data, tokenizer = load_task(task, sizes), tokenizer_of(folder)
 
-    def encode(frame) -> Dataset:
+    def encode(frame: pd.DataFrame) -> Dataset:
         pairs = None if frame["text_pair"].isna().all() else frame["text_pair"].tolist()
         tokens = tokenizer(frame["text"].tolist(), pairs, truncation=True, max_length=sizes.max_length,
                            return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names)

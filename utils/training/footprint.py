@@ -23,6 +23,7 @@ import weakref
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -116,8 +117,10 @@ class LiveTensors(TorchDispatchMode):
     def _drop(self, gone: weakref.ref) -> None:
         self.now -= self._sizes.pop(gone, 0)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),  # noqa: PLR0917  torch calls it so
+                           kwargs: dict | None = None) -> Any:
+        """Run an operation and add what it made."""
+        result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
                 self._add(value)
@@ -175,7 +178,17 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, batch: dict) -> No
 
 
 def live_peak(model: nn.Module, recipe: Recipe, *, steps: int = MEMORY_STEPS) -> tuple[int, torch.optim.Optimizer]:
-    """Largest sum of live tensors in bytes over a few steps, and the optimiser with its states."""
+    """Largest sum of live tensors in bytes over a few steps, and the optimiser with its states.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its trained parameters are those that require a gradient.
+    recipe : Recipe
+        Optimiser, batch and length.
+    steps : int
+        The second one has the optimiser's states.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser, batch = optimiser_for(trained, recipe.optimiser), _batch(model, recipe)
     live = LiveTensors(model) if device_name() == "cpu" else None
@@ -186,7 +199,8 @@ def live_peak(model: nn.Module, recipe: Recipe, *, steps: int = MEMORY_STEPS) ->
 
 
 def _batch(model: nn.Module, recipe: Recipe) -> dict:
-    ids = torch.randint(0, model.config.vocab_size, (recipe.batch, recipe.length), device=device_name())
+    config: Any = model.config
+    ids = torch.randint(0, config.vocab_size, (recipe.batch, recipe.length), device=device_name())
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 

@@ -12,12 +12,21 @@ from torch import nn
 from utils.errors import UsageError
 from utils.low_rank import LowRankUpdate
 from utils.training.spec import LABELS
+from utils.training.targets import Layer
 
 STABLE_GAMMA = 16  # LoRA-GA's own for small models, and the study's
 
 
 def minor_factors(weight: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
     """MiLoRA: the r smallest singular triplets of W0, their values shared evenly; (out, r) and (r, in).
+
+    Parameters
+    ----------
+    weight : torch.Tensor of shape (out, in)
+        W0.
+    r : int
+    scale : float
+        What the product is multiplied by.
 
     References
     ----------
@@ -37,6 +46,14 @@ def minor_factors(weight: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
 def uniform_factors(weight: torch.Tensor, r: int, scale: float) -> LowRankUpdate:
     """Init[AB]: both factors uniform within 1 / sqrt(fan in) of their own layer; (out, r) and (r, in).
 
+    Parameters
+    ----------
+    weight : torch.Tensor of shape (out, in)
+        W0, of which only shape, type and device count.
+    r : int
+    scale : float
+        What the product is multiplied by.
+
     References
     ----------
     Li et al., "Beyond Zero Initialization", arXiv 2505.23194; the study's own code.
@@ -53,6 +70,15 @@ def gradient_factors(gradient: torch.Tensor, r: int, scale: float) -> LowRankUpd
     Both factors are multiplied by out^(1/4) / gamma^(1/2), as its paper and its authors' code have it. PEFT 0.21 scales
     B alone and by the gradient's singular values besides, which makes another start (``lora_ga_peft``).
 
+    Parameters
+    ----------
+    gradient : torch.Tensor of shape (out, in)
+        Of the loss by W0.
+    r : int
+        Up to half the smaller side.
+    scale : float
+        What the product is multiplied by.
+
     References
     ----------
     Wang et al., "LoRA-GA", arXiv 2407.05000, section 3 ("ArB2r", scale "stable").
@@ -62,8 +88,22 @@ def gradient_factors(gradient: torch.Tensor, r: int, scale: float) -> LowRankUpd
     return LowRankUpdate(u[:, r:2 * r] * stable, vh[:r] * stable, scale)
 
 
-def base_gradients(model: nn.Module, modules: dict[str, nn.Module], backward: Callable[[nn.Module], None]) -> dict:
-    """The gradient of each module's base weight, summed over what `backward` runs; nothing else gets one."""
+def base_gradients(model: nn.Module, modules: dict[str, Layer], backward: Callable[[nn.Module], None]) -> dict:
+    """The gradient of each module's base weight, summed over what `backward` runs; nothing else gets one.
+
+    Parameters
+    ----------
+    model : nn.Module
+    modules : dict of str to nn.Module
+        Linear layers of the model, by name.
+    backward : callable
+        Takes the model and calls ``backward`` on one or more losses.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        By name, (out, in). No parameter of the model keeps a gradient.
+    """
     parameters = list(model.parameters())
     wanted = [parameter.requires_grad for parameter in parameters]
     model.requires_grad_(False)
@@ -77,7 +117,7 @@ def base_gradients(model: nn.Module, modules: dict[str, nn.Module], backward: Ca
     return found
 
 
-def put_in(module: nn.Module, start: LowRankUpdate) -> None:
+def put_in(module: Layer, start: LowRankUpdate) -> None:
     """Give an adapted module its first factors and take scale * B A out of its base weight."""
     b, a, scale = start
     with torch.no_grad():
@@ -94,8 +134,16 @@ NEEDS = {  # variant -> the least width that a rank needs, and what for
 GRALORA_PARTS = 2  # PEFT's default
 
 
-def check_shapes(variant: str, r: int, shapes: dict[str, tuple[int, int]]) -> None:
-    """UsageError, in one sentence, if a variant of this rank does not fit a matrix."""
+def check_shapes(variant: str, r: int, shapes: dict[str, tuple[int, ...]]) -> None:
+    """UsageError, in one sentence, if a variant of this rank does not fit a matrix.
+
+    Parameters
+    ----------
+    variant : str
+    r : int
+    shapes : dict of str to tuple of int
+        (out, in) of every matrix that is to be adapted, by name.
+    """
     times, reason = NEEDS.get(variant, (0, ""))
     for name, shape in shapes.items():
         if min(shape) < times * r:

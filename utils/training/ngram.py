@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 DISCOUNT = 0.75
+Gram = tuple[int, ...]
 
 
 class KneserNey:
@@ -39,8 +40,8 @@ class KneserNey:
         self.counts = {order: grams}
         for length in range(order - 1, 0, -1):
             self.counts[length] = Counter(gram[1:] for gram in self.counts[length + 1])
-        self.totals = {length: Counter() for length in self.counts}
-        self.followers = {length: defaultdict(int) for length in self.counts}
+        self.totals: dict[int, Counter[Gram]] = {length: Counter() for length in self.counts}
+        self.followers: dict[int, defaultdict[Gram, int]] = {length: defaultdict(int) for length in self.counts}
         for length, counted in self.counts.items():
             for gram, count in counted.items():
                 self.totals[length][gram[:-1]] += count

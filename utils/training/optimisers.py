@@ -1,5 +1,7 @@
 """What the second paper trained with and torch lacks: Lion, and weight decay that does not scale with the rate."""
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -29,11 +31,11 @@ class Lion(torch.optim.Optimizer):
     True
     """
 
-    def __init__(self, parameters, lr: float, betas: tuple[float, float] = (0.9, 0.95)):
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.95)):
         super().__init__(parameters, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no line search, so nothing to call
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             first, second = group["betas"]
@@ -68,7 +70,7 @@ def decay_weights(optimiser: torch.optim.Optimizer, share: float, *, towards_sta
              for parameter in group["params"]} if towards_start else {}
 
     @torch.no_grad()
-    def decay(optimiser: torch.optim.Optimizer, arguments, keywords) -> None:
+    def decay(optimiser: torch.optim.Optimizer, arguments: tuple, keywords: dict) -> None:
         for group in optimiser.param_groups:
             taken = share * group["lr"] / group.get("initial_lr", group["lr"])
             for parameter in group["params"]:

@@ -8,6 +8,7 @@ two answers that the policy draws, the one that a reward model scores higher.
 import copy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,7 +25,7 @@ from utils.sources.preferences import conversations, template_text
 from utils.sources.tasks import load_task, task
 from utils.training.blocks import EVALUATION_TOKENS
 from utils.training.data import EVALUATION_BATCH, labelled_batch, tokenizer_of
-from utils.training.metrics import accuracy
+from utils.training.metrics import Measure, accuracy
 from utils.training.spec import RunSpec
 from utils.training.variants import optimiser_of
 
@@ -56,10 +57,17 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], answer: list
 
     The answer begins where the whole parts from the prompt alone; with a template whose prompt ends within a token
     that is earlier than the prompt's end, and the model is trained on another context than it is later asked in.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        With a chat template.
+    prompt, answer : list of dict
+        Messages with ``role`` and ``content``; those of the answer come last.
     """
     before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
     whole = tokenizer.apply_chat_template(prompt + answer)["input_ids"]
-    shared = (place for place, (one, other) in enumerate(zip(before, whole)) if one != other)
+    shared = (place for place, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other)
     return whole, next(shared, min(len(before), len(whole)))
 
 
@@ -67,6 +75,15 @@ def fitting(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, room: int) -> Pair
     """The pairs whose prompt is shorter than `room` tokens; CourseError if there is none.
 
     TRL cuts longer conversations at their end, so that of a prompt that fills the length no answer would be left.
+
+    Parameters
+    ----------
+    pairs : list of dict
+        With ``prompt``, a list of messages.
+    tokenizer : PreTrainedTokenizerBase
+        With a chat template.
+    room : int
+        Tokens.
     """
     kept = [pair for pair in pairs if len(tokenizer.apply_chat_template(
         pair["prompt"], add_generation_prompt=True)["input_ids"]) < room]
@@ -77,10 +94,21 @@ def fitting(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, room: int) -> Pair
 
 
 def pair_batches(pairs: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: int,
-                 batch_size: int | None = None) -> list[dict[str, torch.Tensor]]:
+                 *, batch_size: int | None = None) -> list[dict[str, torch.Tensor]]:
     """Batches of chosen and then rejected conversations, labelled on the answer alone and padded on the right.
 
     Pairs of like length go together, so their order is not kept. By default a batch is of at most EVALUATION_TOKENS.
+
+    Parameters
+    ----------
+    pairs : list of dict
+        With ``prompt``, ``chosen`` and ``rejected``, each a list of messages.
+    tokenizer : PreTrainedTokenizerBase
+        With a chat template and a padding token.
+    max_length : int
+        Tokens that a conversation is cut to.
+    batch_size : int, optional
+        Pairs; a batch has twice as many rows.
     """
     batches, batch_size = [], batch_size or max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // (2 * max_length)))
     both = [[encoded(tokenizer, pair["prompt"], pair[which]) for which in ("chosen", "rejected")] for pair in pairs]
@@ -119,8 +147,25 @@ def pair_logps(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> pd.D
 
 @torch.no_grad()
 def scores(model: nn.Module, tokenizer: PreTrainedTokenizerBase, talks: list[list[dict]],
-           batch_size: int = EVALUATION_BATCH) -> torch.Tensor:
-    """A reward model's number for each conversation, templated as TRL does it: no tokens but the template's own."""
+           *, batch_size: int = EVALUATION_BATCH) -> torch.Tensor:
+    """A reward model's number for each conversation, templated as TRL does it: no tokens but the template's own.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier of one label.
+    tokenizer : PreTrainedTokenizerBase
+        With a chat template and a padding token.
+    talks : list of list of dict
+        Conversations, each a list of messages.
+    batch_size : int
+        Conversations at a time; like lengths go together.
+
+    Returns
+    -------
+    torch.Tensor of shape (len(talks),)
+        On the CPU, in the order of the conversations.
+    """
     was_training, device, found = model.training, next(model.parameters()).device, []
     model.eval()
     window = getattr(model.config, "max_position_embeddings", None)
@@ -156,33 +201,43 @@ def policy_measures(model: nn.Module, batches: list[dict[str, torch.Tensor]]) ->
 
 
 def reward_measures(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> dict:
-    """Agreement of a reward model with pairs, and its margin."""
+    """Agreement of a reward model with pairs, and its margin.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier of one label.
+    tokenizer : PreTrainedTokenizerBase
+        With a chat template and a padding token.
+    pairs : list of dict
+        With ``prompt``, ``chosen`` and ``rejected``, each a list of messages.
+    """
     return agreement(*(scores(model, tokenizer, [pair["prompt"] + pair[which] for pair in pairs])
                        for which in ("chosen", "rejected")))
 
 
 def held_out_pairs(spec: RunSpec, base: BaseModel) -> Pairs:
     """The task's test pairs whose prompts leave room under the run's template, as conversations."""
-    return _held_out(spec.task, spec.sizes, base.folder, spec.template)[0]
+    return _held_out(spec.task, spec.sizes, base.folder, template=spec.template)[0]
 
 
 def held_out_batches(spec: RunSpec, base: BaseModel) -> list[dict[str, torch.Tensor]]:
     """The same pairs as :func:`pair_batches`."""
-    return _held_out(spec.task, spec.sizes, base.folder, spec.template)[1]
+    return _held_out(spec.task, spec.sizes, base.folder, template=spec.template)[1]
 
 
 @lru_cache(maxsize=4)
-def _held_out(name: str, sizes: TaskSizes, folder: Path, template: str | None) -> tuple[Pairs, list[dict]]:
+def _held_out(name: str, sizes: TaskSizes, folder: Path, *, template: str | None) -> tuple[Pairs, list[dict]]:
     tokenizer = chat_tokenizer(folder, template)
     pairs = fitting(conversations(load_task(name, sizes).test), tokenizer, sizes.max_length)
     return pairs, pair_batches(pairs, tokenizer, sizes.max_length)
 
 
-def loaded(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
+def loaded(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, Measure]:
     """Model, training rows and what is measured at a checkpoint, for a run on a preference task."""
     if spec.objective not in _TRAINERS:
-        raise UsageError(f"Expected an objective of {', '.join(_TRAINERS)} for task {spec.task}, but "
-                         f"'{spec.objective}' came; name one in the run's specification.")
+        raise UsageError(f"Expected an objective of {', '.join(_TRAINERS)} for task {spec.task}, got "
+                         f"'{spec.objective}'; do name one in the run's specification.")
     tokenizer = chat_tokenizer(base.folder, spec.template)
     rows = _rows(spec, conversations(load_task(spec.task, spec.sizes).train), tokenizer)
     if spec.objective == "reward":
@@ -200,29 +255,46 @@ def _rows(spec: RunSpec, pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Da
     pairs = fitting(pairs, tokenizer, spec.sizes.max_length - (spec.max_new_tokens or 0))
     if spec.objective == "sft":
         return Dataset.from_list([{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
-    if spec.objective == "online_dpo":
+    if spec.reward is not None and spec.max_new_tokens is not None:  # online DPO, and it alone
         judge = chat_tokenizer(resolve(spec.reward.base).folder, spec.reward.template)
         room = min(judge.model_max_length, spec.reward.sizes.max_length) - SPARE * spec.max_new_tokens
         return Dataset.from_list([{"prompt": pair["prompt"]} for pair in fitting(pairs, judge, room)])
     return Dataset.from_list(pairs)
 
 
-def trainer(model: nn.Module, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec, *,
+def trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel, spec: RunSpec,
             reward: nn.Module | None = None) -> Trainer:
-    """TRL's trainer of the run's objective. Its configurations ask for bfloat16 and checkpointing by default."""
+    """TRL's trainer of the run's objective. Its configurations ask for bfloat16 and checkpointing by default.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Prepared: what it trains requires a gradient.
+    rows : Dataset
+        As the objective wants them (:func:`loaded` returns them).
+    arguments : dict
+        Of :func:`utils.training.trainer.common_arguments`.
+    callbacks : list of TrainerCallback
+    base : BaseModel
+        For its tokenizer.
+    spec : RunSpec
+        Objective, beta, lengths, template.
+    reward : nn.Module, optional
+        The reward model, which online DPO needs.
+    """
     common = dict(train_dataset=rows, callbacks=callbacks, processing_class=chat_tokenizer(base.folder, spec.template),
                   optimizers=(optimiser_of(model, spec.method, arguments), None))
     settings = arguments | dict(gradient_checkpointing=False, gradient_accumulation_steps=spec.gradient_accumulation,
                                 max_length=spec.sizes.max_length)
-    return _TRAINERS[spec.objective](model, settings, common, spec, reward)
+    return _TRAINERS[spec.objective](model, settings, common, spec=spec, reward=reward)
 
 
-def _sft(model, settings: dict, common: dict, spec: RunSpec, _) -> Trainer:
+def _sft(model: nn.Module, settings: dict, common: dict, **_: Any) -> Trainer:
     from trl import SFTConfig, SFTTrainer
     return SFTTrainer(model=model, args=SFTConfig(**settings), **common)  # the data say that the loss is the answer's
 
 
-def _dpo(model, settings: dict, common: dict, spec: RunSpec, _) -> Trainer:
+def _dpo(model: nn.Module, settings: dict, common: dict, *, spec: RunSpec, **_: Any) -> Trainer:
     """The reference is named for full fine-tuning: TRL would load it from the base's folder, not from this model.
 
     Of a model with an adapter TRL keeps the adapter as it is now beside the one that it trains.
@@ -232,15 +304,18 @@ def _dpo(model, settings: dict, common: dict, spec: RunSpec, _) -> Trainer:
     return DPOTrainer(model=model, ref_model=reference, args=DPOConfig(**settings, beta=spec.beta), **common)
 
 
-def _orpo(model, settings: dict, common: dict, spec: RunSpec, _) -> Trainer:
+def _orpo(model: nn.Module, settings: dict, common: dict, *, spec: RunSpec, **_: Any) -> Trainer:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
     return ORPOTrainer(model=model, args=ORPOConfig(**settings | {"remove_unused_columns": False}, beta=spec.beta),
                        **common)
 
 
-def _online_dpo(model, settings: dict, common: dict, spec: RunSpec, reward: nn.Module) -> Trainer:
+def _online_dpo(model: nn.Module, settings: dict, common: dict, *, spec: RunSpec,
+                reward: nn.Module | None) -> Trainer:
     """The reward model reads the policy's answers under its own tokenizer and template."""
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+    if spec.reward is None or reward is None:
+        raise UsageError("Online DPO needs the run of a reward model, and that model; give both.")
     config = OnlineDPOConfig(**settings | {"remove_unused_columns": False}, beta=[spec.beta],
                              max_new_tokens=spec.max_new_tokens)
     judge = chat_tokenizer(resolve(spec.reward.base).folder, spec.reward.template)
@@ -248,7 +323,7 @@ def _online_dpo(model, settings: dict, common: dict, spec: RunSpec, reward: nn.M
                             **common)
 
 
-def _reward(model, settings: dict, common: dict, spec: RunSpec, _) -> Trainer:
+def _reward(model: nn.Module, settings: dict, common: dict, **_: Any) -> Trainer:
     from trl import RewardConfig, RewardTrainer
     return RewardTrainer(model=model, args=RewardConfig(**settings), **common)
 
@@ -259,6 +334,15 @@ _TRAINERS = {"sft": _sft, "dpo": _dpo, "orpo": _orpo, "online_dpo": _online_dpo,
 def log_ratio(policy: float, reference: float, beta: float) -> float:
     """DPO's implicit reward of an answer: beta times the log-probability it gained over the reference.
 
+    Parameters
+    ----------
+    policy, reference : float
+        Log-probability of the whole answer, in nats, under either model.
+    beta : float
+        Above 0.
+
+    Examples
+    --------
     >>> log_ratio(-2.0, -4.0, 0.1)
     0.2
     """

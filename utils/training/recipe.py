@@ -29,13 +29,13 @@ class Recipe:
     targets: str = "all"
     padded: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, known in CHOICES.items():
             if (value := getattr(self, field)) not in known:
-                raise UsageError(f"Expected {field} to be one of {', '.join(known)}, but '{value}' came.")
+                raise UsageError(f"Expected {field} to be one of {', '.join(known)}, got '{value}'; do choose one.")
         if min(self.r, self.batch, self.length) < 1:
-            raise UsageError(f"Expected rank, batch and length of 1 or more, but {self.r}, {self.batch} and "
-                             f"{self.length} came.")
+            raise UsageError(f"Expected rank, batch and length of 1 or more, got {self.r}, {self.batch} and "
+                             f"{self.length}; do give such.")
 
     @property
     def tokens(self) -> int:
@@ -44,6 +44,7 @@ class Recipe:
 
     @property
     def full(self) -> bool:
+        """Whether every parameter is trained."""
         return self.method == "full"
 
     @property

@@ -10,6 +10,7 @@ import shutil
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -33,12 +34,14 @@ from utils.sources.domains import domain_texts
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.masked_lm import HeldOutCurve
 from utils.training.metrics import causal_loss
+from utils.training.ngram import KneserNey
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
 
 BASE_NAME = "small-decoder"
-RECIPE = {"vocabulary": 2048, "width": 128, "layers": 4, "heads": 4, "intermediate": 344, "window": 256,
-          "learning_rate": 3e-3, "schedule": "cosine", "warmup_fraction": 0.05, "weight_decay": 0.1, "batch_size": 16,
-          "sequence_length": 128, "seed": 0, "evaluate_every": 200}
+RECIPE: dict[str, Any] = {
+    "vocabulary": 2048, "width": 128, "layers": 4, "heads": 4, "intermediate": 344, "window": 256,
+    "learning_rate": 3e-3, "schedule": "cosine", "warmup_fraction": 0.05, "weight_decay": 0.1, "batch_size": 16,
+    "sequence_length": 128, "seed": 0, "evaluate_every": 200}
 # Characters of each domain that the vocabulary is learnt on: it has to spell all three without being wasted on one.
 VOCABULARY_TEXT = {"news": 1_500_000, "python": 1_500_000, "mathematics": 300_000}
 END, HELD_OUT_BLOCKS = "<|endoftext|>", 160
@@ -77,7 +80,7 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=resume_point(scratch))
-    _write_base(model, tokenizer, target, curve, steps=steps, seconds=time.monotonic() - started)
+    _write_base(model, tokenizer, target, curve=curve, steps=steps, seconds=time.monotonic() - started)
     shutil.rmtree(scratch)
     return target
 
@@ -88,6 +91,7 @@ class DecoderCurve(HeldOutCurve):
     name = "small decoder"
 
     def loss(self, model: torch.nn.Module) -> float:
+        """Held-out causal loss in nats per token."""
         return causal_loss(model, self.batches)["loss_nats_per_token"]
 
 
@@ -115,8 +119,8 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
 
 
-def _write_base(model: LlamaForCausalLM, tokenizer, target: Path, curve: DecoderCurve, *, steps: int,
-                seconds: float) -> None:
+def _write_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, *, curve: DecoderCurve,
+                steps: int, seconds: float) -> None:
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()
                if name != "lm_head.weight"}  # tied to the embeddings
     with atomic_write(target / "model.safetensors") as temporary:
@@ -139,8 +143,6 @@ def _write_base(model: LlamaForCausalLM, tokenizer, target: Path, curve: Decoder
 @lru_cache(maxsize=2)
 def ngram_losses(folder: Path) -> dict[str, float]:
     """Held-out loss on the news of unigram to four-gram models of the same tokens, in nats per token."""
-    from utils.training.ngram import KneserNey
-
     length = RECIPE["sequence_length"]
     train, heldout = (text_blocks("news", split, folder, length=length) for split in ("train", "heldout"))
     return {f"{order}_gram_loss_nats_per_token":

@@ -1,7 +1,7 @@
 """A run's specification: frozen, validated, and hashed into the run's key."""
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from utils.profiles.schema import (
     Fraction,
     ModelReference,
     Positive,
+    Preferences,
     Rate,
     RunGroup,
     Targets,
@@ -25,14 +26,16 @@ from utils.profiles.schema import (
 from utils.sources.models import resolve
 from utils.sources.tasks import task
 
-PREFERENCE_ORDER = ("sft", "reward", "dpo", "swapped", "orpo", "online_dpo")
-NEEDED = {"dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}  # what each goes on from
+PreferenceRun = Literal["sft", "reward", "dpo", "swapped", "orpo", "online_dpo"]
+PREFERENCE_ORDER: tuple[PreferenceRun, ...] = ("sft", "reward", "dpo", "swapped", "orpo", "online_dpo")
+NEEDED: dict[PreferenceRun, tuple[PreferenceRun, ...]] = {  # what each goes on from
+    "dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}
 Objective = Literal["likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"]
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 # Fields that came after the first runs were stored, with the value that those runs had. A field counts in a key only
 # where it differs from it, so older keys stay valid. A literal, and not the models' defaults: whoever changes a default
 # must not give old runs another name, nor new runs an old one. New fields are added here; no value here ever changes.
-HISTORICAL_DEFAULTS = {
+HISTORICAL_DEFAULTS: dict[str, dict[str, Any]] = {
     "run": {"durations": None, "weight_decay": 0.0, "decay_towards": "zero", "attention_dropout": 0.0,
             "gradient_accumulation": 1, "objective": "likelihood", "template": None, "beta": None,
             "max_new_tokens": None},
@@ -41,9 +44,9 @@ HISTORICAL_DEFAULTS = {
 
 
 LABELS = {"lora": "LoRA", "b_only": "B only", "lora_plus": "LoRA+", "pissa": "PiSSA", "adalora": "AdaLoRA",
-           "vera": "VeRA", "olora": "OLoRA", "milora": "MiLoRA", "init_ab": "Init[AB]", "lora_ga": "LoRA-GA",
-           "lora_ga_peft": "LoRA-GA (PEFT)", "dora": "DoRA", "gralora": "GraLoRA", "randlora": "RandLoRA",
-           "loft": "LoFT"}
+          "vera": "VeRA", "olora": "OLoRA", "milora": "MiLoRA", "init_ab": "Init[AB]", "lora_ga": "LoRA-GA",
+          "lora_ga_peft": "LoRA-GA (PEFT)", "dora": "DoRA", "gralora": "GraLoRA", "randlora": "RandLoRA",
+          "loft": "LoFT"}
 
 
 class Method(BaseModel):
@@ -59,7 +62,7 @@ class Method(BaseModel):
     targets: Targets = "all"
 
     @model_validator(mode="after")
-    def _complete(self):
+    def _complete(self) -> Self:
         if self.variant in NO_ALPHA:
             if self.kind == "full" or self.r is None or self.lora_alpha is not None:
                 raise ValueError(f"{LABELS[self.variant]} is of kind 'lora', needs r and takes no lora_alpha")
@@ -75,9 +78,16 @@ class Method(BaseModel):
         ...                                                       rank_stabilised=True).scale
         (2.0, 8.0)
         """
-        if self.lora_alpha is None:
+        if self.lora_alpha is None or self.r is None:
             return 1.0
         return self.lora_alpha / (self.r**0.5 if self.rank_stabilised else self.r)
+
+    @property
+    def rank(self) -> int:
+        """The rank of the adapter; UsageError for full fine-tuning, which has none."""
+        if self.r is None:
+            raise UsageError("Expected a method with an adapter, got full fine-tuning, which has no rank.")
+        return self.r
 
     @property
     def label(self) -> str:
@@ -121,7 +131,7 @@ class RunSpec(BaseModel):
     reward: "RunSpec | None" = None  # the run that made the reward model of online DPO
 
     @model_validator(mode="after")
-    def _judged(self):
+    def _judged(self) -> Self:
         if (self.objective == "online_dpo") != (self.reward is not None and self.max_new_tokens is not None):
             raise ValueError("objective 'online_dpo', and it alone, takes 'reward' and 'max_new_tokens'")
         return self
@@ -172,7 +182,7 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     return [spec for seed in chosen_seeds
             for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
             for method, rate in _methods(group)
-            for spec in _specs(profile, chosen, group, method, rate, seed)]
+            for spec in _specs(profile, chosen, group, method=method, learning_rate=rate, seed=seed)]
 
 
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:
@@ -190,7 +200,7 @@ def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> l
                 chain: list[RunSpec] = []
                 for name in settings.tasks:
                     stage = Experiment(task=task(name).name, runs=settings.runs, steps=settings.steps)
-                    spec = _specs(profile, stage, group, method, rate, seed)[0]
+                    spec = _specs(profile, stage, group, method=method, learning_rate=rate, seed=seed)[0]
                     chain.append(spec.model_copy(update={"start": chain[-1] if chain else None}))
                 chains.append(chain)
     return chains
@@ -202,9 +212,8 @@ def preference_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> 
     The first run of ``sft`` is what the others start from, but ``orpo``, which starts from the base; the first of
     ``reward`` judges the answers that ``online_dpo`` draws.
     """
-    settings, found = profile.preferences, {}
-    if settings is None:
-        raise UsageError(f"Profile {profile.profile} has no section 'preferences'.")
+    settings = _preferences(profile)
+    found: dict[str, list[RunSpec]] = {}
     chosen_seeds = profile.seeds if seeds is None else seeds
     for seed in chosen_seeds:
         for name in PREFERENCE_ORDER:
@@ -212,16 +221,22 @@ def preference_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> 
                 for method, rate in _methods(group):
                     before = {other: next(spec for spec in found[other] if spec.seed == seed)
                               for other in NEEDED.get(name, ())}
-                    found.setdefault(name, []).append(
-                        _preference_spec(profile, name, group, method, rate, seed, before))
+                    found.setdefault(name, []).append(_preference_spec(
+                        profile, name, group, method=method, learning_rate=rate, seed=seed, before=before))
     return found
 
 
-def _preference_spec(profile: Profile, name: str, group: RunGroup, method: Method, learning_rate: float, seed: int,
-                     before: dict[str, RunSpec]) -> RunSpec:
-    settings, training = profile.preferences, profile.training
+def _preferences(profile: Profile) -> Preferences:
+    if profile.preferences is None:
+        raise UsageError(f"Profile {profile.profile} has no section 'preferences'.")
+    return profile.preferences
+
+
+def _preference_spec(profile: Profile, name: PreferenceRun, group: RunGroup, *, method: Method, learning_rate: float,
+                     seed: int, before: dict[PreferenceRun, RunSpec]) -> RunSpec:
+    settings, training = _preferences(profile), profile.training
     base = settings.reward_model if name == "reward" else settings.model
-    objective = "dpo" if name == "swapped" else name
+    objective: Objective = "dpo" if name == "swapped" else name
     return RunSpec(
         base=base, base_revision=resolve(base).revision, sizes=settings.sizes, method=method,
         task=f"{settings.task}-swapped" if name == "swapped" else settings.task, learning_rate=learning_rate,
@@ -245,11 +260,11 @@ def _methods(group: RunGroup) -> list[tuple[Method, float]]:
                     variant=group.variant, targets=group.targets), rate) for r, rate in group.rates]
 
 
-def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Method, learning_rate: float,
+def _specs(profile: Profile, experiment: Experiment, group: RunGroup, *, method: Method, learning_rate: float,
            seed: int) -> list[RunSpec]:
     """The run, or one for each number of training rows."""
     if isinstance(experiment, DecoderExperiment):
-        return [_decoder_spec(profile, experiment, group, method, learning_rate, seed)]
+        return [_decoder_spec(profile, experiment, group, method=method, learning_rate=learning_rate, seed=seed)]
     training, sizes = profile.training, profile.tasks[experiment.task]
     steps = experiment.steps or training.steps
     whole = RunSpec(
@@ -264,12 +279,15 @@ def _specs(profile: Profile, experiment: Experiment, group: RunGroup, method: Me
                                      "epochs": training.epochs or 1.0}) for rows in group.train_rows]
 
 
-def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGroup, method: Method,
+def _decoder_spec(profile: Profile, experiment: DecoderExperiment, group: RunGroup, *, method: Method,
                   learning_rate: float, seed: int) -> RunSpec:
     """One run on a causal base; another batch size keeps the number of tokens."""
     training, decoder = profile.training, instruction_decoder(profile)
     continued = experiment.base == "continued"
     base = profile.continued if continued else decoder.model
+    if base is None:
+        raise UsageError(f"Expected a base 'continued' in profile {profile.profile}, which the experiment asks for, "
+                         "but got none; give one.")
     usual = experiment.batch_size or (training.batch_size if continued else decoder.batch_size)
     batch_size = group.batch_size or usual
     durations = tuple(sorted({max(5, round(steps * usual / batch_size)) for steps in experiment.durations or ()}))

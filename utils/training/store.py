@@ -185,6 +185,7 @@ class RunStore:
 
     @cached_property
     def folder(self) -> Path:
+        """Where the runs lie, each in a folder named by its key; made when it is first asked for."""
         return ensure_dir(self._folder or cache_dir() / "runs")
 
     def get(self, spec: RunSpec) -> Run:
@@ -206,7 +207,7 @@ class RunStore:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
         try:
-            result = self._finished(folder) or self._train(spec, base, folder, start, reward)
+            result = self._finished(folder) or self._train(spec, base, folder, start=start, reward=reward)
         finally:
             lock.release()  # a traceback that a notebook keeps would keep the lock alive with it
         return Run(spec, folder, base, result, start)
@@ -232,11 +233,11 @@ class RunStore:
                               f"at hand are {base.revision}; build the specification anew.")
         return base
 
-    def _train(self, spec: RunSpec, base: BaseModel, folder: Path, start: Run | None, reward: Run | None) -> dict:
+    def _train(self, spec: RunSpec, base: BaseModel, folder: Path, *, start: Run | None, reward: Run | None) -> dict:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
-            result = train(spec, base, folder, start.tuned_matrices() if start else None,
-                           reward.classifier() if reward else None)
+            result = train(spec, base, folder, start=start.tuned_matrices() if start else None,
+                           reward=reward.classifier() if reward else None)
             result |= {"provenance": provenance() | {"base_revision": base.revision}}
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_write_error(error):

@@ -5,6 +5,7 @@ the two of the feed-forward block. Classifier, pooler, embeddings and LayerNorm 
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -16,6 +17,8 @@ _BERT = (r"encoder\.layer\.(?P<layer>\d+)\.(?:attention\.self\.|)"
 _LLAMA = (r"layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\."
           r"(?P<type>q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)")
 PATTERNS = {"bert": _BERT, "roberta": _BERT, "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
+# A linear layer, plain or as PEFT wrapped it: which attributes it has is known only when it is there.
+Layer = Any
 HEADS = {"bert": ("pooler", "classifier"), "roberta": ("classifier",)}
 
 
@@ -44,7 +47,7 @@ def split_name(name: str) -> tuple[int, str]:
 ATTENTION = ("query", "key", "value", "attention.output.dense", "q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def tuned_modules(model: nn.Module, targets: str = "all") -> dict[str, nn.Module]:
+def tuned_modules(model: nn.Module, targets: str = "all") -> dict[str, Layer]:
     """The tuned linear modules of a plain (unwrapped) model, by short name such as ``encoder.layer.0.output.dense``.
 
     `targets` is ``all``, or ``attention`` or ``mlp`` for a part of them.
@@ -52,15 +55,21 @@ def tuned_modules(model: nn.Module, targets: str = "all") -> dict[str, nn.Module
     The short name starts at the first word of the architecture's pattern, so that a masked-LM model and a classifier
     built on the same body give the same names.
     """
-    pattern = re.compile(rf"(?:.*\.)?(?P<short>{pattern_for(model.config.model_type)})")
+    pattern = re.compile(rf"(?:.*\.)?(?P<short>{pattern_for(model_type(model))})")
     found = {}
     for name, module in model.named_modules():
-        if (match := pattern.fullmatch(name)) and hasattr(module, "weight"):
-            if targets == "all" or (match["type"] in ATTENTION) == (targets == "attention"):
-                found[match["short"]] = module
+        match = pattern.fullmatch(name) if hasattr(module, "weight") else None
+        if match and (targets == "all" or (match["type"] in ATTENTION) == (targets == "attention")):
+            found[match["short"]] = module
     return found
 
 
-def lora_pattern(model_type: str) -> str:
+def model_type(model: nn.Module) -> str:
+    """What transformers calls the architecture of a model, however it is wrapped."""
+    config: Any = model.config
+    return config.model_type
+
+
+def lora_pattern(architecture: str) -> str:
     """The same rule in the form that PEFT's ``target_modules`` takes: one expression for the whole module name."""
-    return rf"(?:.*\.)?{re.sub(r'[?]P<[a-z]+>', '?:', pattern_for(model_type))}"
+    return rf"(?:.*\.)?{re.sub(r'[?]P<[a-z]+>', '?:', pattern_for(architecture))}"

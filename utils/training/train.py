@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import nn
@@ -21,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from utils.errors import CourseError
+from utils.errors import CourseError, UsageError
 from utils.machine import compute_dtype, device_name, peak_memory_gib
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
@@ -30,7 +31,7 @@ from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
 from utils.training.data import classification_data, evaluation_batches, labelled_batch, rows_checksum, tokenizer_of
-from utils.training.metrics import accuracy, causal_loss, predict
+from utils.training.metrics import Measure, accuracy, causal_loss, predict
 from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec
 from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
@@ -38,9 +39,10 @@ from utils.training.variants import AllocateRanks, optimiser_of
 from utils.training.weights import Tensors, load_into, prepare
 
 GRADIENT_ROWS = 64
+Loaded = tuple[nn.Module, Dataset, Measure]
 
 
-def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = None,
+def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None = None,
           reward: nn.Module | None = None) -> dict:
     """Train a run in `folder`, going on from its last whole resume point.
 
@@ -58,7 +60,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
     """
     kind = task(spec.task).kind
     model, rows, measure, steps, total_parameters = built(spec, base, start)
-    checkpoints = _checkpoints(spec, folder, steps, measure, rows)
+    checkpoints = _checkpoints(spec, folder, steps, measure=measure, rows=rows)
     hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
     resumable = spec.method.variant != "adalora"
@@ -69,9 +71,10 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, start: Tensors | None = 
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
     callbacks = [checkpoints, MarkComplete(), Progress(_label(spec))]
     callbacks += [] if resumable else [AllocateRanks()]
-    build = {"classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
-             "preference": partial(preferences.trainer, reward=reward)}[kind]
-    trainer = build(model, rows, arguments, callbacks, base, spec)
+    trainers: dict[str, Callable[..., Trainer]] = {
+        "classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
+        "preference": partial(preferences.trainer, reward=reward)}
+    trainer = trainers[kind](model, rows, arguments, callbacks=callbacks, base=base, spec=spec)
     trainer.remove_callback(PrinterCallback)
     if device_name() == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -90,12 +93,12 @@ def _label(spec: RunSpec) -> str:
     return f"{objective}{spec.task}, {spec.method.label}, seed {spec.seed}"
 
 
-def _checkpoints(spec: RunSpec, folder: Path, steps: int, measure, rows: Dataset) -> Checkpoints:
+def _checkpoints(spec: RunSpec, folder: Path, steps: int, *, measure: Measure, rows: Dataset) -> Checkpoints:
     if spec.durations is None:
-        return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, spec.method.scale)
-    return Cooldowns(folder, [], measure, spec.method.scale, durations=spec.durations, blocks=rows["input_ids"][:],
-                     batch_size=spec.batch_size, accumulation=spec.gradient_accumulation,
-                     dtype=compute_dtype(spec.dtype))
+        return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, scale=spec.method.scale)
+    return Cooldowns(folder, [], measure, scale=spec.method.scale, durations=spec.durations,
+                     blocks=rows["input_ids"][:], batch_size=spec.batch_size,
+                     accumulation=spec.gradient_accumulation, dtype=compute_dtype(spec.dtype))
 
 
 class Built(NamedTuple):
@@ -103,7 +106,7 @@ class Built(NamedTuple):
 
     model: nn.Module
     rows: Dataset
-    measure: Callable[[nn.Module], dict]
+    measure: Measure
     steps: int
     total_parameters: int  # of the base, without an adapter
 
@@ -112,33 +115,55 @@ def built(spec: RunSpec, base: BaseModel, start: Tensors | None = None) -> Built
     """Load what a run needs and make its method's parameters trainable.
 
     The seed is set first, so that a model built again is the same one.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    base : BaseModel
+        What the specification's reference resolved to.
+    start : dict of str to torch.Tensor, optional
+        Merged matrices that take the base's place, of the run that this one goes on from.
     """
     set_seed(spec.seed)
     kind = task(spec.task).kind
-    model, rows, measure = {"classification": _classifier, "causal": _causal, "text": _text,
-                            "preference": preferences.loaded}[kind](spec, base)
+    loaders: dict[str, Callable[[RunSpec, BaseModel], Loaded]] = {
+        "classification": _classifier, "causal": _causal, "text": _text, "preference": preferences.loaded}
+    model, rows, measure = loaders[kind](spec, base)
     load_into(model, start or {})
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
-    steps = spec.steps or max(1, math.ceil(spec.epochs * len(rows) / (spec.batch_size * spec.gradient_accumulation)))
+    steps = spec.steps or max(1, math.ceil((spec.epochs or 1) * len(rows)
+                                           / (spec.batch_size * spec.gradient_accumulation)))
     model = prepare(model, spec.method, causal=kind != "classification" and spec.objective != "reward", steps=steps,
-                    backward=lambda model: _backward(model, kind, rows, base, spec))
+                    backward=lambda model: _backward(model, kind, rows, base=base, spec=spec))
     return Built(model, rows, measure, steps, total_parameters)
 
 
-def _backward(model: nn.Module, kind: str, rows: Dataset, base: BaseModel, spec: RunSpec) -> None:
+def _backward(model: nn.Module, kind: str, rows: Dataset, *, base: BaseModel, spec: RunSpec) -> None:
     """Accumulate the loss's gradient over the first training rows: what LoRA-GA starts from."""
     model = model.to(device_name())
-    for batch in first_batches(rows, base, spec, GRADIENT_ROWS):
+    for batch in first_batches(rows, base, spec, count=GRADIENT_ROWS):
         model(**{name: tensor.to(device_name()) for name, tensor in batch.items()}).loss.backward()
 
 
-def first_batches(rows: Dataset, base: BaseModel, spec: RunSpec, count: int) -> list[dict]:
-    """The first `count` training rows of a run in batches of its own size, with labels."""
+def first_batches(rows: Dataset, base: BaseModel, spec: RunSpec, *, count: int) -> list[dict]:
+    """The first `count` training rows of a run in batches of its own size, with labels.
+
+    Parameters
+    ----------
+    rows : Dataset
+        The run's training rows, in their order.
+    base : BaseModel
+        For its tokenizer.
+    spec : RunSpec
+        Task and batch size.
+    count : int
+        Rows; fewer if there are no more.
+    """
     first, kind = rows.select(range(min(count, len(rows)))), task(spec.task).kind
     if kind == "text":
         return block_batches(first["input_ids"][:], spec.batch_size)
     if kind == "causal":
-        return completion_batches(first.to_pandas(), base.folder, spec.sizes.max_length, spec.batch_size)
+        return completion_batches(first.to_pandas(), base.folder, spec.sizes.max_length, batch_size=spec.batch_size)
     return evaluation_batches(first, base.folder)
 
 
@@ -146,6 +171,15 @@ def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
     """Seconds that the first `steps` of a classification run take, by our settings or by Trainer's defaults.
 
     With the defaults only what says the same task stays: rows, batch size, learning rate and method. For ``bench``.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Of a classification task.
+    steps : int
+        Optimiser steps.
+    defaults : bool
+        Take Trainer's own settings in place of ours.
     """
     set_seed(spec.seed)
     base = resolve(spec.base)
@@ -162,7 +196,7 @@ def one_training(spec: RunSpec, *, steps: int, defaults: bool) -> float:
             arguments = common_arguments(
                 Path(folder), steps=steps, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
                 warmup_fraction=spec.warmup_fraction, schedule=spec.schedule, seed=spec.seed, save_every=steps + 1)
-            trainer = _trainer(model, rows, arguments, [], base, spec)
+            trainer = _trainer(model, rows, arguments, callbacks=[], base=base, spec=spec)
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
         trainer.train()
@@ -176,7 +210,7 @@ def _peak_gib() -> float:
     return peak_memory_gib()
 
 
-def _classifier(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
+def _classifier(spec: RunSpec, base: BaseModel) -> Loaded:
     model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=len(task(spec.task).labels),
                                                                dtype=torch.float32, use_safetensors=True)
     rows, test = classification_data(spec.task, spec.sizes, base.folder)
@@ -184,7 +218,8 @@ def _classifier(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, obj
     return model, rows, lambda model: accuracy(*predict(model, batches))
 
 
-def _trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
+def _trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
+             spec: RunSpec) -> Trainer:
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks,
                    optimizers=(optimiser_of(model, spec.method, arguments), None),
                    data_collator=DataCollatorWithPadding(tokenizer_of(base.folder)),
@@ -197,8 +232,10 @@ def _causal_model(spec: RunSpec, base: BaseModel) -> nn.Module:
                                                 attention_dropout=spec.attention_dropout)
 
 
-def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
+def _text(spec: RunSpec, base: BaseModel) -> Loaded:
     """Blocks of a domain, none twice; the seed decides their order, which is then kept to."""
+    if spec.steps is None:
+        raise UsageError(f"Expected a number of steps for a run on blocks of {spec.task}, got epochs; give 'steps'.")
     length, wanted = spec.sizes.max_length, spec.steps * spec.batch_size * spec.gradient_accumulation
     blocks = text_blocks(spec.task, "train", base.folder, length=length, count=wanted)
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(spec.seed)).tolist()
@@ -207,7 +244,8 @@ def _text(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
     return _causal_model(spec, base), rows, lambda model: causal_loss(model, held_out)
 
 
-def _text_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
+def _text_trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
+                  spec: RunSpec) -> Trainer:
     clip = 0.0 if spec.method.variant == "loft" else CLIP  # LoFT clips the full weight's gradient by itself
     arguments = arguments | {"max_grad_norm": clip, "train_sampling_strategy": "sequential",
                              "gradient_accumulation_steps": spec.gradient_accumulation}
@@ -229,17 +267,18 @@ def _optimiser(model: nn.Module, spec: RunSpec, arguments: dict) -> torch.optim.
     return optimiser
 
 
-def _causal(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, object]:
+def _causal(spec: RunSpec, base: BaseModel) -> Loaded:
     model = _causal_model(spec, base)
     data = load_task(spec.task, spec.sizes)
-    batches = completion_batches(data.test, base.folder, spec.sizes.max_length, spec.batch_size)
+    batches = completion_batches(data.test, base.folder, spec.sizes.max_length, batch_size=spec.batch_size)
     if not batches:
         raise CourseError(f"No held-out prompt of {spec.task} leaves room for an answer within {spec.sizes.max_length} "
                           "tokens; raise the task's max_length in the profile.")
     return model, Dataset.from_pandas(data.train, preserve_index=False), lambda model: causal_loss(model, batches)
 
 
-def _sft_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: BaseModel, spec: RunSpec) -> Trainer:
+def _sft_trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
+                 spec: RunSpec) -> Trainer:
     from trl import SFTConfig, SFTTrainer  # slow to import, and the classification runs do not need it
 
     # SFTConfig's own defaults ask for checkpointing; the loss is on the completion because the data says so.
@@ -250,8 +289,20 @@ def _sft_trainer(model, rows: Dataset, arguments: dict, callbacks: list, base: B
                       processing_class=tokenizer_of(base.folder))
 
 
-def completion_batches(frame, folder: Path, max_length: int, batch_size: int) -> list[dict]:
-    """Prompt and completion as TRL joins them (end token added), labelled on the completion alone."""
+def completion_batches(frame: pd.DataFrame, folder: Path, max_length: int, *, batch_size: int) -> list[dict]:
+    """Prompt and completion as TRL joins them (end token added), labelled on the completion alone.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        With ``prompt`` and ``completion``.
+    folder : Path
+        Of the base model, for its tokenizer.
+    max_length : int
+        Tokens that a row is cut to; a row of which no completion is left is dropped.
+    batch_size : int
+        Rows at a time, in the frame's order.
+    """
     tokenizer, rows = tokenizer_of(folder), []
     for prompt, completion in zip(frame["prompt"], frame["completion"], strict=True):
         start = len(tokenizer(prompt)["input_ids"])

@@ -9,6 +9,8 @@ weight is kept, as PEFT merges it.
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from peft import (
@@ -17,6 +19,7 @@ from peft import (
     LoraConfig,
     LoraGAConfig,
     PeftConfig,
+    PeftModel,
     RandLoraConfig,
     VeraConfig,
     get_peft_model,
@@ -24,7 +27,7 @@ from peft import (
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.errors import UsageError
 from utils.low_rank import LowRankUpdate
@@ -40,7 +43,7 @@ from utils.training.initialisations import (
 )
 from utils.training.loft import LoFT
 from utils.training.spec import Method
-from utils.training.targets import tuned_modules
+from utils.training.targets import Layer, tuned_modules
 
 LORA_PLUS_RATIO = 16  # B's learning rate over A's: the LoRA+ paper's advice and its authors' default
 ADALORA_INITIAL = 1.5  # AdaLoRA starts with this many times r directions and prunes to r on average: PEFT's 12 for 8
@@ -52,7 +55,7 @@ DENSE = ("dora", "gralora", "randlora")  # no product of two thin factors
 Backward = Callable[[nn.Module], None]
 
 
-def adapter_config(method: Method, *, steps: int | None, **common) -> PeftConfig:
+def adapter_config(method: Method, *, steps: int | None, **common: Any) -> PeftConfig:
     """PEFT's configuration of a method; library defaults wherever the method says nothing.
 
     Parameters
@@ -67,28 +70,29 @@ def adapter_config(method: Method, *, steps: int | None, **common) -> PeftConfig
     PiSSA arXiv 2404.02948, AdaLoRA 2303.10512, VeRA 2310.11454, LoRA+ 2402.12354; arXiv 2410.21228v3, Figs 10 and 23.
     """
     if method.variant == "vera":
-        return VeraConfig(r=method.r, **common)
+        return VeraConfig(r=method.rank, **common)
     if method.variant == "adalora":
         if not steps:
             raise UsageError("AdaLoRA's budget schedule needs the number of training steps; give 'steps'.")
         # PEFT's schedule has no phases unless told; a tenth of warm-up and a fifth of calm follow its paper's shape.
-        return AdaLoraConfig(init_r=round(ADALORA_INITIAL * method.r), target_r=method.r, lora_alpha=method.lora_alpha,
-                             total_step=steps, tinit=steps // 10, tfinal=steps // 5, deltaT=max(1, steps // 50),
-                             **common)
+        return AdaLoraConfig(init_r=round(ADALORA_INITIAL * method.rank), target_r=method.rank,
+                             lora_alpha=method.lora_alpha, total_step=steps, tinit=steps // 10, tfinal=steps // 5,
+                             deltaT=max(1, steps // 50), **common)
     if method.variant == "gralora":
-        return GraloraConfig(r=method.r, alpha=method.lora_alpha, gralora_k=GRALORA_PARTS, hybrid_r=0,
+        return GraloraConfig(r=method.rank, alpha=method.lora_alpha, gralora_k=GRALORA_PARTS, hybrid_r=0,
                              gralora_dropout=0.0, **common)
     if method.variant == "randlora":
-        return RandLoraConfig(r=method.r, randlora_alpha=RANDLORA_SCALE * method.r, randlora_dropout=0.0, **common)
+        return RandLoraConfig(r=method.rank, randlora_alpha=RANDLORA_SCALE * method.rank, randlora_dropout=0.0,
+                              **common)
     start = PEFT_STARTS.get(method.variant, True)
     by_gradient = LoraGAConfig(direction="ArB2r", scale="stable", stable_gamma=STABLE_GAMMA)
-    return LoraConfig(r=method.r, lora_alpha=method.lora_alpha, use_rslora=method.rank_stabilised, lora_dropout=0.0,
+    return LoraConfig(r=method.rank, lora_alpha=method.lora_alpha, use_rslora=method.rank_stabilised, lora_dropout=0.0,
                       bias="none", init_lora_weights=start,
                       lora_ga_config=by_gradient if start == "lora_ga" else None, use_dora=method.variant == "dora",
                       **common)
 
 
-def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backward | None = None) -> nn.Module:
+def wrap(model: nn.Module, method: Method, config: PeftConfig, *, backward: Backward | None = None) -> nn.Module:
     """The model with its adapter, and ``initial_factors`` where the adapter rewrote the base weight.
 
     Parameters
@@ -102,14 +106,17 @@ def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backwar
         If the model's shapes do not allow the variant at this rank, or LoRA-GA has no gradient to start from.
     """
     plain = tuned_modules(model, method.targets)
-    check_shapes(method.variant, method.r, {name: tuple(module.weight.shape) for name, module in plain.items()})
-    if method.variant in ("lora_ga", "lora_ga_peft") and backward is None:
-        raise UsageError("LoRA-GA starts from the loss's gradient; give a training task, not a bare model.")
-    gradients = base_gradients(model, plain, backward) if method.variant == "lora_ga" else {}
-    if method.variant == "lora_ga_peft":
-        with warnings.catch_warnings():  # its hooks on the first layer, whose input needs no gradient
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            preprocess_loraga(model, config, lambda: backward(model))
+    check_shapes(method.variant, method.rank, {name: tuple(module.weight.shape) for name, module in plain.items()})
+    gradients: dict[str, torch.Tensor] = {}
+    if method.variant in ("lora_ga", "lora_ga_peft"):
+        if backward is None:
+            raise UsageError("LoRA-GA starts from the loss's gradient; give a training task, not a bare model.")
+        if method.variant == "lora_ga":
+            gradients = base_gradients(model, plain, backward)
+        else:
+            with warnings.catch_warnings():  # its hooks on the first layer, whose input needs no gradient
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                preprocess_loraga(model, config, partial(backward, model))
     wrapped = get_peft_model(model, config)
     modules = {name: module for name, module in tuned_modules(wrapped).items() if hasattr(module, "base_layer")}
     if method.variant == "b_only":
@@ -122,16 +129,18 @@ def wrap(model: nn.Module, method: Method, config: PeftConfig, backward: Backwar
     return wrapped
 
 
-def _own_start(method: Method, module: nn.Module, gradient: torch.Tensor | None) -> LowRankUpdate | None:
+def _own_start(method: Method, module: Layer, gradient: torch.Tensor | None) -> LowRankUpdate | None:
     """First factors that are not PEFT's, or None."""
     if method.variant == "milora":
-        return minor_factors(module.get_base_layer().weight.detach(), method.r, method.scale)
+        return minor_factors(module.get_base_layer().weight.detach(), method.rank, method.scale)
     if method.variant == "init_ab":
-        return uniform_factors(module.get_base_layer().weight.detach(), method.r, method.scale)
-    return gradient_factors(gradient, method.r, method.scale) if method.variant == "lora_ga" else None
+        return uniform_factors(module.get_base_layer().weight.detach(), method.rank, method.scale)
+    if method.variant == "lora_ga" and gradient is not None:
+        return gradient_factors(gradient, method.rank, method.scale)
+    return None
 
 
-def _freeze_orthonormal(modules: dict[str, nn.Module]) -> None:
+def _freeze_orthonormal(modules: dict[str, Layer]) -> None:
     for module in modules.values():
         a = module.lora_A["default"].weight
         if a.shape[0] > a.shape[1]:
@@ -146,13 +155,13 @@ def merged_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for name, module in tuned_modules(model).items():
         if hasattr(module, "base_layer"):
-            module = copy.deepcopy(module)
-            module.merge()
-            found[name] = module.get_base_layer().weight
+            copied = copy.deepcopy(module)
+            copied.merge()
+            found[name] = copied.get_base_layer().weight
     return found
 
 
-def update_factors(model: nn.Module, method_scale: float) -> dict[str, LowRankUpdate]:
+def update_factors(model: PeftModel, method_scale: float) -> dict[str, LowRankUpdate]:
     """The update of every adapted matrix, Wt - W0 = method_scale * B A; (out, r') and (r', in), float32.
 
     r' is 2r where the base weight was rewritten.
@@ -175,18 +184,27 @@ def update_factors(model: nn.Module, method_scale: float) -> dict[str, LowRankUp
     return found
 
 
-def _lora_pair(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _lora_pair(module: Layer) -> tuple[nn.Parameter, nn.Parameter]:
     return module.lora_B["default"].weight, module.lora_A["default"].weight
 
 
-def _vera_pair(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _vera_pair(module: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     out, width = module.get_base_layer().weight.shape
     b, a = module.vera_B["default"][:out], module.vera_A["default"][:, :width]
     return module.vera_lambda_b["default"][:, None] * b, module.vera_lambda_d["default"][:, None] * a
 
 
 def optimiser_of(model: nn.Module, method: Method, arguments: dict) -> torch.optim.Optimizer | None:
-    """The variant's own optimiser, or None where Trainer's serves."""
+    """The variant's own optimiser, or None where Trainer's serves.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With its adapter.
+    method : Method
+    arguments : dict
+        With ``learning_rate``.
+    """
     if method.variant == "loft":
         pairs = [(*_lora_pair(module), method.scale) for module in tuned_modules(model).values()
                  if hasattr(module, "base_layer")]
@@ -203,5 +221,7 @@ def optimiser_of(model: nn.Module, method: Method, arguments: dict) -> torch.opt
 class AllocateRanks(TrainerCallback):
     """AdaLoRA's pruning, between the optimiser's step and the clearing of the gradients, as PEFT asks."""
 
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
+                          model: Any, **kwargs: Any) -> None:
+        """Move the budget on by one step."""
         model.base_model.update_and_allocate(state.global_step + 1)

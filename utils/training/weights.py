@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from utils.errors import UsageError
 from utils.training.spec import Method
-from utils.training.targets import HEADS, lora_pattern, tuned_modules
+from utils.training.targets import HEADS, lora_pattern, model_type, tuned_modules
 from utils.training.variants import DENSE, Backward, adapter_config, merged_weights, update_factors, wrap
 
 Tensors = dict[str, torch.Tensor]
@@ -38,15 +38,27 @@ def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None
     Full fine-tuning trains the tuned matrices and the head; biases, LayerNorm and embeddings stay frozen, as in the
     authors' code since its fix of March 2025. LoRA and its variants train their factors and the head; `backward` is
     what LoRA-GA takes its gradient from.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As transformers loads it.
+    method : Method
+    causal : bool
+        A language model, without a head of its own; a classifier otherwise.
+    steps : int, optional
+        Length of the training, for AdaLoRA.
+    backward : callable, optional
+        For LoRA-GA, as in :func:`utils.training.variants.wrap`.
     """
-    model_type = model.config.model_type
-    heads = () if causal else HEADS.get(model_type, ("score",))
+    architecture = model_type(model)
+    heads = () if causal else HEADS.get(architecture, ("score",))
     if method.kind == "lora":
-        chosen = lora_pattern(model_type) if method.targets == "all" else list(tuned_modules(model, method.targets))
+        chosen = lora_pattern(architecture) if method.targets == "all" else list(tuned_modules(model, method.targets))
         config = adapter_config(method, steps=steps, target_modules=chosen,
                                 modules_to_save=list(heads) or None,
                                 task_type=TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS)
-        return wrap(model, method, config, backward)
+        return wrap(model, method, config, backward=backward)
     trained = {id(module.weight) for module in tuned_modules(model, method.targets).values()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(id(parameter) in trained or any(part in heads for part in name.split(".")))
@@ -119,7 +131,17 @@ def head_name(name: str) -> str:
 
 
 def merged(base: Tensors, trained: Tensors, scale: float) -> Tensors:
-    """The tuned matrices: ``weight.*`` as stored, or W0 + scale * B A, in float32."""
+    """The tuned matrices: ``weight.*`` as stored, or W0 + scale * B A, in float32.
+
+    Parameters
+    ----------
+    base : dict of str to torch.Tensor
+        W0 by short name, (out, in).
+    trained : dict of str to torch.Tensor
+        As :func:`trained_tensors` returns them.
+    scale : float
+        Of the product of the factors.
+    """
     full = {name.removeprefix("weight."): tensor for name, tensor in trained.items() if name.startswith("weight.")}
     if full:
         return {name: full[name] for name in base if name in full}  # safetensors sorts by name; W0 is in model order
@@ -128,7 +150,17 @@ def merged(base: Tensors, trained: Tensors, scale: float) -> Tensors:
 
 
 def load_into(model: nn.Module, matrices: Tensors, trained: Tensors | None = None) -> nn.Module:
-    """Put merged matrices, and the head where given, into a plain model of the same base."""
+    """Put merged matrices, and the head where given, into a plain model of the same base.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Plain, without an adapter; changed in place and returned.
+    matrices : dict of str to torch.Tensor
+        By short name, (out, in).
+    trained : dict of str to torch.Tensor, optional
+        Of which the ``head.*`` tensors are taken.
+    """
     modules = tuned_modules(model)
     with torch.no_grad():
         for name, weight in matrices.items():

@@ -26,7 +26,7 @@ def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     chosen = profile.seeds if seeds is None else seeds
     run = experiment_runs(profile, "ranks", chosen[:1])[0]
     for name, base in run.base_matrices().items():
-        predicted = critical_strength(spectrum(base, name=name).values, tuple(base.shape), spectra.epsilon, spectra.k)
+        predicted = critical_strength(spectrum(base, name=name).values, tuple(base.shape), spectra.epsilon, k=spectra.k)
         layer, kind = split_name(name)
         for seed in chosen:
             found = measured_critical_strength(base, epsilon=spectra.epsilon, k=spectra.k, draws=DRAWS, seed=seed,

@@ -67,8 +67,8 @@ def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 def measure(run: Run, at: str, settings: Sharpness) -> pd.DataFrame:
     """Two rows, the module's adapter and the whole one, of a run before its first step or after its last."""
     model, rows, *_ = built(run.spec, run.base)
-    batches = first_batches(rows, run.base, run.spec, settings.rows)
-    training = first_batches(rows, run.base, run.spec, settings.moment_rows)
+    batches = first_batches(rows, run.base, run.spec, count=settings.rows)
+    training = first_batches(rows, run.base, run.spec, count=settings.moment_rows)
     if at == "trained":
         restore_adapter(model, run.trained())
     model = model.to(device_name()).eval()
