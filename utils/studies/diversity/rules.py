@@ -21,7 +21,7 @@ def paired(table: pd.DataFrame, column: str, first: Kind, second: Kind) -> Effec
     """`column` of one kind of model minus another's, problem by problem; several ranks of LoRA are averaged.
 
     Only problems that have a value in both models of every seed count, so that all seeds speak of the same ones; with
-    fewer than five of them no seed has an effect.
+    fewer than five of them no seed has an effect. A seed that lacks a model is left out.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ def paired(table: pd.DataFrame, column: str, first: Kind, second: Kind) -> Effec
     """
     seeds = sorted(table.loc[table["method_kind"] != "base", "seed"].unique())
     whole = [_by_problem(table, column, kind, seeds) for kind in (first, second)]
-    missing = {seed: f"no run with method_kind = {kind}" for kind, values in zip((first, second), whole, strict=True)
-               for seed in values.index[values.isna().all(axis=1)]}
+    missing = {seed: f"no run with method_kind = {kind}" for kind in (first, second)
+               for seed in set(seeds) - _seeds_of(table, kind, seeds)}
     difference = (whole[0] - whole[1]).drop(index=list(missing)).dropna(axis=1)
     if len(difference) and difference.shape[1] < FEWEST:
         missing |= dict.fromkeys(difference.index, f"{difference.shape[1]} problems have a value in every model, "
@@ -40,6 +40,19 @@ def paired(table: pd.DataFrame, column: str, first: Kind, second: Kind) -> Effec
     items = difference.rename_axis(index="seed", columns="item").stack().rename("difference").reset_index()
     return Effects(difference.mean(axis=1).reindex(seeds).astype(float), table[column].dropna().to_numpy(dtype=float),
                    column, missing, items if len(items) else None)
+
+
+def _seeds_of(table: pd.DataFrame, kind: Kind, seeds: list[int]) -> set:
+    found = set(table.loc[table["method_kind"] == kind, "seed"])
+    return set(seeds) if kind == "base" and found else found
+
+
+def _of_all_models(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The table with no value of `column` on problems where any model of any seed has none."""
+    known = table.dropna(subset=[column]).groupby("task_id").apply(
+        lambda part: part.groupby(["method", "seed"]).ngroups, include_groups=False)
+    whole = known.index[known == table.groupby(["method", "seed"]).ngroups]
+    return table.assign(**{column: table[column].where(table["task_id"].isin(whole))})
 
 
 def _by_problem(table: pd.DataFrame, column: str, kind: Kind, seeds: list[int]) -> pd.DataFrame:
@@ -63,7 +76,7 @@ def step_from_base(table: pd.DataFrame, *, column: str, which: Literal["smallest
 
     Above 0 for the smaller: it rises along base, LoRA, full. Below 0 for the larger: it falls.
     """
-    at = table[np.isclose(table["temperature"], temperature) & (table["outcome"] == outcome)]
+    at = _of_all_models(table[np.isclose(table["temperature"], temperature) & (table["outcome"] == outcome)], column)
     return weakest([paired(at, column, "lora", "base"), paired(at, column, "full", "lora")],
                    {"smallest": min, "largest": max}[which])
 
