@@ -72,7 +72,8 @@ def test_without_code_only_all_generations_are_counted():
 def test_means_over_problems_skip_those_without_a_value():
     table = diversity(run=True).assign(rarefied=[float("nan") if task == "t2" else 3.0 for task in
                                                  diversity(run=True)["task_id"]])
-    found = diversity_figures.over_problems(table[table["temperature"] == LOW], ["unique", "rarefied"]).set_index(["method", "outcome"])
+    found = diversity_figures.over_problems(table[table["temperature"] == LOW], ["unique", "rarefied"])
+    found = found.set_index(["method", "outcome"])
     assert found.loc[("base", "failed"), "unique"] == (7 + 5) / 2
     assert found.loc[("base", "all"), "rarefied"] == 3.0
     assert len(found) == 9

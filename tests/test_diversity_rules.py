@@ -93,8 +93,8 @@ def judged(claim_id: str, table: pd.DataFrame):
     return judge_claim(OURS[claim_id], named, "laptop")
 
 
-DECLARED = ("profile", "experiment", "task", "lora_alpha", "learning_rate", "run", "n", "unique", "unique_ratio", "rarefied",
-            "m", "distinct_1", "distinct_2", "self_bleu", "mean_tokens")
+DECLARED = ("profile", "experiment", "task", "lora_alpha", "learning_rate", "run", "n", "unique", "unique_ratio",
+            "rarefied", "m", "distinct_1", "distinct_2", "self_bleu", "mean_tokens")
 
 
 def test_a_fall_in_every_problem_is_reproduced_and_one_carried_by_a_single_problem_is_not():

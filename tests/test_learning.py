@@ -1,4 +1,4 @@
-"""Notebooks 09 and 10: their rules by hand, what their tables are made of, and the claims against the paper's tables."""
+"""Notebooks 09 and 10: their rules by hand, what their tables are made of, their claims against the paper's tables."""
 
 import math
 import re
@@ -110,7 +110,8 @@ CASES = {
                            [*ends("forgetting", full=1.5), *ends("forgetting", "mathematics", full=4.0)], -2.5,
                            ["experiment == 'code'", "experiment == 'mathematics'"]),
     "above_base": (CODE | {"rank": "full"}, [row(0, step=20, exact_match=0.25, base_exact_match=0.125),
-                                             row(0, step=10, exact_match=0.9), row(8, exact_match=0.9)], 0.125, ["r == 0"]),
+                                             row(0, step=10, exact_match=0.9), row(8, exact_match=0.9)], 0.125,
+                   ["r == 0"]),
     "forgets_when_matched": (CODE | {"rank": "highest"}, plane(
         full=((3, 1), (5, 2)), r1=((2, 9), (4.5, 9)), r8=((3, 1), (4, 2))), 0.5, ["r == 0", "r == 8"]),
     "forgets_beside_decay": ({}, decays(1.5, 1.75), 0.25, ["decay_towards == 'base'", "method == 'full'"]),
@@ -119,8 +120,8 @@ CASES = {
     "goes_along": (CODE | {"x": KL, "y": "forgetting"}, against(KL, "forgetting", full=((1, 1), (2, 3)), r8=((3, 2),)),
                    0.5, ["step > 0"]),
     "goes_along_more": (CODE | {"x": KL, "other": LOSS, "y": "forgetting"}, [
-        one | {LOSS: -one["forgetting"]} for one in against(KL, "forgetting", full=((1, 1), (2, 3)), r8=((3, 2),))], 1.5,
-        ["step > 0"]),
+        one | {LOSS: -one["forgetting"]} for one in against(KL, "forgetting", full=((1, 1), (2, 3)), r8=((3, 2),))],
+        1.5, ["step > 0"]),
     "share_beyond_full_at_equal": (CODE | {"x": KL, "y": "forgetting", "rank": "highest"}, against(
         KL, "forgetting", full=((1, 1), (3, 3)), r8=((1, 1), (2, 3))), 0.5, ["r == 0", "r == 8"]),
     "trained_minus_random, full": ({"rank": "full", "control": "random, full rank"}, controlled(2.0, 0.5), 1.5,
@@ -264,17 +265,19 @@ def test_quoted_numbers_stand_in_the_published_tables(claim):
 def planned(measurement: str, profile) -> pd.DataFrame:
     """The table that a measurement would make of the profile's planned runs, with made-up numbers."""
     random = np.random.default_rng(0)
-    wanted = {"learning_curves": measure.MAIN, "regulariser_curves": ("regularisers", "code"), "norm_controls": ("code",),
+    wanted = {"learning_curves": measure.MAIN, "regulariser_curves": ("regularisers", "code"),
+              "norm_controls": ("code",),
               "instruction_curves": [name for name in profile.decoder_experiments if name.startswith("instruction")],
               "sensitivity": ("rates",)}[measurement]
     further = [{"control": name} for name in ("trained", "random, full rank", "random, rank r")] if (
         measurement == "norm_controls") else [{}]
     rows = []
-    for name, spec in ((name, spec) for name in wanted for spec in run_specs(profile, name, profile.reference_seeds)):
+    planned_specs = [(name, one) for name in wanted for one in run_specs(profile, name, profile.reference_seeds)]
+    for experiment, spec in planned_specs:
         steps = spec.durations or (spec.steps,)
         for step in steps[-1:] if measurement == "norm_controls" else steps:
             numbers = dict.fromkeys(measure.COLUMNS, 0.0) | spec.columns | measure._settings(spec)
-            rows += [numbers | {"experiment": name, "step": step, "learning": random.uniform(3.5, 4.0)} | also | {
+            rows += [numbers | {"experiment": experiment, "step": step, "learning": random.uniform(3.5, 4.0)} | also | {
                 column: random.uniform(0.1, 0.9) for column in (LOSS, "forgetting", "choice", KL, "exact_match")}
                 for also in further]
     table = pd.DataFrame(rows)
@@ -297,14 +300,15 @@ def test_reference_results_have_the_runs_that_claims_need(name, monkeypatch):
 
 
 def test_claims_out_of_reach_have_their_reasons():
-    """No chat judge and no billions of tokens anywhere; generated arithmetic is laptop's, benchmarks are the others'."""
+    """No chat judge and no billions of tokens anywhere; arithmetic is laptop's alone, benchmarks the others'."""
     elsewhere = {claim.id: set(claim.out_of_reach) for claim in OURS if claim.out_of_reach}
     exact = {name for name in PROFILE_NAMES
              if not load_profile(name).decoder_experiments["mathematics"].task.startswith("mathematics")}
     benchmarks = {name for name in PROFILE_NAMES
                   if "hellaswag" not in load_profile(name).decoder_evaluation.choice_tasks}
-    assert elsewhere == dict.fromkeys(("dataset-sizes", "tulu-chat"), set(PROFILE_NAMES)) | dict.fromkeys(
-        ("exact-match-order", "answers-learnt"), exact) | {"forgets-less-code-benchmarks": benchmarks}
+    everywhere = set(PROFILE_NAMES)
+    assert elsewhere == {"dataset-sizes": everywhere, "tulu-chat": everywhere, "exact-match-order": exact,
+                         "answers-learnt": exact, "forgets-less-code-benchmarks": benchmarks}
     assert all(judge_claim(claim, None, "laptop").verdict == OUT_OF_REACH for claim in OURS if not claim.rule)
 
 

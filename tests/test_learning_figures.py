@@ -273,9 +273,11 @@ def test_forgetting_against_kl_and_learning_with_their_correlations(seeds):
 
 @WITH_AND_WITHOUT
 def test_controls_stand_beside_what_was_trained(seeds):
-    table = pd.DataFrame({"method": ["full", "full", "LoRA r=8"], "control": ["trained", "random, full rank", "trained"],
+    table = pd.DataFrame({"method": ["full", "full", "LoRA r=8"],
+                          "control": ["trained", "random, full rank", "trained"],
                           "forgetting": [2.0, 0.25, 1.0], "seed": 0})
-    drawn = forgets_less.random_updates(Measured("norm_controls", LAPTOP, (0,), table, None if seeds is None else table))
+    reference = None if seeds is None else table
+    drawn = forgets_less.random_updates(Measured("norm_controls", LAPTOP, (0,), table, reference))
     (axis,) = drawn.figure.axes
     trained = line(axis, "trained")
     assert trained.get_ydata().tolist() == [2.0, 1.0] and trained.get_xdata().tolist() == pytest.approx([-0.1, 0.9])

@@ -106,7 +106,7 @@ def method_points(own: pd.DataFrame, reference: pd.DataFrame | None, *, y: str, 
                 _seed_band(axis, place, band, y=y, colour=styles[method]["color"])
             values = part[part["method"] == method].groupby(unit)[y].mean().dropna()
             if len(values):
-                _spread(axis, place, values.to_numpy(), styles[method])
+                _spread(axis, values.to_numpy(), place=place, style=styles[method])
         axis.set(title=title, xlim=(-0.5, len(methods) - 0.5))
         axis.set_ylim(0, 1.08 * axis.get_ylim()[1])  # differences beside what they are differences of
         axis.set_xticks(range(len(methods)), methods)
@@ -117,7 +117,7 @@ def method_points(own: pd.DataFrame, reference: pd.DataFrame | None, *, y: str, 
     return drawn
 
 
-def _spread(axis: Axes, place: int, values: np.ndarray, style: dict) -> None:
+def _spread(axis: Axes, values: np.ndarray, *, place: int, style: dict) -> None:
     """The values beside one another, and their mean with its interval."""
     shifts = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else [0]
     marker = "o" if style["marker"] == "_" else style["marker"]
@@ -140,10 +140,11 @@ def unique_strings(diversity: Measured) -> Drawn:
     drawn = method_points(own, reference, y="unique", ylabel="unique strings per problem")
     means = _means(best, ["n", "unique", "unique_ratio", "rarefied"], ["panel", "method"])
     alt = ("Points: unique strings among each problem's generations at temperature "
-           f"{diversity.profile.decoder_evaluation.temperature:g}, one panel per outcome, one column per method. Means, "
-           f"{diversity.source}: " + "; ".join(f"{panel}, {method}: {row['unique']:.1f} of {row['n']:.1f}"
+           f"{diversity.profile.decoder_evaluation.temperature:g}, one panel per outcome, one column per method. "
+           f"Means, {diversity.source}: " + "; ".join(f"{panel}, {method}: {row['unique']:.1f} of {row['n']:.1f}"
                                                for (panel, method), row in means.iterrows()) + ".")
-    shown = means.reset_index().rename(columns={"panel": "generations", "n": "how many", "unique_ratio": "unique share"})
+    shown = means.reset_index().rename(columns={"panel": "generations", "n": "how many",
+                                                "unique_ratio": "unique share"})
     if len(shown) > 8:
         shown = shown[shown["generations"] != OUTCOMES["all"]]
     return Drawn(drawn, alt, "Unique strings among each problem's generations: a faint point is a problem, bars are a "
@@ -176,8 +177,8 @@ def unique_against_count(diversity: Measured) -> Drawn:
     share = (known["unique"] == known["n"]).mean()
     alt = ("Scatter of unique strings against the number of generations, one point per problem and method, with the "
            f"line on which all differ: {share:.0%} of the points with any generation lie on it.")
-    return Drawn(drawn, alt, "Unique strings against how many generations there were; what lies on the line could not be "
-                 "higher.", own)
+    return Drawn(drawn, alt, "Unique strings against how many generations there were; what lies on the line could not "
+                 "be higher.", own)
 
 
 def _apart(rows: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -197,8 +198,8 @@ def normalised(diversity: Measured) -> Drawn:
            f"method. Means, {diversity.source}: " + "; ".join(
                f"{method}: share {row['unique_ratio']:.2f}, rarefied {row['rarefied']:.2f}"
                for method, row in means.iterrows()) + " (nan: too few generations).")
-    return Drawn(drawn, alt, "Unique strings as a share and at equal numbers; the table is the difference from the base, "
-                 "problem by problem.", whole.own, _minus_base(diversity.best).head(8))
+    return Drawn(drawn, alt, "Unique strings as a share and at equal numbers; the table is the difference from the "
+                 "base, problem by problem.", whole.own, _minus_base(diversity.best).head(8))
 
 
 def _minus_base(table: pd.DataFrame) -> pd.DataFrame:
@@ -281,8 +282,9 @@ def temperatures(diversity: Measured) -> Drawn:
     label_left(axes, "mean over problems")
     outer_legend(drawn, axes)
     means = best.groupby(["method", "temperature"], sort=False)[list(labels)].mean().reset_index()
-    alt = ("Points at two temperatures, three panels (unique strings, distinct-2 and self-BLEU), one symbol per method. "
-           f"Unique strings, {diversity.source}: " + "; ".join(
+    alt = ("Points at two temperatures, three panels (unique strings, distinct-2 and self-BLEU), one symbol per "
+           f"method. Unique strings, {diversity.source}: " + "; ".join(
                f"{row.method} at {row.temperature:g}: {row.unique:.1f}" for row in means.itertuples()) + ".")
     shown = means.rename(columns={"unique": "unique strings", "distinct_2": "distinct-2", "self_bleu": "self-BLEU"})
-    return Drawn(drawn, alt, "Diversity at two temperatures; faint points are the reference's seeds.", own, shown.head(8))
+    return Drawn(drawn, alt, "Diversity at two temperatures; faint points are the reference's seeds.", own,
+                 shown.head(8))

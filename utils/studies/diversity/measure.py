@@ -52,7 +52,8 @@ def token_entropy(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         def compute(base=base, run=run) -> pd.DataFrame:
             return pd.DataFrame(_entropies(base, run, profile.decoder_evaluation))
 
-        table = _kept(base, run, "entropy", {"texts": ENTROPY_TEXTS, "tokens": ENTROPY_TOKENS}, profile, compute)
+        table = _kept(base, run, "entropy", compute=compute,
+                      settings={"texts": ENTROPY_TEXTS, "tokens": ENTROPY_TOKENS})
         rows += [columns | row for row in table.to_dict("records")]
     return pd.DataFrame(rows)
 
@@ -61,7 +62,7 @@ def generations(profile: Profile, seeds: Seeds = None, *, temperature: float) ->
     """Every completion of every model, with ``passed`` where code was run: what the other tables are made of."""
     parts = []
     for columns, base, run in _models(profile, seeds):
-        table = _checked(base, run, profile, temperature)
+        table = _checked(base, run, profile, temperature=temperature)
         parts.append(pd.DataFrame(columns, index=table.index).join(table))
     return pd.concat(parts, ignore_index=True)
 
@@ -71,7 +72,7 @@ def _over_models(profile: Profile, seeds: Seeds, measure) -> pd.DataFrame:
     for columns, base, run in _models(profile, seeds):
         tokenizer = tokenizer_of(base.folder)
         for temperature in (settings.temperature, settings.high_temperature):
-            checked = _checked(base, run, profile, temperature)
+            checked = _checked(base, run, profile, temperature=temperature)
             tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in checked["completion"]]
             table = measure(checked, tokens)
             parts.append(pd.DataFrame(columns | {"temperature": temperature}, index=table.index).join(table))
@@ -88,7 +89,7 @@ def _models(profile: Profile, seeds: Seeds):
         yield identity(profile, EXPERIMENT, run), run.base, run
 
 
-def _kept(base: BaseModel, run: Run | None, name: str, settings: dict, profile: Profile, compute) -> pd.DataFrame:
+def _kept(base: BaseModel, run: Run | None, name: str, *, settings: dict, compute) -> pd.DataFrame:
     """A table beside its run, or in the cache's folder of the base; without the run's columns."""
     tag = {"version": VERSION, "task": EXPERIMENT} | settings
     folder = run.folder / "measurements" if run else base_folder(base)
@@ -100,8 +101,8 @@ def _model(base: BaseModel, run: Run | None):
     return model.to(device_name()).eval()
 
 
-def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, temperature: float,
-               profile: Profile) -> pd.DataFrame:
+def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, *,
+               temperature: float) -> pd.DataFrame:
     """The completions of one model, an empty one as an empty string."""
     problems = problem_subset(settings.problems)
 
@@ -114,12 +115,13 @@ def _generated(base: BaseModel, run: Run | None, settings: DecoderEvaluation, te
         return completions(drawn, list(problems))
 
     tag = {name: settings.model_dump(mode="json")[name] for name in ("problems", "samples", "max_new_tokens", "top_p")}
-    return _kept(base, run, f"generations-{temperature:g}", tag | {"temperature": temperature}, profile, compute)
+    return _kept(base, run, f"generations-{temperature:g}", settings=tag | {"temperature": temperature},
+                 compute=compute)
 
 
-def _checked(base: BaseModel, run: Run | None, profile: Profile, temperature: float) -> pd.DataFrame:
+def _checked(base: BaseModel, run: Run | None, profile: Profile, *, temperature: float) -> pd.DataFrame:
     settings = profile.decoder_evaluation
-    drawn = _generated(base, run, settings, temperature, profile)
+    drawn = _generated(base, run, settings, temperature=temperature)
     if not profile.run_code:
         return check(drawn, run_code=False)
 
@@ -127,7 +129,8 @@ def _checked(base: BaseModel, run: Run | None, profile: Profile, temperature: fl
         return check(drawn, run_code=True)[["passed", "result"]]
 
     tag = {name: settings.model_dump(mode="json")[name] for name in ("problems", "samples", "max_new_tokens", "top_p")}
-    outcome = _kept(base, run, f"checked-{temperature:g}", tag | {"temperature": temperature}, profile, compute)
+    outcome = _kept(base, run, f"checked-{temperature:g}", settings=tag | {"temperature": temperature},
+                    compute=compute)
     return drawn.assign(passed=outcome["passed"].astype("boolean"), result=outcome["result"])
 
 

@@ -1,7 +1,5 @@
 """The figures of notebook 11 that are about models and not about texts: entropy of the next token, and pass@k."""
 
-import pandas as pd
-
 from utils.reporting.drawn import Drawn, figure
 from utils.reporting.measured import Measured
 from utils.reporting.panels import draw_lines, label_left, outer_legend, panels
@@ -21,8 +19,8 @@ def token_entropy(entropy: Measured) -> Drawn:
     base = means.xs("base", level="method")
     shown = means.rename("entropy, nats").reset_index()
     shown["minus base"] = shown["entropy, nats"] - shown["text"].map(base)
-    return Drawn(drawn, alt, "How unsure each model is of the next token, in nats; a collapse would be a value below the "
-                 "base's.", own, shown.head(8))
+    return Drawn(drawn, alt, "How unsure each model is of the next token, in nats; a collapse would be a value below "
+                 "the base's.", own, shown.head(8))
 
 
 @figure("11_pass_at_k", measurements=("pass_rates",), place="Learns less v2, Fig S9")
@@ -55,5 +53,5 @@ def pass_curves(rates: Measured) -> Drawn:
     alt = ("Line plots of pass@k against k, one panel per temperature, one line per method: " + ", ".join(
         f"{method} at {temperature:g} pass@{k} {value:.2f}" for (temperature, method, k), value in means.items()) + ".")
     wide = means.unstack("k").rename(columns="pass@{:g}".format).rename_axis(columns=None).reset_index()
-    return Drawn(drawn, alt, "The chance that one of k generations passes; bars are 95 % intervals over problems of the "
-                 "first seed, bands the reference's seeds.", shown, wide.head(8))
+    return Drawn(drawn, alt, "The chance that one of k generations passes; bars are 95 % intervals over problems of "
+                 "the first seed, bands the reference's seeds.", shown, wide.head(8))

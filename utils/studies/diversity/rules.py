@@ -17,7 +17,7 @@ FEWEST = 5  # problems that a bootstrap over them asks for
 Kind = Literal["base", "lora", "full"]
 
 
-def paired(table: pd.DataFrame, column: str, first: Kind, second: Kind) -> Effects:
+def paired(table: pd.DataFrame, column: str, *, first: Kind, second: Kind) -> Effects:
     """`column` of one kind of model minus another's, problem by problem; several ranks of LoRA are averaged.
 
     Only problems that have a value in both models of every seed count, so that all seeds speak of the same ones; with
@@ -29,7 +29,7 @@ def paired(table: pd.DataFrame, column: str, first: Kind, second: Kind) -> Effec
         ``method_kind``, ``seed``, ``task_id``, `column`.
     """
     seeds = sorted(table.loc[table["method_kind"] != "base", "seed"].unique())
-    whole = [_by_problem(table, column, kind, seeds) for kind in (first, second)]
+    whole = [_by_problem(table, column, kind=kind, seeds=seeds) for kind in (first, second)]
     missing = {seed: f"no run with method_kind = {kind}" for kind in (first, second)
                for seed in set(seeds) - _seeds_of(table, kind, seeds)}
     difference = (whole[0] - whole[1]).drop(index=list(missing)).dropna(axis=1)
@@ -55,7 +55,7 @@ def _of_all_models(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.assign(**{column: table[column].where(table["task_id"].isin(whole))})
 
 
-def _by_problem(table: pd.DataFrame, column: str, kind: Kind, seeds: list[int]) -> pd.DataFrame:
+def _by_problem(table: pd.DataFrame, column: str, *, kind: Kind, seeds: list[int]) -> pd.DataFrame:
     """Seeds as rows, problems as columns."""
     values = table[table["method_kind"] == kind].pivot_table(index="seed", columns="task_id", values=column)
     if kind == "base":
@@ -77,7 +77,7 @@ def step_from_base(table: pd.DataFrame, *, column: str, which: Literal["smallest
     Above 0 for the smaller: it rises along base, LoRA, full. Below 0 for the larger: it falls.
     """
     at = _of_all_models(table[np.isclose(table["temperature"], temperature) & (table["outcome"] == outcome)], column)
-    return weakest([paired(at, column, "lora", "base"), paired(at, column, "full", "lora")],
+    return weakest([paired(at, column, first="lora", second="base"), paired(at, column, first="full", second="lora")],
                    {"smallest": min, "largest": max}[which])
 
 
@@ -95,7 +95,7 @@ def passes_more(table: pd.DataFrame, *, pairs: list[tuple[Kind, Kind]], temperat
     keys = ["method_kind", "seed", "task_id"]
     drawn, passed = (rows_where(at, outcome=name).set_index(keys)["n"] for name in ("all", "passed"))
     shares = (passed / drawn).rename("pass_at_1").reset_index()
-    return weakest([paired(shares, "pass_at_1", first, second) for first, second in pairs], min)
+    return weakest([paired(shares, "pass_at_1", first=first, second=second) for first, second in pairs], min)
 
 
 @rule(needs=("method", "r", "seed", "text", "entropy_nats"))

@@ -79,17 +79,17 @@ def methods_of(*tables: pd.DataFrame | None) -> list[str]:
     return sorted(names, key=lambda name: name != "full")  # the plain one first: it keeps its look
 
 
-def published_above(published: pd.DataFrame, base: pd.DataFrame, own: pd.DataFrame, reference: pd.DataFrame | None, *,
+def published_above(own: pd.DataFrame, reference: pd.DataFrame | None, *, published: pd.DataFrame, base: pd.DataFrame,
                     y: str, xlabel: str, ylabel: str, titles: dict[str, str], joined: bool = True,
                     sharey: bool = False) -> Figure:
     """Published panels above, ours below with the axis reversed, so that up is better in both: one per data set each.
 
     Parameters
     ----------
-    published, base : pandas.DataFrame
-        As for :func:`published_panel`.
     own, reference : pandas.DataFrame
         With ``dataset``, as for :func:`over_durations`.
+    published, base : pandas.DataFrame
+        As for :func:`published_panel`.
     titles : dict of str to str
         Of our data sets' panels.
     sharey : bool

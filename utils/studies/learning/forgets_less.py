@@ -31,7 +31,7 @@ def _interval(row) -> str:
     return f"{row.low:.3f} to {row.high:.3f}" if pd.notna(row.low) else "one seed"
 
 
-def over_seeds_table(table: pd.DataFrame, value: str, by: list[str], name: str) -> pd.DataFrame:
+def over_seeds_table(table: pd.DataFrame, value: str, *, by: list[str], name: str) -> pd.DataFrame:
     """Mean of a column and its 95 % interval in words, group by group."""
     found = summarise(table, value, by)
     return found[by].assign(**{name: found[value], "95 % interval": [_interval(row) for row in found.itertuples()],
@@ -43,8 +43,8 @@ def forgetting_against_tokens(curves: Measured) -> Drawn:
     """Rise of the loss on held-out pretraining text below the published benchmarks; up is forgetting less in both."""
     own, reference, best = tables(curves)
     published = curves.published.query("quantity == 'forgetting' and regime == 'continued pretraining'")
-    drawn = published_above(published, published_base(), own, reference, y="forgetting", titles={}, sharey=True,
-                            xlabel="thousand tokens of the new domain", ylabel=f"{FORGETTING}\n(reversed)")
+    drawn = published_above(own, reference, published=published, base=published_base(), y="forgetting", titles={},
+                            sharey=True, xlabel="thousand tokens of the new domain", ylabel=f"{FORGETTING}\n(reversed)")
     final = at_longest(runs_that_learnt(best))
     means = final.groupby(["dataset", "method"], sort=False)["forgetting"].mean()
     alt = ("Above, the published mean of three benchmarks against billion tokens; below, our forgetting (rise of the "
@@ -52,9 +52,9 @@ def forgetting_against_tokens(curves: Measured) -> Drawn:
            f"axis. Base loss {own['base_general_loss'].mean():.2f}. After the longest, {curves.source}: " + "; ".join(
                f"{name}: {listed(part.droplevel(0), '{:.2f}')}" for name, part in means.groupby(level=0, sort=False))
            + " nats per token.")
-    shown = over_seeds_table(final, "forgetting", ["dataset", "method"], "forgetting, nats")
-    return Drawn(drawn, alt, "Forgetting against how long was trained, published above and ours below: up is forgetting "
-                 "less.", own, shown.head(8))
+    shown = over_seeds_table(final, "forgetting", by=["dataset", "method"], name="forgetting, nats")
+    return Drawn(drawn, alt, "Forgetting against how long was trained, published above and ours below: up is "
+                 "forgetting less.", own, shown.head(8))
 
 
 @figure("10_cloze_choice", measurements=("learning_curves",), place="ours")
@@ -65,12 +65,12 @@ def multiple_choice(curves: Measured) -> Drawn:
     names, styles = list(chosen["dataset"].unique()), method_styles(methods_of(chosen))
     drawn, axes = panels(len(names), sharey=True)
     for axis, name in zip(axes, names, strict=True):
-        _accuracies(axis, of(chosen, "dataset", name), of(seen, "dataset", name), styles)
+        _accuracies(axis, of(chosen, "dataset", name), of(seen, "dataset", name), styles=styles)
         axis.set_title(name)
     label_left(axes, "multiple choice, accuracy")
     tasks = ", ".join(curves.profile.decoder_evaluation.choice_tasks)
-    alt = (f"Points with error bars: accuracy of multiple choice ({tasks}) at the last step, one panel per domain. Base "
-           f"{chosen['base_choice'].mean():.3f}, error {chosen['base_choice_se'].mean():.3f}. " + "; ".join(
+    alt = (f"Points with error bars: accuracy of multiple choice ({tasks}) at the last step, one panel per domain. "
+           f"Base {chosen['base_choice'].mean():.3f}, error {chosen['base_choice_se'].mean():.3f}. " + "; ".join(
                f"{name}: " + ", ".join(f"{row.method} {row.choice:.3f} (error {row.choice_se:.3f})"
                                        for row in part.itertuples())
                for name, part in chosen.groupby("dataset", sort=False)) + ".")
@@ -78,7 +78,7 @@ def multiple_choice(curves: Measured) -> Drawn:
                  "standard errors of one pair of models.", chosen, _differences(best).head(8))
 
 
-def _accuracies(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, styles: dict[str, dict]) -> None:
+def _accuracies(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, styles: dict[str, dict]) -> None:
     base, spread = part["base_choice"].mean(), part["base_choice_se"].mean()
     axis.axhline(base, color="black", linestyle="--", linewidth=1, label="base model")
     axis.axhspan(base - spread, base + spread, color="grey", alpha=0.15, linewidth=0)
@@ -86,7 +86,8 @@ def _accuracies(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, 
         look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
         if reference is not None:
             seeds = reference[reference["method"] == method]
-            axis.plot([place + BESIDE] * len(seeds), seeds["choice"], alpha=0.35, markersize=5, label="_reference", **look)
+            axis.plot([place + BESIDE] * len(seeds), seeds["choice"], alpha=0.35, markersize=5, label="_reference",
+                      **look)
         here = part[part["method"] == method]
         axis.errorbar([place] * len(here), here["choice"], yerr=here["choice_se"], capsize=3, label=method, **look)
     axis.set_xticks(range(len(styles)), styles, fontsize="small")
@@ -108,7 +109,7 @@ def _differences(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trade_off(own: pd.DataFrame, reference: pd.DataFrame | None, *, size: str, larger: str, labels: str | None = None):
-    """Learning against forgetting, one panel per data set; right is forgetting less. Without the base, which is far off."""
+    """Learning against forgetting, one panel per data set; right is forgetting less; without the base, far off."""
     names, styles = list(own["dataset"].unique()), method_styles(methods_of(own))
     drawn, axes = panels(len(names), **({"width": 8.5, "height": 5} if len(names) == 1 else {}))
     for axis, name in zip(axes, names, strict=True):
@@ -129,8 +130,8 @@ def learning_against_forgetting(curves: Measured) -> Drawn:
     drawn = _trade_off(own, reference, size="duration", larger="longer training")
     reach = best.groupby(["dataset", "method", "duration"], sort=False)[["learning", "forgetting"]].mean().reset_index()
     reach = reach.loc[reach.groupby("dataset", sort=False)["learning"].idxmax()]
-    alt = ("Learning (fall of held-out loss on the new domain) against forgetting (rise of loss on held-out text of the "
-           f"pretraining), one panel per domain, marker area growing with duration. Learnt most, {curves.source}: "
+    alt = ("Learning (fall of held-out loss on the new domain) against forgetting (rise of loss on held-out text of "
+           f"the pretraining), one panel per domain, marker area growing with duration. Learnt most, {curves.source}: "
            + "; ".join(f"{row.dataset}: {row.method}, learning {row.learning:.2f}, forgetting {row.forgetting:.2f} nats"
                        for row in reach.itertuples()) + ".")
     ends = at_longest(best).groupby(["dataset", "method"], sort=False)[["learning", "forgetting"]].mean()
@@ -157,10 +158,10 @@ def rates_in_the_plane(sweep: Measured, curves: Measured) -> Drawn:
                f"{row.method} at {row.learning_rate:g}: learning {row.learning:.2f}, forgetting {row.forgetting:.2f}"
                for row in pd.concat(ends).itertuples()) + " nats per token.")
     beside = equal_learning(tables(curves)[2], runs_that_learnt(best))
-    shown = over_seeds_table(beside, "spared", ["method"], "forgetting spared, nats")
+    shown = over_seeds_table(beside, "spared", by=["method"], name="forgetting spared, nats")
     shown = shown[shown["seeds"] == shown["seeds"].max()].sort_values("forgetting spared, nats", ascending=False)
-    return Drawn(drawn, alt, "Learning rates in the plane of learning and forgetting, and what each run forgot less than "
-                 "full fine-tuning at its chosen rate, stopped where it had learnt as much.", own, shown.head(8))
+    return Drawn(drawn, alt, "Learning rates in the plane of learning and forgetting, and what each run forgot less "
+                 "than full fine-tuning at its chosen rate, stopped where it had learnt as much.", own, shown.head(8))
 
 
 @figure("10_regularisers", measurements=("regulariser_curves",), place="Learns less v2, Fig 4")
@@ -177,14 +178,15 @@ def regularisers(decayed: Measured) -> Drawn:
         axis.set(xlabel="thousand tokens of code", ylabel=label)
     outer_legend(drawn, axes)
     ends = at_longest(best).groupby("method", sort=False)[["loss_nats_per_token", "forgetting"]].mean()
-    alt = ("Two line plots against thousand tokens of code: held-out loss and forgetting, for full fine-tuning plain and "
-           f"with weight decay or attention dropout, and for LoRA. After the longest, {decayed.source}: " + "; ".join(
+    alt = ("Two line plots against thousand tokens of code: held-out loss and forgetting, for full fine-tuning plain "
+           f"and with weight decay or attention dropout, and for LoRA. After the longest, {decayed.source}: "
+           + "; ".join(
                f"{name}: loss {row.loss_nats_per_token:.3f}, forgetting {row.forgetting:.2f}"
                for name, row in ends.iterrows()) + " nats per token.")
-    spared = over_seeds_table(matched_learning(runs_that_learnt(best)), "difference", ["method"],
-                              "spared at matched learning, nats")
-    return Drawn(drawn, alt, "Regularisers beside LoRA, in continued pretraining on code, and what each forgot less than "
-                 "plain full fine-tuning that learnt as much.", own,
+    spared = over_seeds_table(matched_learning(runs_that_learnt(best)), "difference", by=["method"],
+                              name="spared at matched learning, nats")
+    return Drawn(drawn, alt, "Regularisers beside LoRA, in continued pretraining on code, and what each forgot less "
+                 "than plain full fine-tuning that learnt as much.", own,
                  spared.sort_values("spared at matched learning, nats", ascending=False).head(8))
 
 
@@ -196,8 +198,8 @@ def forgetting_against_kl(curves: Measured) -> Drawn:
     drawn, axes = panels(2 * len(names), height=3.5)
     for axis, (name, column) in zip(axes, ((name, column) for name in names for column in RAZOR), strict=True):
         for method, style in styles.items():
-            _cloud(axis, of(of(own, "dataset", name), "method", method), of(of(reference, "dataset", name), "method",
-                                                                           method), column, method, style)
+            here, seeds = (of(of(table, "dataset", name), "method", method) for table in (own, reference))
+            _cloud(axis, here, seeds, x=column, label=method, style=style)
         axis.set(xlabel=RAZOR[column], title=name)
     label_left(axes, "forgetting, nats per token")
     outer_legend(drawn, axes)
@@ -205,8 +207,8 @@ def forgetting_against_kl(curves: Measured) -> Drawn:
     ranked = pd.DataFrame([{"dataset": name, "forgetting against": column}
                            | rank_correlation(part[column], part["forgetting"])
                            for name, part in best.groupby("dataset", sort=False) for column in measures])
-    alt = ("Plots of forgetting against the KL from the base on the new task and against learning, for each domain, one "
-           f"symbol per method, its durations joined. Rank correlations, {curves.source}: " + "; ".join(
+    alt = ("Plots of forgetting against the KL from the base on the new task and against learning, for each domain, "
+           f"one symbol per method, its durations joined. Rank correlations, {curves.source}: " + "; ".join(
                f"{row.dataset}, {measures[place % 3]} {row.rho:.3f}" for place, row in enumerate(ranked.itertuples()))
            + ".")
     return Drawn(drawn, alt, "Forgetting against the distance from the base and against learning: one curve for all "
@@ -214,12 +216,13 @@ def forgetting_against_kl(curves: Measured) -> Drawn:
                  ranked[["dataset", "forgetting against", "rho", "low", "high", "n"]].head(8))
 
 
-def _cloud(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, column: str, method: str, style: dict) -> None:
+def _cloud(axis: Axes, part: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, label: str,
+           style: dict) -> None:
     look = {"color": style["color"], "marker": style["marker"], "linestyle": "none"}
     if reference is not None:
-        axis.plot(reference[column], reference["forgetting"], alpha=0.3, markersize=4, label="_reference", **look)
-    line = part.groupby("duration")[[column, "forgetting"]].mean()
-    axis.plot(line[column], line["forgetting"], markersize=6, label=method, linewidth=0.9, **{
+        axis.plot(reference[x], reference["forgetting"], alpha=0.3, markersize=4, label="_reference", **look)
+    line = part.groupby("duration")[[x, "forgetting"]].mean()
+    axis.plot(line[x], line["forgetting"], markersize=6, label=label, linewidth=0.9, **{
         **look, "linestyle": style["linestyle"]})
 
 
@@ -244,5 +247,5 @@ def random_updates(controls: Measured) -> Drawn:
            f"{controls.source}: " + "; ".join(f"{method}, {control} {value:.2f}"
                                               for (method, control), value in means.items()) + " nats per token.")
     shown = means.unstack(sort=False).rename_axis(columns=None).reset_index()
-    return Drawn(drawn, alt, "Forgetting after the trained update of code, and after random updates of its norm in every "
-                 "matrix.", own, shown.head(8))
+    return Drawn(drawn, alt, "Forgetting after the trained update of code, and after random updates of its norm in "
+                 "every matrix.", own, shown.head(8))

@@ -48,10 +48,11 @@ def the_base(profile: Profile, curve: pd.DataFrame, *, ngrams: Mapping[int, floa
     outer_legend(drawn, [axis])
     named = {f"{order}-gram": loss for order, loss in ngrams.items()}
     alt = ("Line plot of the small decoder's held-out loss against optimiser steps, from "
-           f"{losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} nats per token; horizontal lines: {listed(named, '{:.2f}')}.")
+           f"{losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} nats per token; horizontal lines: "
+           f"{listed(named, '{:.2f}')}.")
     shown = pd.DataFrame({"model": [*named, "decoder, at the end"], LOSS: [*named.values(), losses.iloc[-1]]})
-    return Drawn(drawn, alt, "The base of continued pretraining, on news that it was not trained on, beside n-gram models "
-                 "of the same tokens.", curve, shown)
+    return Drawn(drawn, alt, "The base of continued pretraining, on news that it was not trained on, beside n-gram "
+                 "models of the same tokens.", curve, shown)
 
 
 @figure("09_learning_rates", measurements=("sensitivity", "learning_curves"), place="Learns less v2, appendix A")
@@ -71,7 +72,8 @@ def learning_rates(sweep: Measured, curves: Measured) -> Drawn:
     chosen = curves.own.drop_duplicates("method").set_index("method")["learning_rate"]
     shown = pd.DataFrame({
         "method": least["method"], "best rate": least["learning_rate"].map("{:g}".format), "loss there": least["mean"],
-        "seeds": least["size"], "chosen rate": [f"{chosen[name]:g}" if name in chosen else "" for name in least["method"]]})
+        "seeds": least["size"],
+        "chosen rate": [f"{chosen[name]:g}" if name in chosen else "" for name in least["method"]]})
     alt = ("Line plot of held-out loss on code after a short run against the learning rate, one line per method. Best "
            f"rates, {sweep.source}: " + "; ".join(f"{row.method} {row.learning_rate:g} with {row.mean:.3f}"
                                                   for row in least.itertuples(name="Row")) + " nats per token.")
@@ -85,7 +87,7 @@ def learning_against_tokens(curves: Measured) -> Drawn:
     own, reference, best = tables(curves)
     published = curves.published.query("quantity == 'learning' and regime == 'continued pretraining'")
     base = own.groupby("dataset")["base_loss_nats_per_token"].mean()
-    drawn = published_above(published, published_base(), own, reference, y="loss_nats_per_token",
+    drawn = published_above(own, reference, published=published, base=published_base(), y="loss_nats_per_token",
                             xlabel="thousand tokens", ylabel=f"{LOSS}\n(reversed)",
                             titles={name: f"ours: {name}, base {value:.2f}" for name, value in base.items()})
     means = at_longest(best).groupby(["dataset", "method"], sort=False)["loss_nats_per_token"].mean()
@@ -110,8 +112,8 @@ def gap_to_full(curves: Measured) -> Drawn:
     growth = gap_growth(best)
     ends = growth.groupby(["dataset", "method"], sort=False)[["shortest", "longest"]].mean()
     change = summarise(growth, "growth", ["dataset", "method"])
-    alt = ("Line plots of held-out loss minus full fine-tuning's against thousand tokens, one panel per domain. From the "
-           f"shortest to the longest duration, {curves.source}: " + "; ".join(
+    alt = ("Line plots of held-out loss minus full fine-tuning's against thousand tokens, one panel per domain. From "
+           f"the shortest to the longest duration, {curves.source}: " + "; ".join(
                f"{dataset}, {method} {row['shortest']:.3f} to {row['longest']:.3f}"
                for (dataset, method), row in ends.iterrows()) + " nats per token.")
     shown = ends.reset_index().assign(growth=change["growth"], low=change["low"], high=change["high"])
@@ -139,9 +141,10 @@ def exact_answers(curves: Measured, shuffled: Measured) -> Drawn:
     outer_legend(drawn, [axis])
     ends = at_longest(best).groupby("method", sort=False)["exact_match"].mean()
     base = own["base_exact_match"].mean()
-    alt = ("Line plot of the share of held-out questions answered exactly against thousand tokens, one line per method, "
-           "with the control trained on shuffled answers where there is one. Answering with each kind's most frequent "
-           f"answer: {guessed:.3f}; base {base:.3f}; after the longest, {curves.source}: {listed(ends, '{:.3f}')}.")
+    alt = ("Line plot of the share of held-out questions answered exactly against thousand tokens, one line per "
+           "method, with the control trained on shuffled answers where there is one. Answering with each kind's most "
+           f"frequent answer: {guessed:.3f}; base {base:.3f}; after the longest, {curves.source}: "
+           f"{listed(ends, '{:.3f}')}.")
     shown = pd.concat([ends, pd.Series({"each kind's most frequent answer": guessed})])
     shown = pd.DataFrame({"method": shown.index, "exact match": shown.to_numpy(),
                           "standard error of one model": ((shown * (1 - shown) / questions) ** 0.5).to_numpy()})
@@ -155,8 +158,8 @@ def instruction_tuning(tuned: Measured) -> Drawn:
     own, reference, best = tables(tuned.where("experiment == 'instruction'"), unit=ROWS)
     published = tuned.published.query("quantity == 'learning' and regime == 'instruction tuning'")
     base = own["base_loss_nats_per_token"].mean()
-    drawn = published_above(published, published_base(), own, reference, y="loss_nats_per_token", xlabel="rows seen",
-                            ylabel=f"{LOSS}\n(reversed)", joined=False,
+    drawn = published_above(own, reference, published=published, base=published_base(), y="loss_nats_per_token",
+                            xlabel="rows seen", ylabel=f"{LOSS}\n(reversed)", joined=False,
                             titles={name: f"ours: {name}, base {base:.3f}" for name in own["dataset"].unique()})
     last = at_longest(best).groupby("method", sort=False)["loss_nats_per_token"].mean()
     alt = ("Above, published HumanEval and GSM8K accuracy against epochs; below, our held-out loss on answers against "
@@ -166,5 +169,5 @@ def instruction_tuning(tuned: Measured) -> Drawn:
     tried = summarise(at_longest(tried), "loss_nats_per_token", ["method", "learning_rate"])
     shown = pd.DataFrame({"method": tried["method"], "rate": tried["learning_rate"].map("{:g}".format),
                           "loss at the end": tried["loss_nats_per_token"], "seeds": tried["seeds"]})
-    return Drawn(drawn, alt, "Instruction tuning, published above and ours below: up is learning more; below, every rate "
-                 "that was tried.", own.rename(columns={"train_tokens": "train_rows"}), shown.head(8))
+    return Drawn(drawn, alt, "Instruction tuning, published above and ours below: up is learning more; below, every "
+                 "rate that was tried.", own.rename(columns={"train_tokens": "train_rows"}), shown.head(8))

@@ -111,7 +111,7 @@ def run_measures(run: Run, step: int, settings: DecoderEvaluation, *, choice: bo
     def compute(run: Run) -> pd.DataFrame:
         model, base = run.causal_lm(step).to(device_name()), base_causal_lm(run.base)
         batches = task_batches(run.spec, run.base)
-        found = measures(model, run.base, run.spec, settings, choice=choice)
+        found = measures(model, run.base, run.spec, settings=settings, choice=choice)
         found["kl_nats_per_token"] = kl_from_base(base, model, batches[:settings.kl_batches])["kl_nats_per_token"]
         if run.spec.task.endswith("-shuffled"):  # the run's own held-out rows have wrong answers as well
             found["loss_nats_per_token"] = causal_loss(model, batches)["loss_nats_per_token"]
@@ -134,7 +134,7 @@ def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -
     """The same of the untouched base, kept in the cache; its own loss on the task included."""
     def compute() -> pd.DataFrame:
         model = base_causal_lm(base)
-        return pd.DataFrame([measures(model, base, spec, settings, choice=True)
+        return pd.DataFrame([measures(model, base, spec, settings=settings, choice=True)
                              | {"loss_nats_per_token": causal_loss(model, task_batches(spec, base))[
                                  "loss_nats_per_token"]}])
 
@@ -142,7 +142,7 @@ def base_measures(base: BaseModel, spec: RunSpec, settings: DecoderEvaluation) -
     return cached_table(base_folder(base) / f"learning-{spec.task}.parquet", tag, compute).iloc[0].to_dict()
 
 
-def measures(model: nn.Module, base: BaseModel, spec: RunSpec, settings: DecoderEvaluation, *, choice: bool) -> dict:
+def measures(model: nn.Module, base: BaseModel, spec: RunSpec, *, settings: DecoderEvaluation, choice: bool) -> dict:
     """General loss, multiple choice and, for mathematics, exact match of one model; NaN where not measured."""
     continued, tokenizer = task(spec.task).kind == "text", tokenizer_of(base.folder)
     blocks = settings.blocks if continued else settings.instruction_blocks
@@ -215,7 +215,8 @@ def _after_random(run: Run, settings: DecoderEvaluation, control: str) -> pd.Dat
         tuned = random_updates(base, tuned, rank=rank, seed=run.spec.seed)
     model = run.causal_lm(matrices=tuned).to(device_name())
     batches = task_batches(run.spec, run.base)[:settings.kl_batches]
-    return pd.DataFrame([{"general_loss": measures(model, run.base, run.spec, settings, choice=False)["general_loss"],
+    found = measures(model, run.base, run.spec, settings=settings, choice=False)
+    return pd.DataFrame([{"general_loss": found["general_loss"],
                           "loss_nats_per_token": causal_loss(model, batches)["loss_nats_per_token"],
                           "kl_nats_per_token": kl_from_base(base_causal_lm(run.base), model, batches)[
                               "kl_nats_per_token"]}])

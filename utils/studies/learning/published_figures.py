@@ -78,8 +78,9 @@ def published_tradeoff(profile: Profile) -> Drawn:
            "set, with the Pareto front. The models that learnt most: " + "; ".join(
                f"{row.dataset}: {row.method}, learning {row.learning:.3f}, remembering {row.remembering:.3f}"
                for row in best.itertuples()) + ".")
-    return Drawn(drawn, alt, "Published: learning against remembering, a point per model; the shown ones learnt most in "
-                 "their data set.", table, best[["dataset", "method", "duration", "unit", "learning", "remembering"]])
+    return Drawn(drawn, alt, "Published: learning against remembering, a point per model; the shown ones learnt most "
+                 "in their data set.", table,
+                 best[["dataset", "method", "duration", "unit", "learning", "remembering"]])
 
 
 @figure("10_published_tulu", place="Learns less v2, Figs S4 to S6")
@@ -91,7 +92,7 @@ def published_chat(profile: Profile) -> Drawn:
         published_panel(axis, part, base, title=f"published: tulu, {metric}")
     outer_legend(drawn, axes)
     ends = _ends(table, "metric")
-    alt = ("Published results of Llama-2-7B tuned on the chat mixture Tulu-v2 against epochs, one panel per metric, one "
-           f"line per method. After the last epoch: {_told(ends)}.")
+    alt = ("Published results of Llama-2-7B tuned on the chat mixture Tulu-v2 against epochs, one panel per metric, "
+           f"one line per method. After the last epoch: {_told(ends)}.")
     return Drawn(drawn, alt, "Published: a chat mixture, where LoRA of every rank does about as well as full "
                  "fine-tuning; the shown values are those after six epochs.", table, ends.reset_index())

@@ -113,7 +113,7 @@ def with_control(curves: pd.DataFrame | None, shuffled: pd.DataFrame | None) -> 
 
 
 def guessing(questions: int) -> float:
-    """Share of the first held-out mathematics questions that each kind's most frequent answer in training is right for."""
+    """Share of the first held-out questions that their kind's most frequent answer in training gets right."""
     common = mathematics_questions("train").groupby("kind")["answer"].agg(lambda answers: answers.mode().iloc[0])
     asked = mathematics_questions("heldout").head(questions)
     return float((asked["answer"] == asked["kind"].map(common)).mean())
