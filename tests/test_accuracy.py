@@ -64,6 +64,16 @@ def test_a_lost_column_is_loud():
         judged(runs({0: 0.75, 8: 0.75}).drop(columns="accuracy"))
 
 
+def test_the_papers_tables_are_the_printed_ones():
+    """Spot values of Tables 1 and 2 of arXiv 2410.21228v3, and their size: 7 methods x 6 tasks each."""
+    paper = paper_accuracies()
+    assert len(paper) == 84 and not paper["accuracy"].isna().any()
+    assert [tuple(sorted(part["r"].unique())) for _, part in paper.groupby("table")] == [(0, 1, 2, 4, 8, 16, 64)] * 2
+    value = paper.set_index(["table", "r", "task"])["accuracy"]
+    assert value[1, 8, "mnli"] == 0.8648 and value[2, 8, "mnli"] == 0.8704 and value[2, 64, "fever"] == 0.6864
+    assert value[1, 0, "mnli"] == value[2, 0, "mnli"] == 0.8745
+
+
 def test_the_claimed_bound_is_the_largest_distance_of_the_papers_table():
     """Table 2: WinoGrande, r = 64, .6212 against .6582."""
     differences = figures.minus_full(paper_accuracies(), ["table", "task"])

@@ -68,6 +68,14 @@ def test_a_panel_that_only_the_reference_has_is_drawn():
     assert figure.axes[1].get_title() == "two" and bands(figure.axes[1]) == [(2, 9), (5, 9)]
 
 
+def test_a_reference_line_has_markers_where_the_reader_has_none():
+    """Else the legend promises a marker that nobody finds; beside one's own line it stays thin and bare."""
+    reference = pd.concat([OWN, OWN.assign(method="LoRA r=64")])
+    axis = drawn(panel_lines(OWN, reference, **AXES), 1).axes[0]
+    marked_lines = [line.get_marker() for line in axis.lines if line.get_label() == "_reference"]
+    assert marked_lines == ["None", "None", RANKS[64][1]]
+
+
 def test_at_most_two_panels_stand_in_a_row_and_spare_ones_are_gone():
     figure, axes = panels(5)
     assert len(axes) == len(figure.axes) == 5

@@ -36,16 +36,12 @@ from utils.reporting.publish import STAMP, publish, published_alt
 from utils.reporting.registry import MEASUREMENTS, RULES
 from utils.reporting.statistics import mean_interval, rank_correlation, summarise
 from utils.reporting.style import method_styles
-from utils.studies.accuracy import figures as accuracy_figures
-from utils.studies.forgetting import figures as forgetting_figures
 from utils.studies.intruders import figures as intruders_figures
 from utils.studies.intruders import rules as intruders_rules
 from utils.studies.released import rules as released_rules
 from utils.studies.similarity import figures as similarity_figures
 from utils.studies.similarity import rules as similarity_rules
 from utils.studies.similarity.measure import WINDOWS
-from utils.studies.what_moves import figures as what_moves_figures
-from utils.studies.what_moves import rules as what_moves_rules
 
 SEEDS = (0, 1, 2)
 FIRST_PAPER = [claim for claim in claims() if claim.rule in RULES]  # the second paper's: tests/test_decoder_rules.py
@@ -82,16 +78,6 @@ def counts(full: int, **lora: int) -> dict:
         int(name[1:]): {"n_intruders": count, "accuracy": 0.8, "epsilon": 0.5} for name, count in lora.items()}
 
 
-def accuracies(*values: float) -> dict:
-    """Final accuracies of full, r = 1, 8 and 64; the runs' earlier ones lie far apart and must not count."""
-    return {r: [{"step": 10, "accuracy": r / 100}, {"step": 20, "accuracy": value}]
-            for r, value in zip((0, 1, 8, 64), values, strict=True)}
-
-
-def losses(full: float, r1: float, r8: float, r64: float, r384: float) -> dict:
-    return {r: {"pseudo_loss": value} for r, value in ((0, full), (1, r1), (8, r8), (64, r64), (384, r384))}
-
-
 def growth(*steps: tuple[int, float]) -> dict:
     """(count, strongest ratio) at steps 10, 20, … of rank 8; full fine-tuning's many intruders must not count."""
     lora = [{"step": 10 * (i + 1), "n_intruders": n, "strongest_ratio": ratio} for i, (n, ratio) in enumerate(steps)]
@@ -104,69 +90,10 @@ def by_k(full: list[int], r8: list[int]) -> dict:
             for r, values in ((0, full), (8, r8), (1, [0, 0, 0]))}
 
 
-def rates(full: float, lora: dict[float, list[tuple]]) -> dict:
-    """Experiment learning_rates, rank 8: per rate and checkpoint (count, accuracy, forgetting).
-
-    Full fine-tuning forgets `full` at its smallest rate and far more at another; its counts must not matter.
-    """
-    return {8: [{"experiment": "learning_rates", "learning_rate": rate, "step": 10 * step, "n_intruders": n,
-                 "accuracy": accuracy, "forgetting": forgetting}
-                for rate, points in lora.items() for step, (n, accuracy, forgetting) in enumerate(points, start=1)],
-            0: [{"experiment": "learning_rates", "learning_rate": rate, "step": step, "n_intruders": n,
-                 "accuracy": 0.9, "forgetting": forgetting}
-                for rate, n, forgetting in ((3e-4, 0, 9.0), (1e-4, 90, full)) for step, forgetting in (
-                    (10, 7.0), (20, forgetting))]}
-
-
-def last(*points: tuple[int, float]) -> dict:
-    """(count, forgetting) at the last step of rates 1e-3, 2e-3 and 3e-3; the first step says the opposite."""
-    return rates(0.5, {rate: [(90 - n, 0.8, 9 - forgetting), (n, 0.8, forgetting)]
-                       for rate, (n, forgetting) in zip((1e-3, 2e-3, 3e-3), points, strict=True)})
-
-
-def together(*values: float) -> dict:
-    """Counts 0, 1, 2, 3 over two rates' two checkpoints each, these values as forgetting, and accuracy in their order.
-
-    The accuracies lie close together: all runs learnt their task.
-    """
-    points = [(n, 0.7 + value / 10, value) for n, value in enumerate(values)]
-    return rates(0.5, {1e-3: points[:2], 2e-3: points[2:]})
-
-
-def ranked(**lora: int) -> dict:
-    """Experiment rule: a count for each rank; the run of rank 16 did not learn its task."""
-    return {int(name[1:]): {"experiment": "rule", "n_intruders": n, "accuracy": 0.8 - 0.01 * place}
-            for place, (name, n) in enumerate(lora.items())} | {
-        16: {"experiment": "rule", "n_intruders": 50, "accuracy": 0.5}}
-
-
-def alphas(rule: float, alpha_8: float) -> dict:
-    """A value of rank 64 under alpha = 2r and alpha = 8; at another epsilon and another rank it lies the other way."""
-    def at(r: int, two_r: float, eight: float, epsilon: float) -> list[dict]:
-        return [{"experiment": name, "lora_alpha": alpha, "learning_rate": rate, "epsilon": epsilon,
-                 "n_intruders": value, "forgetting": value, "effective_rank": value}
-                for name, alpha, rate, value in (("rule", 2 * r, 1e-4, two_r), ("alpha_8", 8, 1e-3, eight))]
-
-    return {64: at(64, rule, alpha_8, 0.7), 8: at(8, alpha_8, rule, 0.7)}
-
-
 def with_epsilons(by_rank: dict) -> dict:
     """The same with rows of epsilon 0.2 beside, whose counts are the negative ones."""
     return {r: [*values, *(row | {"epsilon": 0.2, "n_intruders": -row["n_intruders"]} for row in values)]
             for r, values in by_rank.items()}
-
-
-def one_rate(small_alpha: int, large_alpha: int) -> dict:
-    """Rank 16 with alpha 8 and 32 at 1.5e-3. Beside: a rate of one alpha alone, rsLoRA at that rate, another rank, and
-    one of the runs a second time, since two experiments share it.
-    """
-    def run(alpha: int, rate: float, n: int, **others) -> dict:
-        return {"method": "LoRA r=16", "lora_alpha": alpha, "learning_rate": rate, "n_intruders": n,
-                "experiment": "matched_alpha"} | others
-
-    return {16: [run(32, 1.5e-3, large_alpha), run(8, 1.5e-3, small_alpha), run(32, 1e-3, 70),
-                 run(8, 1e-3, 10, method="rsLoRA r=16"), run(32, 1.5e-3, large_alpha)],
-            8: [run(8, 1.5e-3, 0, method="LoRA r=8"), run(32, 1.5e-3, 99, method="LoRA r=8")]}
 
 
 def by_data(*counts: int) -> dict:
@@ -184,12 +111,6 @@ def variants(lora: int, b_only: int) -> dict:
     return {r: [{"experiment": "variants", "method": method, "learning_rate": rate, "accuracy": accuracy,
                  "n_intruders": n, "epsilon": 0.5} for method, rate, accuracy, n in those]
             for r, those in ((8, runs), (0, (("full", 2e-4, 0.9, 0),)))}
-
-
-def effective(experiment: str, **ranks: tuple) -> dict:
-    """Effective ranks of two matrices by nominal rank."""
-    return {int(name[1:]): [{"experiment": experiment, "matrix": place, "effective_rank": value}
-                            for place, value in enumerate(values)] for name, values in ranks.items()}
 
 
 def summary(column: str, lora: float, full: float) -> dict:
@@ -211,8 +132,6 @@ def planted(index: int, cosine: float) -> dict:
 # rule -> (its parameters, a seed where it holds with its effect, a seed where it fails with its effect); a rule whose
 # claims give it different parameters has a case for each, named after the stroke
 CASES = {
-    "accuracy_within": ({"tolerance": 0.0625}, accuracies(0.75, 0.78125, 0.71875, 0.75), 0.03125,
-                        accuracies(0.75, 0.875, 0.75, 0.75), -0.0625),
     "no_intruders_in_full": ({"epsilon": 0.5}, counts(0, r8=9), 0.5, counts(2, r8=9), -1.5),
     "more_intruders_at_equal_accuracy": ({"epsilon": 0.5, "tolerance": 0.03}, counts(1, r1=0, r8=5), 4,
                                          counts(3, r1=0, r8=3), 0),
@@ -220,29 +139,6 @@ CASES = {
                             counts(0, r1=9, r8=2, r384=4), -2),
     "grows_through_training": ({}, growth((1, 0.2), (2, 0.4), (4, 0.9)), 3, growth((4, 0.2), (9, 0.3), (4, 0.4)), 0),
     "above_full_at_every_k": ({"low_rank": 8}, by_k([0, 1, 4], [2, 1, 9]), 0.5, by_k([0, 3, 4], [2, 1, 9]), -1.5),
-    "full_forgets_more": ({"max_rank": 64}, losses(5.0, 4.5, 4.75, 4.25, 9.0), 0.25, losses(5.0, 4.5, 4.75, 5.5, 1.0),
-                          -0.5),
-    "u_shape": ({"low_rank": 8}, losses(5.0, 4.75, 4.5, 4.5, 5.5), 0.25, losses(5.0, 4.25, 4.5, 4.5, 5.5), -0.25),
-    # places 3 1 2 against 1 2 3: squares 4 + 1 + 1, rho = 1 - 6 * 6 / 24
-    "higher_rates_more": ({"column": "n_intruders"}, last((1, 0.3), (5, 0.2), (9, 0.1)), 1,
-                          last((9, 0.1), (2, 0.2), (5, 0.3)), -0.5),
-    # places 4 2 3 1 against 1 2 3 4: squares 9 + 9, rho = 1 - 6 * 18 / 60
-    "goes_together": ({"column": "n_intruders", "other": "forgetting", "least": 0.5}, together(0.1, 0.2, 0.3, 0.4), 0.5,
-                      together(0.4, 0.2, 0.3, 0.1), -1.3),
-    # places 1 2 4 3: squares 1 + 1, rho = 1 - 6 * 2 / 60
-    "goes_together/sign": ({"column": "n_intruders", "other": "accuracy", "sign": -1}, together(0.4, 0.3, 0.2, 0.1), 1,
-                           together(0.1, 0.2, 0.4, 0.3), -0.8),
-    "largest_rate_passes_full": ({}, last((1, 5.0), (5, 4.0), (9, 0.75)), 0.25, last((1, 5.0), (5, 4.0), (9, 0.25)),
-                                 -0.25),
-    # places 1 3 4 2: squares 1 + 1 + 4, rho = 1 - 6 * 6 / 60
-    "falls_with_rank": ({"tolerance": 0.05, "in_experiment": "rule"}, ranked(r1=9, r4=7, r8=5, r64=1), 1,
-                        ranked(r1=1, r4=5, r8=7, r64=4), -0.4),
-    "alpha_adds": ({"epsilon": 0.7, "rank": 64, "column": "n_intruders"}, with_epsilons(alphas(2, 9)), 7,
-                   with_epsilons(alphas(5, 3)), -2),
-    "alpha_adds/allowance": ({"epsilon": 0.7, "rank": 64, "column": "n_intruders", "allowance": 0.25},
-                             with_epsilons(alphas(5, 5)), 0.25, with_epsilons(alphas(5, 4)), -0.75),
-    "alpha_adds/any epsilon": ({"rank": 64, "column": "forgetting"}, alphas(0.25, 0.5), 0.25, alphas(0.5, 0.5), 0),
-    "alpha_alone": ({"rank": 16, "column": "n_intruders"}, one_rate(9, 4), 5, one_rate(3, 4), -1),
     "grows_with_data": ({"epsilon": 0.5, "rank": 8}, with_epsilons(by_data(1, 3, 5, 9)), 1,
                         with_epsilons(by_data(9, 3, 5, 1)), -0.8),
     "grows_with_data/flat": ({"epsilon": 0.5, "rank": 8, "flat": 3}, by_data(4, 7, 5, 4), 0.5, by_data(4, 9, 5, 4),
@@ -250,13 +146,6 @@ CASES = {
     "variant_below": ({"epsilon": 0.5, "beside": "LoRA r=8", "method": "B only r=8"}, with_epsilons(variants(9, 4)), 5,
                       with_epsilons(variants(3, 4)), -1),
     "every_variant_has": ({"epsilon": 0.5}, with_epsilons(variants(9, 1)), 0.5, with_epsilons(variants(9, 0)), -0.5),
-    "larger_effective_rank": ({"in_experiment": "rule", "higher": 64, "lower": 8},
-                              effective("rule", r64=(30, 50), r8=(6, 10)), 32,
-                              effective("rule", r64=(6, 10), r8=(10, 10)), -2),
-    "larger_effective_rank/times": ({"in_experiment": "ranks", "higher": 0, "lower": 64, "times": 2.0},
-                                    effective("ranks", r0=(90, 110), r64=(40, 40)), 20,
-                                    effective("ranks", r0=(60, 80), r64=(40, 40)), -10),
-    "alpha_collapses_rank": ({"rank": 64}, alphas(40, 10), 30, alphas(10, 12), -2),
     "lora_minus_full": ({"column": "shift"}, summary("shift", 3, 0.5), 2.5, summary("shift", 0, 0.5), -0.5),
     "lora_minus_full/sign": ({"column": "mean_cosine", "sign": -1}, summary("mean_cosine", 0.625, 0.875), 0.25,
                              summary("mean_cosine", 0.875, 0.75), -0.125),
@@ -268,34 +157,19 @@ CASES = {
 OWN_TESTS = {"seeds_overlap": {"epsilon"}, "released_lora_above_full": {"epsilon"}}  # no effect of a seed alone
 
 # Rules that read all of their table: a measurement of one experiment, or one that means several.
-EVERY_EXPERIMENT = {"alpha_alone", "grows_with_data", "grows_with_data/flat"}
+EVERY_EXPERIMENT = {"grows_with_data", "grows_with_data/flat"}
 
 # What a seed may lack (a diverged run is left out of every table), such that it cannot be judged.
 LACKING = {
-    "accuracy_within": ["r == 0", "r == 8", "r > 0"],
     "no_intruders_in_full": ["r == 0"],
     "more_intruders_at_equal_accuracy": ["r == 0", "r > 0"],
     "fewer_at_full_width": ["r == 8", "r == 384"],
     "grows_through_training": ["r == 8"],
     "above_full_at_every_k": ["r == 8", "r == 0"],
-    "full_forgets_more": ["r == 0", "r == 64", "r > 0"],
-    "u_shape": ["r == 1", "r == 8", "r == 384"],
-    "higher_rates_more": ["r == 8", "learning_rate > 1e-3"],
-    "goes_together": ["r == 8", "learning_rate == 2e-3"],
-    "goes_together/sign": ["r == 8", "learning_rate == 2e-3"],
-    "largest_rate_passes_full": ["learning_rate == 3e-3", "learning_rate == 1e-4"],
-    "falls_with_rank": ["r in (1, 4)", "r > 0"],
-    "alpha_adds": ["experiment == 'rule'", "experiment == 'alpha_8'", "r == 64"],
-    "alpha_adds/allowance": ["experiment == 'rule'", "experiment == 'alpha_8'", "r == 64"],
-    "alpha_adds/any epsilon": ["experiment == 'rule'", "experiment == 'alpha_8'", "r == 64"],
-    "alpha_alone": ["learning_rate == 1.5e-3 and lora_alpha == 8", "lora_alpha == 32", "r == 16"],
     "grows_with_data": ["train_rows > 1200", "r == 8"],
     "grows_with_data/flat": ["train_rows > 1200", "r == 8"],
     "variant_below": ["method == 'LoRA r=8'", "method == 'B only r=8'"],
     "every_variant_has": ["method == 'LoRA r=8'", "r > 0"],
-    "larger_effective_rank": ["r == 64", "r == 8"],
-    "larger_effective_rank/times": ["r == 0", "r == 64"],
-    "alpha_collapses_rank": ["experiment == 'rule'", "experiment == 'alpha_8'", "r == 64"],
     "lora_minus_full": ["r == 0", "r == 8"],
     "lora_minus_full/sign": ["r == 0", "r == 8"],
     "lora_minus_full/least": ["r == 0", "r == 8"],
@@ -382,43 +256,6 @@ def test_a_seed_without_a_run_that_the_rule_needs_is_not_judged(name, lacking):
     assert the_rule(name)(table, rule).dropna().to_dict() == pytest.approx({0: positive})
 
 
-@pytest.mark.parametrize("name", ["alpha_adds", "alpha_adds/any epsilon", "alpha_alone", "alpha_collapses_rank",
-                                  "falls_with_rank", "larger_effective_rank"])
-def test_runs_that_experiments_share_count_once(name):
-    """A run that two experiments name stands in the table twice, under both names and with one key."""
-    rule, holds, positive, _, _ = CASES[name]
-    table = frame([holds])
-    shared = pd.concat([table, table.assign(experiment="learning_rates"), table.assign(experiment="fixed_rate")])
-    assert the_rule(name)(shared, rule).to_dict() == pytest.approx({0: positive})
-
-
-@pytest.mark.parametrize("name, column, value", [
-    ("higher_rates_more", "n_intruders", 7), ("falls_with_rank", "n_intruders", 0),
-    ("grows_with_data", "n_intruders", 2), ("forgetting", 0.5)])
-def test_equal_values_at_every_setting_are_no_trend(name, column, value):
-    """A correlation with a constant is undefined, yet the sentence is refuted: an effect of 0, not a seed left out."""
-    rule, holds, *_ = CASES[name]
-    assert the_rule(name)(frame([holds]).assign(**{column: value}), rule).tolist() == [0]
-
-
-@pytest.mark.parametrize("name", ["higher_rates_more", "largest_rate_passes_full"])
-def test_a_run_that_failed_is_no_evidence_on_the_rate(name):
-    """A largest rate at which training ended at chance: its many intruders neither help nor hurt."""
-    rule, holds, positive, *_ = CASES[name]
-    table = frame([holds])
-    table.loc[(table["learning_rate"] == 3e-3) & (table["r"] > 0), "accuracy"] = 0.5
-    effect = RULES[name](table, rule)[0]
-    assert effect == pytest.approx(positive) if name == "higher_rates_more" else math.isnan(effect)
-
-
-@pytest.mark.parametrize("name, column", [("goes_together", "n_intruders"), ("goes_together", "forgetting"),
-                                          ("goes_together/sign", "accuracy")])
-def test_a_constant_goes_together_with_nothing(name, column):
-    """Without any intruder two columns can neither go together nor not: the seed is not judged, whatever the sign."""
-    rule, holds, *_ = CASES[name]
-    assert the_rule(name)(frame([holds]).assign(**{column: 0}), rule).isna().tolist() == [True]
-
-
 def test_seeds_agree_where_methods_differ_more():
     """LoRA's mean count is 10, full's 0; seed 0's counts lie 2 away, and 0.7 is the epsilon that counts."""
     def table(full: tuple, lora: tuple, epsilon: float = 0.7) -> pd.DataFrame:
@@ -472,22 +309,6 @@ def test_intruders_count_only_at_equal_accuracy():
 def test_growth_asks_for_more_and_not_weaker(steps, effect):
     """More intruders do not hold where the strongest one became weaker; none at first has no strength to compare."""
     assert intruders_rules.grows_through_training(frame([growth(*steps)]), {}).tolist() == [effect]
-
-
-def test_runs_that_did_not_learn_say_nothing_about_the_rank():
-    """Within the tolerance of the best a run counts; the count of a failed run would turn the trend around."""
-    table = frame([ranked(r1=9, r4=7, r8=5)])
-    rule = {"tolerance": 0.05, "in_experiment": "rule"}
-    assert what_moves_rules.falls_with_rank(table, rule).tolist() == [1]
-    assert what_moves_rules.falls_with_rank(table, rule | {"tolerance": 0.5}).tolist() == pytest.approx([-0.2])  # 4 3 1 2
-
-
-def test_alpha_alone_is_the_mean_over_the_rates_that_two_alphas_share():
-    """Two rates with a pair each: (9 - 4) and (2 - 3)."""
-    holds = one_rate(9, 4)
-    holds[16] += [{"method": "LoRA r=16", "lora_alpha": alpha, "learning_rate": 3e-3, "n_intruders": n}
-                  for alpha, n in ((8, 2), (32, 3))]
-    assert what_moves_rules.alpha_alone(frame([holds]), {"rank": 16, "column": "n_intruders"}).tolist() == [2]
 
 
 def test_a_change_of_exactly_the_allowed_size_is_flat():
@@ -898,24 +719,11 @@ def grid(seeds=(0,), tasks=("movies", "topics"), **axes: tuple) -> pd.DataFrame:
 
 # name -> (columns that span the frame, the call with own data and reference, number of panels)
 WITH_REFERENCE = {
-    "accuracy_curves": ({"step": (10, 20, 30)}, lambda own, ref: accuracy_figures.accuracy_curves(own, ref), 2),
     "counts_against_epsilon": ({"epsilon": (0.1, 0.5, 0.9)},
                                lambda own, ref: intruders_figures.counts_against_epsilon(own, ref, level=0.14), 2),
     "growth": ({"step": (10, 20)}, lambda own, ref: intruders_figures.growth(own, ref), 4),
     "counts_against_k": ({"k": (0.1, 0.5, 1.0)}, lambda own, ref: intruders_figures.counts_against_k(own, ref), 2),
-    "forgetting_against_rank": ({}, lambda own, ref: forgetting_figures.forgetting_against_rank(own, ref), 2),
-    "scatter_by_method": ({}, lambda own, ref: forgetting_figures.scatter_by_method(
-        own, {"n_intruders": "intruders", "relative_norm": "norm"}, y="forgetting", label="nats", reference=ref), 2),
-    "accuracy_beside_paper": ({}, lambda own, ref: accuracy_figures.accuracy_beside_paper(own, paper_differences(), ref), 2),
 }
-
-
-def paper_differences() -> pd.DataFrame:
-    paper = paper_accuracies()
-    full = paper[paper["method"] == "full"].set_index(["table", "task"])["accuracy"]
-    lora = paper[paper["method"] != "full"]
-    of_full = full.loc[list(zip(lora["table"], lora["task"], strict=True))].values
-    return lora.assign(difference=lora["accuracy"] - of_full)
 
 
 def artists(figure: Figure) -> int:
@@ -952,35 +760,6 @@ def test_a_reference_of_other_methods_does_not_disturb(name):
     reference = grid(SEEDS, **axes)
     reference = reference.assign(method="LoRA r=512", r=reference["r"].where(reference["r"] == 0, 512))
     assert len(drawn(draw(grid(**axes), reference)).axes) == panels
-
-
-def test_lines_are_the_mean_and_bands_the_extremes():
-    """The reader's line is the mean over own seeds; the band spans the reference's smallest to largest seed."""
-    own = pd.DataFrame({"task": "t", "method": "full", "step": [1, 2, 1, 2], "accuracy": [0.5, 0.75, 0.75, 1.0]})
-    reference = pd.DataFrame({"task": "t", "method": "full", "step": [1, 2] * 3,
-                              "accuracy": [0.1, 0.2, 0.3, 0.4, 0.2, 0.3]})
-    axis = accuracy_figures.accuracy_curves(own, reference).axes[0]
-    assert [line.get_ydata().tolist() for line in lines_named(axis, "full")] == [[0.625, 0.875]]
-    corners = axis.collections[0].get_paths()[0].vertices
-    spans = {step: sorted(set(corners[corners[:, 0] == step][:, 1])) for step in (1, 2)}
-    assert spans == {1: pytest.approx([0.1, 0.3]), 2: pytest.approx([0.2, 0.4])}
-
-
-def test_forgetting_shows_full_and_base_as_levels():
-    """Full fine-tuning and the base are horizontal lines at their own values, LoRA a curve over its ranks."""
-    own = frame([{0: {"pseudo_loss": 5.0}, 1: {"pseudo_loss": 4.75}, 8: {"pseudo_loss": 4.5}}]).assign(
-        task="t", base_pseudo_loss=4.25, method="x")
-    axis = forgetting_figures.forgetting_against_rank(own).axes[0]
-    levels = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
-    assert levels == {"LoRA, yours": [4.75, 4.5], "full, yours": [5.0, 5.0], "base": [4.25, 4.25]}
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "8"]
-
-
-def test_learning_rate_curves():
-    figure = drawn(accuracy_figures.learning_rate_curves(grid(tasks=("movies",), learning_rate=(1e-4, 1e-3)),
-                                              {"accuracy": "test accuracy", "n_intruders": "intruders"}))
-    assert [axis.get_ylabel() for axis in figure.axes] == ["test accuracy", "intruders"]
-    assert figure.axes[0].get_xscale() == "log" and len(figure.axes[0].lines) == len(METHODS)
 
 
 def test_similarity_maps_and_outlined_rows():
@@ -1035,19 +814,6 @@ def test_places_print_each_count(highest):
     figure = drawn(intruders_figures.places(table, ["full", "LoRA r=8"]))
     assert [text.get_text() for text in figure.axes[1].texts] == ["0", "0", str(highest), str(highest)]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["query", "key"]
-
-
-def test_base_curve():
-    figure = drawn(accuracy_figures.base_curve(pd.DataFrame({"step": [0, 100], "heldout_loss_nats_per_token": [10.5, 5.5]})))
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [10.5, 5.5]
-
-
-def test_scaling_curves():
-    table = pd.DataFrame({"scaling": ["alpha / r"] * 2 + ["alpha / sqrt(r)"] * 2, "r": [1, 8] * 2,
-                          "update_norm": [1.0, 0.125, 1.0, 0.5]})
-    axis = drawn(accuracy_figures.scaling_curves(table)).axes[0]
-    assert lines_named(axis, "alpha / sqrt(r)")[0].get_ydata().tolist() == [1.0, 0.5]
-    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
 
 
 # --- figures of the studies -----------------------------------------------------------------------------------------
@@ -1145,20 +911,6 @@ def test_values_in_long_form_make_panels():
     assert [list(lines_of(axis).values()) for axis in full_of_lines(figure, 2).axes] == [[[0.5, 0.75]], [[3, 4]]]
 
 
-def test_rank_by_rate_maps_write_the_mean_of_each_cell():
-    """Ranks down, rates across in order; what was not trained is empty; dark cells have white numbers."""
-    table = pd.DataFrame([{"r": r, "learning_rate": rate, "seed": seed, "count": value + seed, "same": 5}
-                          for r, rate, value in ((8, 1e-3, 10), (8, 1e-4, 0), (64, 1e-3, 30)) for seed in (0, 2)])
-    figure = full_of_lines(what_moves_figures.rank_rate_maps(table, {"count": "intruders", "same": "constant"}), 2)
-    left, right = (axis for axis in figure.axes if axis.get_label() != "<colorbar>")
-    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in left.texts}
-    assert cells == {(0, 0): ("1", "white"), (1, 0): ("11", "white"), (1, 1): ("31", "black")}
-    assert [[tick.get_text() for tick in ticks] for ticks in (left.get_xticklabels(), left.get_yticklabels())] == [
-        ["0.0001", "0.001"], ["8", "64"]]
-    assert {text.get_color() for text in right.texts} == {"white"}  # cividis draws a constant in its darkest blue
-    assert (left.get_title(), right.get_title(), left.get_ylabel()) == ("intruders", "constant", "LoRA rank")
-
-
 def test_styles_tell_methods_apart_without_colour():
     """Full fine-tuning is black and solid wherever it stands; up to eight methods differ in marker and in dash."""
     names = ["LoRA r=1", "full", *(f"LoRA r={2 ** i}" for i in range(1, 7))]
@@ -1166,17 +918,6 @@ def test_styles_tell_methods_apart_without_colour():
     assert list(styles) == names and to_hex(styles["full"]["color"]) == "#000000" and styles["full"]["linestyle"] == "-"
     assert len({style["marker"] for style in styles.values()}) == len(names)
     assert len({str(style["linestyle"]) for style in styles.values()}) == len(names)
-
-
-def test_the_papers_tables_are_the_printed_ones():
-    """Spot values of Tables 1 and 2 of arXiv 2410.21228v3, and their size: 7 methods x 6 tasks each."""
-    paper = paper_accuracies()
-    assert len(paper) == 84 and not paper["accuracy"].isna().any()
-    value = paper.assign(task=paper["task"].str.lower()).set_index(["table", "r", "task"])["accuracy"]
-    ranks = [tuple(sorted(part["r"].unique())) for _, part in paper.groupby("table")]
-    assert ranks == [(0, 1, 2, 4, 8, 16, 64)] * 2
-    assert value[1, 8, "mnli"] == 0.8648 and value[2, 8, "mnli"] == 0.8704 and value[2, 64, "fever"] == 0.6864
-    assert value[1, 0, "mnli"] == value[2, 0, "mnli"] == 0.8745
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------

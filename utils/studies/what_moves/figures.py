@@ -90,7 +90,7 @@ def rank_by_rate(moves: Measured) -> Drawn:
     grid = pooled_runs(moves)
     grid = grid[(grid["lora_alpha"] == 2 * grid["r"]) & grid["method"].str.startswith("LoRA ")]
     learnt = runs_that_learnt(grid)
-    drawn, axes = panels(len(names), width=6.0, height=3.6)
+    drawn, axes = panels(len(names), width=5.6, height=3.6)
     for axis, (column, label) in zip(axes, names.items(), strict=True):
         image = _rank_rate_map(axis, grid, column=column)
         axis.set(title=label, xlabel="learning rate", ylabel="LoRA rank")
