@@ -139,9 +139,8 @@ def alpha_against_epsilon(counts: Measured) -> Drawn:
     at = runs_that_learnt(counts.best[counts.best["epsilon"] == level])
     alt = (f"Line plots of intruder dimensions against epsilon, one panel for alpha = 2r by the paper's rule and one "
            f"for alpha = 8. At epsilon {level}, {counts.source}: {_counts_by_setting(at)}.")
-    return Drawn(drawn, alt, "Intruder dimensions against epsilon with alpha = 2r and with alpha = 8, both at equal alpha "
-                 "times rate.",
-                 counts.own, _few_epsilons(counts.best))
+    return Drawn(drawn, alt, "Intruder dimensions against epsilon with alpha = 2r and with alpha = 8, both at equal "
+                 "alpha times rate.", counts.own, _few_epsilons(counts.best))
 
 
 @figure("05_alpha_against_k", measurements=("alpha_counts_by_k", "alpha_counts"), place="Illusion v3, Fig 19, bottom")
