@@ -498,4 +498,4 @@ def test_the_base_recipe_runs_from_nothing_and_writes_what_the_loader_reads(tmp_
     assert all(tensor.abs().max() > 0 for name, tensor in made.items() if "lora_B" in name)
     assert pd.read_csv(folder / "curve.csv")["step"].tolist() == [0, 2]
     recorded = json.loads((folder / "provenance.json").read_text())
-    assert recorded["recipe"]["steps"] == 2 and 8 < recorded["measured"]["heldout_loss_nats_per_token"] < 12
+    assert recorded["recipe"]["steps"] == 2 and 6 < recorded["measured"]["heldout_loss_nats_per_token"] < 12
