@@ -2,24 +2,28 @@
 
 import json
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 
-from utils.studies.preferences import measure as reporting
 from utils.errors import CourseError, UsageError
 from utils.files import canonical_json
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, Preferences, TaskSizes
+from utils.reporting.measured import Measured
 from utils.sources import preferences as sources
 from utils.sources.domains import mathematics_questions
 from utils.sources.models import resolve
 from utils.sources.tasks import load_task, task
 from utils.studies.preferences import figures as preferences_figures
+from utils.studies.preferences import judge
 from utils.studies.preferences import measure as preferences_measure
+from utils.studies.preferences import measure as reporting
 from utils.training import preferences as module
 from utils.training import store as store_module
 from utils.training import train as train_module
@@ -147,7 +151,7 @@ def test_rejected_answers_are_of_the_same_kind_and_never_the_right_one(split):
     rows = mathematics_questions("heldout" if split == "test" else "train")
     answers = rows.groupby("kind")["answer"].agg(set)
     assert len(pairs) == len(rows) and (pairs["chosen"] != pairs["rejected"]).all()
-    for row, kind, right in zip(pairs.head(300).to_dict("records"), rows["kind"], rows["answer"]):
+    for row, kind, right in zip(pairs.head(300).to_dict("records"), rows["kind"], rows["answer"], strict=False):
         assert json.loads(row["chosen"]) == [{"role": "assistant", "content": right}]
         assert json.loads(row["rejected"])[0]["content"] in answers[kind]
 
@@ -289,7 +293,7 @@ def built(one: RunSpec, folder, start: dict | None = None, judge=None):
 
 def test_trl_cuts_the_pairs_where_we_do(tmp_path, tokenizer):
     trainer, rows = built(spec("dpo"), tmp_path)
-    for row, prepared in zip(rows, trainer.train_dataset):
+    for row, prepared in zip(rows, trainer.train_dataset, strict=False):
         for which in ("chosen", "rejected"):
             ids, start = encoded(tokenizer, row["prompt"], row[which])
             assert prepared["prompt_ids"] + prepared[f"{which}_ids"] == ids
@@ -299,7 +303,7 @@ def test_trl_cuts_the_pairs_where_we_do(tmp_path, tokenizer):
 def test_trl_trains_sft_on_the_answer_alone(tmp_path, tokenizer):
     trainer, rows = built(spec("sft"), tmp_path)
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
-    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"]):
+    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=False):
         whole, start = encoded(tokenizer, row["prompt"], row["completion"])
         assert ids[:len(whole)].tolist() == whole
         assert labels.tolist() == [-100] * start + whole[start:] + [-100] * (len(labels) - len(whole))
@@ -308,7 +312,7 @@ def test_trl_trains_sft_on_the_answer_alone(tmp_path, tokenizer):
 def test_orpo_adds_nothing_to_what_the_template_wrote(tmp_path, tokenizer):
     """ORPO puts begin and end tokens where they are missing; a template that left them out would be another one."""
     trainer, rows = built(spec("orpo"), tmp_path)
-    for row, prepared in zip(rows, trainer.train_dataset):
+    for row, prepared in zip(rows, trainer.train_dataset, strict=False):
         whole, start = encoded(tokenizer, row["prompt"], row["chosen"])
         assert prepared["chosen_input_ids"] == whole
         assert prepared["chosen_labels"] == [-100] * start + whole[start:]
@@ -489,7 +493,7 @@ def test_a_sweep_is_the_reference_s_alone():
     assert {one.key for one in usual} < {one.key for one in whole}
     for method in ("full", "LoRA r=8"):
         rates = sorted(one.learning_rate for one in whole if one.method.label == method)
-        assert len(rates) >= 3 and all(2.9 < high / low < 3.5 for low, high in zip(rates, rates[1:]))
+        assert len(rates) >= 3 and all(2.9 < high / low < 3.5 for low, high in pairwise(rates))
 
 
 def section(**changes) -> dict:
@@ -510,7 +514,7 @@ def test_a_section_that_cannot_be_run_is_refused(changes, reason):
 
 def test_a_profile_without_the_section_has_no_tables():
     profile = load_profile("smoke").model_copy(update={"preferences": None})
-    assert preferences_measure.preference_curves(profile).empty and preferences_measure.reward_readings(profile).empty
+    assert preferences_measure.preference_curves(profile).empty and judge.reward_readings(profile).empty
     with pytest.raises(UsageError, match="Profile smoke has no section 'preferences'"):
         preference_specs(profile)
 
@@ -521,12 +525,9 @@ def test_a_profile_without_the_section_has_no_tables():
 def inside_gpu() -> dict:
     """In a fresh process that sees only the stand-in Hub: gpu.yaml's runs, cut to a step of short texts."""
     from utils.sources.tasks import load_task
-    from utils.studies.preferences.measure import (
-        example_conversation,
-        preference_outcomes,
-        reward_readings,
-        template_table,
-    )
+    from utils.studies.preferences.examples import example_conversation, template_table
+    from utils.studies.preferences.judge import reward_readings
+    from utils.studies.preferences.measure import preference_outcomes
 
     profile = load_profile("gpu")
     short = {"sizes": TaskSizes(train_rows=16, test_rows=6, max_length=96), "steps": 1, "gradient_accumulation": 1,
@@ -579,8 +580,8 @@ def tables(tmp_path_factory):
         patch.setattr(RunStore, "folder", property(lambda self: folder))
         profile = load_profile("smoke")
         found = {one.__name__: one(profile, (0,)) for one in (
-            preferences_measure.preference_curves, preferences_measure.preference_outcomes, preferences_measure.preference_controls,
-            preferences_measure.reward_readings)}
+            preferences_measure.preference_curves, preferences_measure.preference_outcomes,
+            preferences_measure.preference_controls, judge.reward_readings)}
         patch.setattr(store_module, "train", lambda *_, **__: pytest.fail("trained again"))
         patch.setattr(reporting, "pair_logps", lambda *_: pytest.fail("measured again"))
         assert preferences_measure.preference_outcomes(profile, (0,)).equals(found["preference_outcomes"])
@@ -637,19 +638,24 @@ def test_the_reference_is_drawn_at_the_reader_s_rates_and_else_at_its_best():
     assert preferences_measure.beside(None, own) is None
 
 
-def test_figures_draw_every_series_once(tables):
-    curves, outcomes = tables["preference_curves"], tables["preference_outcomes"]
-    series = set(preferences_figures.series_of(outcomes))
+def test_figures_draw_every_series_once_and_tell_their_numbers(tables):
+    def measured(name: str) -> Measured:
+        return Measured(name, load_profile("smoke"), (0,), tables[name], tables[name])
+
+    outcomes, curves = measured("preference_outcomes"), tables["preference_curves"]
+    best = preferences_measure.best_rates(outcomes.own)
+    series = set(preferences_figures.series_of(best))
     assert series >= {"SFT, full", "DPO, full", "DPO, LoRA r=8", "DPO, pairs swapped, full", "online DPO, LoRA r=8"}
-    for figure in (preferences_figures.curves_over_steps(curves, curves, columns={"accuracy": "a", "margin": "b"},
-                                             levels={"accuracy": 0.5}),
-                   preferences_figures.dots_by_series(outcomes, outcomes, columns={"n_intruders": "a", "accuracy": "b"}),
-                   preferences_figures.cost_of_preference(outcomes, outcomes, controls=tables["preference_controls"])):
-        assert len(figure.axes) == 2
-        names = {text.get_text() for legend in figure.legends for text in legend.get_texts()} or {
-            text.get_text() for text in figure.axes[0].get_xticklabels()}
-        assert series <= names
-    points = preferences_figures.cost_of_preference(outcomes).axes[0].lines
-    assert sum(len(line.get_xdata()) for line in points) == len(outcomes) + 2, "and the two ends of the zero line"
-    dots = preferences_figures.template_bars(tables["reward_readings"], tables["reward_readings"]).axes[0]
-    assert [text.get_text() for text in dots.get_xticklabels()] == ["own", "policy's", "untrained"]
+    for drawn, panels in ((preferences_figures.methods(outcomes), 3), (preferences_figures.intruders(outcomes), 3)):
+        assert len(drawn.figure.axes) == panels
+        assert series <= {text.get_text() for text in drawn.figure.legends[0].get_texts()}
+        assert all(f"{row.experiment}, {row.method}:" in drawn.alt for row in best.itertuples())
+    for drawn in (preferences_figures.agreement(outcomes, curves),
+                  preferences_figures.log_probabilities(outcomes, curves),
+                  preferences_figures.cost(outcomes, measured("preference_controls"))):
+        assert len(drawn.figure.axes) == 2 and set(drawn.table["experiment"]) == {"dpo", "swapped", "online_dpo"}
+    assert len(preferences_figures.rates(outcomes).figure.axes) == 4
+    judged = preferences_figures.judge(measured("reward_readings"))
+    ticks = judged.figure.axes[0].get_xticklabels()
+    assert [text.get_text() for text in ticks] == ["own", "policy's", "untrained"] and "Chance is 0.5" in judged.alt
+    plt.close("all")

@@ -4,7 +4,6 @@ DPO's implicit reward of an answer is beta times the log-probability it gained o
 the base for runs that start there. Agreement is the share of held-out pairs whose chosen answer has the higher one.
 """
 
-import copy
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -12,7 +11,6 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification
 
 from utils.evaluation.distance import kl_from_base
 from utils.evaluation.generation import sample
@@ -22,7 +20,7 @@ from utils.profiles.schema import Preferences, Spectra, TaskSizes
 from utils.reporting import selection
 from utils.reporting.registry import measurement
 from utils.reporting.runs import RUN_COLUMNS, Seeds
-from utils.sources.models import BaseModel, resolve
+from utils.sources.models import BaseModel
 from utils.spectra import count_intruders, vectors_between
 from utils.spectra.controls import random_updates
 from utils.studies.learning.measure import base_causal_lm
@@ -35,7 +33,6 @@ from utils.training.preferences import (
     held_out_pairs,
     log_ratio,
     pair_logps,
-    reward_measures,
     scores,
 )
 from utils.training.spec import RunSpec, preference_specs
@@ -44,7 +41,6 @@ from utils.training.weights import Tensors
 
 VERSION = 3
 KL_BATCHES = 4
-UNTRAINED_PAIRS = 150  # a head that was never trained is at chance on any
 EXACT = ("answers",)  # tasks whose chosen answer is the one right one
 LIKELIHOODS = ("sft", "dpo", "swapped", "orpo", "online_dpo")
 
@@ -90,7 +86,7 @@ def _implicit(run: Run, step: int, settings: Preferences) -> dict:
     def compute(run: Run) -> pd.DataFrame:
         return pd.DataFrame([implicit_measures(_logps(run, step), _reference_logps(run), settings.beta)])
 
-    return _kept(run, f"implicit-{step:06d}", {"version": VERSION, "beta": settings.beta}, compute)
+    return kept_row(run, f"implicit-{step:06d}", {"version": VERSION, "beta": settings.beta}, compute)
 
 
 def implicit_measures(policy: pd.DataFrame, reference: pd.DataFrame, beta: float) -> dict:
@@ -114,7 +110,7 @@ def implicit_measures(policy: pd.DataFrame, reference: pd.DataFrame, beta: float
             "loss_nats_per_token": -policy["chosen"].sum() / policy["tokens"].sum()}
 
 
-def _kept(run: Run, name: str, settings: dict, compute: Callable[[Run], pd.DataFrame]) -> dict:
+def kept_row(run: Run, name: str, settings: dict, compute: Callable[[Run], pd.DataFrame]) -> dict:
     """A measurement of one row, kept beside its run, without the run's own columns."""
     return run.measured(name, settings, compute).iloc[0].drop(list(run.spec.columns)).to_dict()
 
@@ -202,7 +198,7 @@ def _costs(run: Run, profile: Profile) -> dict:
 
     tag = {"version": VERSION, "general": settings.general, "blocks": settings.blocks, "k": profile.spectra.k,
            "epsilon": profile.spectra.epsilon}
-    found = _kept(run, "costs", tag, compute)
+    found = kept_row(run, "costs", tag, compute)
     base = _base_loss(run, settings)
     start = _costs(run.start, profile)["general_loss"] if run.start else base
     return found | {"base_general_loss": base, "forgetting": found["general_loss"] - base,
@@ -266,7 +262,7 @@ def _answers(run: Run, profile: Profile) -> dict:
 
     tag = {"version": VERSION, "prompts": settings.prompts, "max_new_tokens": settings.max_new_tokens,
            "judge": judge.spec.key if judge else None}
-    return _kept(run, "answers", tag, compute)
+    return kept_row(run, "answers", tag, compute)
 
 
 def _judge(profile: Profile, seed: int) -> Run | None:
@@ -334,67 +330,13 @@ def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict
 
     tag = {"version": VERSION, "general": settings.general, "blocks": settings.blocks, "beta": settings.beta,
            "k": profile.spectra.k, "epsilon": profile.spectra.epsilon}
-    found = _kept(run, f"control-{control.replace(', ', '-').replace(' ', '-')}", tag, compute)
+    found = kept_row(run, f"control-{control.replace(', ', '-').replace(' ', '-')}", tag, compute)
     found["forgetting_since_start"] = found["general_loss"] - _costs(run.start, profile)["general_loss"]
     return {name: found[name] for name in CONTROL_COLUMNS}
 
 
 CONTROL_COLUMNS = ("accuracy", "accuracy_se", "margin", "forgetting_since_start", "kl_nats_per_token", "n_intruders",
                    "n_intruders_start", "relative_norm")
-
-
-@measurement(columns=(*RUN_COLUMNS, "beta", "template", "accuracy", "accuracy_se", "n", "margin",))
-def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """The reward models' agreement with the held-out pairs, read under their own template and under the policy's.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``template`` (own; policy's; untrained: the own template before training, on fewer pairs), ``accuracy`` with
-        ``_se`` and ``n``, ``margin``.
-    """
-    rows = []
-    for run in preference_runs(profile, seeds).get("reward", ()):
-        for reading in ("own", "policy's", "untrained"):
-            rows.append(identity(profile, "reward", run) | {"template": reading} | _reading(run, profile, reading))
-    return pd.DataFrame(rows)
-
-
-def _reading(run: Run, profile: Profile, reading: str) -> dict:
-    settings = profile.preferences
-    if reading == "own":  # measured when the training ended
-        last = run.metrics().iloc[-1]
-        return {name: last[name] for name in ("accuracy", "accuracy_se", "n", "margin")}
-
-    def compute(run: Run) -> pd.DataFrame:
-        tokenizer = chat_tokenizer(run.base.folder, run.spec.template)
-        if reading == "policy's":
-            tokenizer = under_other_template(tokenizer, chat_tokenizer(resolve(settings.model).folder,
-                                                                       settings.template))
-        model, pairs = run.classifier(), held_out_pairs(run.spec, run.base)
-        if reading == "untrained":
-            model, pairs = _untrained(run), pairs[:UNTRAINED_PAIRS]
-        return pd.DataFrame([reward_measures(model.to(device_name()).eval(), tokenizer, pairs)])
-
-    tag = {"version": VERSION, "template": settings.template, "model": settings.model.name}
-    return _kept(run, f"reading-{reading.replace(chr(39), '')}", tag, compute)
-
-
-def _untrained(run: Run) -> nn.Module:
-    """The reward model before its training: the base under a head that is drawn from the run's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.spec.seed)
-        return AutoModelForSequenceClassification.from_pretrained(run.base.folder, num_labels=1, dtype=torch.float32)
-
-
-def under_other_template(tokenizer, other):
-    """A copy of a tokenizer with another's template: what a script that knows but one template gives a reward model."""
-    changed = copy.deepcopy(tokenizer)
-    changed.chat_template = other.chat_template
-    for name in ("bos_token", "eos_token"):  # a template may write them, and an encoder has none
-        if getattr(changed, name) is None:
-            setattr(changed, name, getattr(other, name))
-    return changed
 
 
 def runs_table(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
