@@ -17,7 +17,6 @@ from utils.evaluation.costs import (
     gpu,
     memory_parts,
     moments,
-    prediction,
     run_cost,
     shape_of,
     state_bytes,
@@ -28,11 +27,9 @@ from utils.evaluation.costs import (
     weight_bytes,
 )
 from utils.evaluation.memory import training_bytes
-from utils.paths import MODELS
+from utils.paths import MODELS, PAPER
 from utils.profiles import load_profile
-from utils.studies.costs import figures as costs_figures
-from utils.studies.costs import measure as costs
-from utils.studies.costs import measure as costs_measure
+from utils.studies.costs import measure, tables
 from utils.training import footprint
 from utils.training.recipe import Recipe
 
@@ -53,8 +50,8 @@ def test_parameters_of_a_real_model():
 
 
 def test_parameters_of_the_models_in_the_table():
-    published = pd.read_csv(costs.PAPER / "small_models.csv").set_index("model")["parameters_million"]
-    for name, shape in costs_measure.model_shapes().items():
+    published = pd.read_csv(PAPER / "small_models.csv").set_index("model")["parameters_million"]
+    for name, shape in tables.model_shapes().items():
         assert shape.parameters / 1e6 == pytest.approx(published[name], rel=3e-4), name
 
 
@@ -80,7 +77,7 @@ def test_states_by_hand():
     assert state_bytes(TINY, Recipe(optimiser="adafactor")) == 4 * (2 * 128 + 18 + 40)
     assert state_bytes(TINY, Recipe("lora", r=1, precision="bfloat16")) == 8 * 256
     assert weight_bytes(TINY, Recipe("qlora", precision="bfloat16")) == NF4 * 1152 + 2 * 120
-    assert NF4 == pytest.approx(0.516, abs=5e-4)  # QLoRA's 4.127 bits
+    assert pytest.approx(0.516, abs=5e-4) == NF4  # QLoRA's 4.127 bits
 
 
 LIVE = [{}, {"checkpointing": True}, {"method": "lora"}, {"method": "lora", "checkpointing": True},
@@ -112,7 +109,7 @@ def test_grouped_keys_and_untied_embeddings_are_counted(tmp_path):
 
 def test_the_formula_is_near_what_peft_reports_for_a_gpu():
     """Their 36.2, 20.76 and 21.0 GiB, with nothing fitted; the trained parameters agree exactly."""
-    table = costs_measure.peft_predictions()
+    table = tables.peft_predictions()
     assert (table["trained"] == table["trained_published"]).all()
     assert table["ratio"].between(0.9, 1.1).all()
 
@@ -177,17 +174,17 @@ def test_money_by_hand():
 
 def test_a_gpu_missing_from_the_table_is_one_clear_sentence():
     with pytest.raises(UsageError, match="^Expected a GPU .* got 'RTX 9999'; do take one of RTX 3090, .*[.]$"):
-        costs_measure.calculator("SmolLM2-1.7B", "RTX 9999", Recipe())
-    with pytest.raises(UsageError, match="^Expected a model of the table, but 'GPT-9' came; it knows SmolLM2-135M, "):
-        costs_measure.calculator("GPT-9", "RTX 4090", Recipe())
-    assert gpu(costs_measure.gpus(), " rtx 4090 ")["memory_gib"] == 24
+        tables.calculator("SmolLM2-1.7B", "RTX 9999", Recipe())
+    with pytest.raises(UsageError, match="^Expected a model of the table, got 'GPT-9'; take one of SmolLM2-135M, "):
+        tables.calculator("GPT-9", "RTX 4090", Recipe())
+    assert gpu(tables.gpus(), " rtx 4090 ")["memory_gib"] == 24
 
 
 def test_seven_billion_parameters_by_hand():
     """Weights alone: 6.74e9 x 2 B are 12.55 GiB, x 16 B 100.4 GiB: LoRA fits 24 GiB, full no consumer GPU."""
-    lora = costs_measure.calculator("Llama-2-7B", "RTX 4090", Recipe("lora", precision="bfloat16"))
+    lora = tables.calculator("Llama-2-7B", "RTX 4090", Recipe("lora", precision="bfloat16"))
     assert lora["fits"].tolist() == [True] and 12.55 + 1 < lora["needed_gib"].iloc[0] < 24
-    full = costs_measure.calculator("Llama-2-7B", "RTX 4090", Recipe(precision="mixed"))
+    full = tables.calculator("Llama-2-7B", "RTX 4090", Recipe(precision="mixed"))
     assert not full["fits"].iloc[0] and full["needed_gib"].iloc[0] > 101.4
     assert full["change"].tolist() == ["", "gradient checkpointing", "an 8-bit optimiser", "LoRA of rank 8"]
     assert full["fits"].tolist() == [False, False, False, True]
@@ -196,7 +193,7 @@ def test_seven_billion_parameters_by_hand():
 
 def test_the_least_harmful_change_comes_first():
     """SmolLM2-1.7B, full in bfloat16 with batches of 8: smaller batches are enough for 24 GiB."""
-    table = costs_measure.calculator("SmolLM2-1.7B", "RTX 4090", Recipe(precision="bfloat16", batch=8, length=1024))
+    table = tables.calculator("SmolLM2-1.7B", "RTX 4090", Recipe(precision="bfloat16", batch=8, length=1024))
     assert table["change"].tolist() == ["", "batches of 1, accumulated 8 times"]
     steps = [change for change, _ in changes(Recipe(precision="mixed", batch=2))]
     assert steps == ["batches of 1, accumulated 2 times", "gradient checkpointing", "an 8-bit optimiser",
@@ -204,14 +201,14 @@ def test_the_least_harmful_change_comes_first():
 
 
 def test_each_change_needs_less():
-    for shape in costs_measure.model_shapes().values():
+    for shape in tables.model_shapes().values():
         start = Recipe(precision="mixed", batch=8, length=1024)
         needed = [memory_parts(shape, recipe)["total"] for _, recipe in [("", start), *changes(start)]]
         assert needed == sorted(needed, reverse=True)
 
 
 def test_nothing_helps_on_too_small_a_gpu():
-    table = fits(costs_measure.model_shapes()["Llama-2-7B"], Recipe(precision="mixed"), 2.0)
+    table = fits(tables.model_shapes()["Llama-2-7B"], Recipe(precision="mixed"), 2.0)
     assert not table["fits"].any() and "a smaller model" in verdict(table)
     for bad in (0, -1, math.inf, math.nan):
         with pytest.raises(UsageError, match="^Expected the GPU's memory"):
@@ -223,13 +220,14 @@ def test_cost_per_run_by_hand():
     recipe, prices = Recipe("lora", precision="bfloat16"), {
         "RTX 4090": {"purchase_price": 2000, "lifetime_hours": 4000, "price_per_kwh": 0.2},
         "L4": {"price_per_hour": 0.7}}
-    table = costs_measure.run_table("SmolLM2-1.7B", recipe, 3.6e6, prices, tokens_per_second={"RTX 4090": 1000, "L4": 500})
+    table = tables.run_table("SmolLM2-1.7B", recipe, tokens=3.6e6, prices=prices,
+                             tokens_per_second={"RTX 4090": 1000, "L4": 500})
     table = table.set_index("gpu")
     assert table.loc["RTX 4090", "cost"] == pytest.approx(0.5 + 0.09) and table.loc["L4", "hours"] == 2
     assert table.loc["L4", "cost"] == pytest.approx(1.4) and math.isnan(table.loc["RTX 5090", "cost"])
     assert table.loc["A100 80 GB", "hours"] > 0 and math.isnan(table.loc["RTX 5090", "hours"])
     with pytest.raises(UsageError, match="^Expected a GPU of the table, got 'Voodoo 2'"):
-        costs_measure.run_table("SmolLM2-1.7B", recipe, 1e6, {"Voodoo 2": {"price_per_hour": 1.0}})
+        tables.run_table("SmolLM2-1.7B", recipe, tokens=1e6, prices={"Voodoo 2": {"price_per_hour": 1.0}})
 
 
 @pytest.mark.parametrize("bad", [{"method": "prefix"}, {"optimiser": "adam"}, {"batch": 0}, {"precision": "int8"}])
@@ -248,7 +246,7 @@ def test_other_architectures_are_refused(tiny_base):
 
 def test_peft_benchmark_and_its_front():
     """63 rows; sqrt(p (1 - p) / 1319) of full's 0.4716 is 0.01375; no row on the front is beaten."""
-    table = costs_measure.peft_benchmark()
+    table = measure.peft_benchmark()
     full = table[table["method"] == "full"].iloc[0]
     assert len(table) == 63 and full["accuracy_se"] == pytest.approx(0.013745, abs=1e-6)
     for row in table[table["on_front"]].itertuples():
@@ -259,7 +257,7 @@ def test_peft_benchmark_and_its_front():
 
 
 def test_gpu_table_is_complete_and_has_its_sources():
-    table = costs_measure.gpus()
+    table = tables.gpus()
     assert table["gpu"].is_unique and table[["memory_gib", "bandwidth_gb_s", "watts", "source"]].notna().all(axis=None)
     bits = table.set_index("gpu")["bandwidth_gb_s"]
     assert bits["RTX 4070 Ti SUPER"] == 256 * 21 / 8 and bits["RTX 5090"] == 512 * 28 / 8
@@ -278,7 +276,7 @@ def test_worked_examples_come_from_another_split_and_cost_tokens():
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     seen = {}
     for shots in (None, 0, 1):
-        with costs_measure._counted(model) as seen[shots]:
+        with measure._counted(model) as seen[shots]:
             items = item_results(model, tokenizer, ["news_cloze"], limit=2, num_fewshot=shots)
         assert set(items["num_fewshot"]) == {shots or 0}
     assert seen[None]["tokens"] == seen[0]["tokens"] and 1.5 < seen[1]["tokens"] / seen[0]["tokens"] < 3
@@ -287,25 +285,7 @@ def test_worked_examples_come_from_another_split_and_cost_tokens():
     assert examples and not examples & asked
 
 
-def test_figures_draw_their_tables():
-    shape = shape_of(AutoConfig.from_pretrained(DECODER))
-    rows = [prediction(shape, recipe) | {"peak_gib": measured, "time_ratio": 1.0, "flops_ratio": 1.0}
-            for recipe, measured in ((Recipe(), 0.02), (Recipe("lora"), 0.01), (Recipe("qlora"), math.nan))]
-    table = pd.DataFrame(rows)
-    axis = costs_figures.predicted_against_measured(table).axes[0]
-    labels = [text.get_text() for text in axis.figure.legends[0].get_texts()]
-    assert labels == ["full, AdamW", "LoRA r=8, AdamW", "equal (band: 10%)"]
-    bars = costs_figures.cost_bars(table).axes[1].patches
-    assert len(bars) == 3 * len(costs_figures.PARTS)
-    assert sum(bar.get_width() for bar in bars[::3]) == pytest.approx(table["predicted_gib"].iloc[0])
-    axis = costs_figures.peft_pareto(costs_measure.peft_benchmark()).axes[0]
-    assert any("rsLoRA r=64" in text.get_text() for text in axis.texts)
-    for figure in (costs_figures.model_lines(costs_measure.small_models(), {"16": 16}),
-                   costs_figures.memory_by_batch(costs_measure.batch_grid("SmolLM2-1.7B", Recipe()), {"24": 24})):
-        assert figure.axes[0].get_xlabel()
-
-
 @pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "paper"])
 def test_every_profile_says_what_is_measured(name):
     profile = load_profile(name)
-    assert profile.costs.shots[0] == 0 and len({recipe.label for recipe in costs_measure.recipes(profile)}) == 8
+    assert profile.costs.shots[0] == 0 and len({recipe.label for recipe in measure.recipes(profile)}) == 8
