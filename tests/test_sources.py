@@ -418,7 +418,7 @@ def test_the_masked_base_has_the_held_out_loss_that_was_recorded(masked_base):
 
     model = BertForMaskedLM.from_pretrained(masked_base.folder, dtype=torch.float32)
     loss = held_out_loss(model, _fixed_batches(AutoTokenizer.from_pretrained(masked_base.folder)))
-    with open(PARTS / "curve.csv", newline="") as stream:
+    with (PARTS / "curve.csv").open(newline="") as stream:
         recorded = float(list(csv.DictReader(stream))[-1]["heldout_loss_nats_per_token"])
     assert abs(loss - recorded) < 0.03, (loss, recorded)
     assert loss < 5.5, "a head over the frozen body stays at 7 nats"
