@@ -11,105 +11,32 @@ module's block at initialisation with the best learning rate; three companions s
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from utils.errors import CourseError, UsageError
+from utils.spectra.derivatives import (
+    Batches,
+    adapter_parameters,
+    check_attention,
+    counted_logits,
+    differentiated,
+    module_parameters,
+    only_module,
+    second_derivatives,
+    token_count,
+)
 from utils.spectra.lanczos import lanczos
 
-ATTENTIONS = ("eager", "sdpa")  # sdpa runs as plain products here: its fused kernels have no second derivative
-Batches = list[dict[str, torch.Tensor]]
+__all__ = ["GaussNewtonProduct", "HessianProduct", "adam_threshold", "adapter_parameters", "extremes", "gradient_bound",
+           "gradient_bounds", "module_parameters", "preconditioned", "preconditioned_extremes", "second_moment"]
+
 Product = Callable[[torch.Tensor], torch.Tensor]
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
-
-
-# --- which parameters -----------------------------------------------------------------------------------------------
-
-def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Everything that trains, in the model's order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def module_parameters(model: nn.Module, module_name: str) -> list[nn.Parameter]:
-    """Everything that trains under one module, whatever the adapter calls it: A and B, magnitudes, scales.
-
-    Parameters
-    ----------
-    module_name : str
-        The end of its name, such as ``layers.0.self_attn.q_proj``.
-    """
-    return adapter_parameters(_module(model, module_name))
-
-
-def _module(model: nn.Module, module_name: str) -> nn.Module:
-    found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{module_name}")]
-    if len(found) != 1 or not adapter_parameters(found[0]):
-        raise UsageError(f"Expected one module called '{module_name}' with parameters that train, got {len(found)} of "
-                         "that name; do give a name such as layers.0.self_attn.q_proj.")
-    return found[0]
-
-
-# --- the loss -------------------------------------------------------------------------------------------------------
-
-def _token_count(batches: Batches) -> int:
-    tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    if tokens == 0:
-        raise CourseError("Expected one or more predicted tokens, got none; do give longer texts or a larger "
-                          "max_length.")
-    return tokens
-
-
-def _logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (n, V) that are counted, and their targets (n,): position t is compared with the token at t + 1."""
-    device = next(model.parameters()).device
-    with sdpa_kernel(SDPBackend.MATH):
-        logits = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device),
-                       use_cache=False).logits
-    target = batch["labels"][:, 1:].to(device)
-    counted = target != -100
-    return logits[:, :-1][counted], target[counted]
-
-
-@contextmanager
-def _prepared(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode, and gradients for `parameters` alone; both are put back."""
-    was_training, before = model.training, [(one, one.requires_grad) for one in model.parameters()]
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            yield
-    finally:
-        model.train(was_training)
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-
-
-@contextmanager
-def _second_derivatives() -> Iterator[None]:
-    """One sentence instead of torch's, where some layer can be differentiated only once."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "derivative for" not in str(error) and "once_differentiable" not in str(error):
-            raise
-        raise CourseError("Expected a model that can be differentiated twice, but one of its layers (most often a fused"
-                          " attention) cannot; do load it with attn_implementation='eager'.") from error
-
-
-def _check_attention(model: nn.Module) -> None:
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
-    if attention not in ATTENTIONS:
-        raise CourseError(f"Expected a model whose attention can be differentiated twice ({' or '.join(ATTENTIONS)}), "
-                          f"got '{attention}'; do load it with attn_implementation='eager'.")
 
 
 # --- products with a vector -----------------------------------------------------------------------------------------
@@ -136,11 +63,11 @@ class _Curvature:
     """
 
     def __init__(self, model: nn.Module, batches: Batches, parameters: list[nn.Parameter], *, keep_graphs: bool = True):
-        _check_attention(model)
+        check_attention(model)
         if not parameters:
             raise UsageError("Expected one or more parameters, got none; do give a model whose adapter trains.")
         self.model, self.batches, self.parameters = model, batches, parameters
-        self.size, self.tokens = sum(one.numel() for one in parameters), _token_count(batches)
+        self.size, self.tokens = sum(one.numel() for one in parameters), token_count(batches)
         self.dtype, self.device = parameters[0].dtype, parameters[0].device
         self._graphs, self._versions = list(self._built()) if keep_graphs else None, self._current()
 
@@ -152,7 +79,7 @@ class _Curvature:
         parts = [piece.view_as(one) for piece, one in
                  zip(vector.split([one.numel() for one in self.parameters]), self.parameters, strict=True)]
         total = torch.zeros_like(vector)
-        with _second_derivatives():
+        with second_derivatives():
             for graph in self._built() if self._graphs is None else self._graphs:
                 total += self._product(graph, parts)
         return total
@@ -163,8 +90,8 @@ class _Curvature:
 
     def _built(self) -> Iterator[tuple]:
         for batch in self.batches:
-            with _prepared(self.model, self.parameters), _second_derivatives():
-                graph = self._graph(*_logits(self.model, batch))
+            with differentiated(self.model, self.parameters), second_derivatives():
+                graph = self._graph(*counted_logits(self.model, batch))
             yield graph
 
     def _pulled(self, outputs: Tensors, weights: Tensors) -> torch.Tensor:
@@ -287,14 +214,14 @@ def gradient_bounds(model: nn.Module, batches: Batches, module_names: list[str])
     UsageError
         If a module has no A and B with one scale.
     """
-    modules: dict[str, Any] = {name: _module(model, name) for name in module_names}  # PEFT's layers
+    modules: dict[str, Any] = {name: only_module(model, name) for name in module_names}  # PEFT's layers
     if unfit := [name for name, module in modules.items() if not hasattr(module, "lora_A")]:
         raise UsageError(f"Expected modules with LoRA's A and B, got {unfit[0]} without; do leave such methods out.")
-    weights, tokens = [module.get_base_layer().weight for module in modules.values()], _token_count(batches)
+    weights, tokens = [module.get_base_layer().weight for module in modules.values()], token_count(batches)
     totals = [torch.zeros_like(weight) for weight in weights]
     for batch in batches:
-        with _prepared(model, weights):
-            logits, target = _logits(model, batch)
+        with differentiated(model, weights):
+            logits, target = counted_logits(model, batch)
             gradients = torch.autograd.grad(cross_entropy(logits, target, reduction="sum"), weights)
             for total, one in zip(totals, gradients, strict=True):
                 total.add_(one / tokens)
@@ -303,7 +230,17 @@ def gradient_bounds(model: nn.Module, batches: Batches, module_names: list[str])
 
 
 def gradient_bound(model: nn.Module, module_name: str, batches: Batches) -> float:
-    """:func:`gradient_bounds` of one module."""
+    """:func:`gradient_bounds` of one module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal model with PEFT's LoRA.
+    module_name : str
+        Such as ``layers.0.self_attn.q_proj``.
+    batches : sequence of dict
+        With ``input_ids``, ``attention_mask`` and ``labels``.
+    """
     return gradient_bounds(model, batches, [module_name])[module_name]
 
 
@@ -313,11 +250,20 @@ def second_moment(model: nn.Module, batches: Batches, parameters: list[nn.Parame
     """Mean over batches of the squared gradient of each batch's mean loss: what Adam's v would settle at; (size,).
 
     It falls as batches grow, since their gradients agree better: give batches of the size that trains.
+
+    Parameters
+    ----------
+    model : nn.Module
+    batches : sequence of dict
+        With ``input_ids``, ``attention_mask`` and ``labels``.
+    parameters : list of nn.Parameter
+        Whose gradients are taken, side by side in this order.
     """
     total = torch.zeros(sum(one.numel() for one in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
     for batch in batches:
-        with _prepared(model, parameters):
-            gradients = torch.autograd.grad(cross_entropy(*_logits(model, batch)), parameters, materialize_grads=True)
+        with differentiated(model, parameters):
+            loss = cross_entropy(*counted_logits(model, batch))
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         total += torch.cat([one.flatten() for one in gradients]).square()
     return total / len(batches)
 
