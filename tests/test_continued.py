@@ -220,7 +220,7 @@ def test_a_cooldown_takes_the_last_fifth_and_never_nothing(duration):
 def test_seconds_count_the_hot_run_and_the_points_own_cooldown(store, spec, monkeypatch):
     """Every cooldown takes 10,000 seconds of a clock that the test turns, every measurement ten million."""
     turned, cool, measured = [], Cooldowns._cool, train_module.causal_loss
-    monkeypatch.setattr(Cooldowns, "_cool", lambda *given: (turned.append(10**4), cool(*given)))
+    monkeypatch.setattr(Cooldowns, "_cool", lambda *given, **named: (turned.append(10**4), cool(*given, **named)))
     monkeypatch.setattr(train_module, "causal_loss", lambda *given: (turned.append(10**7), measured(*given))[1])
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + sum(turned))
     for module in (checkpoints_module, cooldown_module):
@@ -286,8 +286,8 @@ def test_a_point_that_a_resume_point_covers_is_not_measured_again(store, spec, m
     with stopped(10), pytest.raises(KeyboardInterrupt):
         store.get(spec())
     cooled, real = [], Cooldowns._cool
-    monkeypatch.setattr(Cooldowns, "_cool", lambda self, model, optimiser, start, duration: (
-        cooled.append(duration), real(self, model, optimiser, start, duration)))
+    monkeypatch.setattr(Cooldowns, "_cool", lambda self, model, optimiser, *, start, duration: (
+        cooled.append(duration), real(self, model, optimiser, start=start, duration=duration)))
     run = store.get(spec())
     assert (cooled, run.steps) == ([20], [10, 20])
 
@@ -363,8 +363,8 @@ def test_half_a_checkpoint_never_has_a_checkpoints_name(store, spec, monkeypatch
 def test_a_copy_that_diverges_ends_the_run_and_keeps_the_points_before(store, spec, monkeypatch, poisoned, kept):
     real = Cooldowns._cool
 
-    def cool(self, model, optimiser, start, duration):
-        real(self, model, optimiser, start, duration)
+    def cool(self, model, optimiser, *, start, duration):
+        real(self, model, optimiser, start=start, duration=duration)
         if duration == poisoned:
             with torch.no_grad():
                 next(parameter for parameter in model.parameters() if parameter.requires_grad)[0] = float("nan")
