@@ -118,8 +118,8 @@ def published_above(own: pd.DataFrame, reference: pd.DataFrame | None, *, publis
 def marker_areas(values: pd.Series) -> dict[float, float]:
     """Marker areas in points squared that grow with the order of the values, such as durations.
 
-    >>> marker_areas(pd.Series([10, 40, 20]))
-    {10: 25.0, 20: 87.5, 40: 150.0}
+    >>> list(marker_areas(pd.Series([10, 40, 20])).values())
+    [25.0, 87.5, 150.0]
     """
     known = sorted(values.unique())
     return {value: 25 + 125 * index / max(1, len(known) - 1) for index, value in enumerate(known)}
