@@ -185,8 +185,8 @@ def _published_rates(axis: Axes, published: pd.DataFrame) -> None:
 def adam_sharpness(curvature: Measured) -> Drawn:
     """Preconditioned sharpness times each method's best rate, against the value where full-batch Adam diverges."""
     threshold = adam_threshold(1.0)
-    known = _changed(curvature.where("block == 'adapter' and at == 'trained' and preconditioned > 0"), lambda table: table.assign(
-        product=table["preconditioned"] * table["best_learning_rate"]))
+    chosen = curvature.where("block == 'adapter' and at == 'trained' and preconditioned > 0")
+    known = _changed(chosen, lambda rows: rows.assign(product=rows["preconditioned"] * rows["best_learning_rate"]))
     names = names_in(known)
     figure_, (axis,) = panels(1, width=8, height=rows_height(names))
     _symbols(axis, known, names, column="product", look=MOMENTS["trained"])
