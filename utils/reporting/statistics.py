@@ -58,4 +58,4 @@ def summarise(table: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
         rows.append(dict(zip(by, keys if isinstance(keys, tuple) else (keys,), strict=True))
                     | {value: mean, "low": low, "high": high, "min": group[value].min(), "max": group[value].max(),
                        "seeds": len(group)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, value, "low", "high", "min", "max", "seeds"])

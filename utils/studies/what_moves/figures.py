@@ -175,8 +175,8 @@ def _counts_by_setting(table: pd.DataFrame) -> str:
 def _few_epsilons(counts: pd.DataFrame) -> pd.DataFrame:
     """Mean counts at a few epsilons of the ranks that both alphas have."""
     table = runs_that_learnt(counts[counts["epsilon"].isin([0.3, 0.5, 0.7, 0.8])])
-    shared = set.intersection(*(set(part["r"]) for _, part in table.groupby("experiment")))
-    wide = table[table["r"].isin(shared)].assign(alpha=table["experiment"].map(SETTINGS)).pivot_table(
+    shared = table.groupby("r")["experiment"].transform("nunique") == table["experiment"].nunique()
+    wide = table[shared].assign(alpha=table["experiment"].map(SETTINGS)).pivot_table(
         index=["method", "alpha"], columns="epsilon", values="n_intruders", sort=False)
     wide.columns = [f"ε = {epsilon:g}" for epsilon in wide.columns]
     return wide.sort_index().reset_index().head(8)
