@@ -42,6 +42,17 @@ def mitigated_by_peft(run: Run, *, k: int, epsilon: float, factor: float) -> tup
     further SVD, so that a part of what it computed is lost. Its new adapter gets a classification head of its own, not
     the trained one: the returned model shows that.
 
+    Parameters
+    ----------
+    run : Run
+        Of plain LoRA.
+    k : int
+        Leading vectors examined.
+    epsilon : float
+        Below it a vector is an intruder.
+    factor : float
+        1 changes nothing, 0 removes.
+
     References
     ----------
     huggingface/peft pull request 2999.
