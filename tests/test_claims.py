@@ -57,8 +57,8 @@ def test_a_claim_is_read_with_its_study(file):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"rule": "trend_from_rnk"}, r"claim 'x' names the rule 'trend_from_rnk', which does not exist \(the nearest: "
-                                 "trend_from_rank"),
+    ({"rule": "trend_from_rnk"}, (r"claim 'x' names the rule 'trend_from_rnk', which does not exist \(the nearest: "
+                                  "trend_from_rank")),
     ({"measurement": "intruder_count"}, r"names the measurement 'intruder_count'.*the nearest: intruder_counts"),
     ({"parameters": {"from_rnk": 8}}, r"names the parameter of rule 'trend_from_rank' 'from_rnk'.*nearest: from_rank"),
     ({"parameters": {"from_rank": 8, "epsilon": 0.7}}, "names the parameter of rule 'trend_from_rank' 'epsilon'"),
@@ -278,8 +278,9 @@ def test_a_claim_is_judged_on_a_table(toy_claim, table, word):
 
 def test_where_leads_from_a_figure_to_its_code():
     text = where("04_count_against_epsilon")
-    for part in (r"notebooks/04_intruder_dimensions.ipynb, cell \d+", r"utils/studies/intruders/figures.py:\d+ "
-                 r"\(count_against_epsilon\)", r"measurement intruder_counts +utils/studies/intruders/measure.py:\d+",
+    for part in (r"notebooks/04_intruder_dimensions.ipynb, cell \d+",
+                 r"utils/studies/intruders/figures.py:\d+ \(count_against_epsilon\)",
+                 r"measurement intruder_counts +utils/studies/intruders/measure.py:\d+",
                  r"claim full-no-intruders +utils/studies/intruders/claims.toml:\d+",
                  r"data/reference/laptop/intruder_counts.csv", "what is found"):
         assert re.search(part, text), (part, text)

@@ -81,7 +81,7 @@ def test_misuse_is_one_sentence_and_status_2(one_notebook, capsys, arguments, pa
 @pytest.mark.process
 def test_the_statuses_reach_the_shell():
     run = subprocess.run([sys.executable, "-m", "utils", "course", "--profile", "smok"], cwd=ROOT, capture_output=True,
-                         text=True)
+                         text=True, check=False)
     assert run.returncode == 2 and run.stdout == "" and run.stderr.count("\n") == 1
 
 
@@ -125,7 +125,7 @@ def test_doctor_says_what_every_profile_would_need(monkeypatch, capsys):
     assert tuple(fits) == PROFILE_NAMES and "fits" in fits["smoke"]
     assert "GiB of memory (here 4)" in fits["laptop"] and "a GPU with" in fits["gpu"]
     monkeypatch.setattr(doctor, "machine", lambda: small | {"memory_gib": 64.0})
-    monkeypatch.setattr(doctor, "wrong_versions", lambda: [])
+    monkeypatch.setattr(doctor, "wrong_versions", list)
     assert main(["doctor"]) == 0
 
 
@@ -214,7 +214,8 @@ def tracked_files() -> list[Path]:
 
 def test_no_file_tells_of_one_machine():
     """A path of the machine that wrote a file is of no use on the reader's, and says who wrote it."""
-    homes = "|".join(("home", "Users", "work", "root"))
+    names = ["home", "Users", "work", "root"]
+    homes = "|".join(names)
     machine = re.compile(rf"(?<![\w/.:~-]){re.escape(str(ROOT))}\b|(?<![\w/.:~-])/(?:{homes})/[A-Za-z.][\w.-]*")
     assert machine.search(f"see {ROOT}/data") and machine.search("/" + "home/ann/x") and not machine.search("a/work/b")
     found = []

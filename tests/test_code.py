@@ -102,7 +102,7 @@ def test_a_pass_cannot_be_had_by_ending_early_or_by_printing():
 
 @needs_sandbox
 def test_equal_completions_are_run_once(monkeypatch):
-    import utils.evaluation.code as code
+    from utils.evaluation import code
 
     seen, run = [], code.run_many
     monkeypatch.setattr(code, "run_many", lambda programs, **rest: seen.append(len(programs)) or run(programs, **rest))

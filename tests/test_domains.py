@@ -241,7 +241,7 @@ def test_blocks_are_the_texts_end_to_end(tiny_decoder):
               for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
     blocks = text_blocks("news", "heldout", tiny_decoder, length=16, count=40)
     assert len(blocks) == 40 and {len(block) for block in blocks} == {16}
-    assert sum(blocks, []) == stream[:640] and tokenizer.eos_token_id in stream[:-1]
+    assert [token for block in blocks for token in block] == stream[:640] and tokenizer.eos_token_id in stream[:-1]
     assert text_blocks("news", "heldout", tiny_decoder, length=16, count=7) == blocks[:7]
     assert text_blocks("news", "heldout", tiny_decoder, length=16)[:40] == blocks
 

@@ -67,7 +67,7 @@ def test_the_likeliest_tokens_are_those_of_a_naive_loop(model, tokenizer, batch_
     found = sample(model, tokenizer, PROMPTS, **DEFAULTS, batch_size=batch_size)
     assert found.columns.tolist() == ["prompt", "sample", "text", "tokens", "stopped"]
     assert found["prompt"].tolist() == [0, 1, 2]
-    for row, prompt in zip(found.itertuples(), PROMPTS):
+    for row, prompt in zip(found.itertuples(), PROMPTS, strict=True):
         expected = _naive(model, tokenizer, prompt, 6)
         assert row.text == tokenizer.decode(expected, skip_special_tokens=True)
         assert row.tokens == len(expected) and row.stopped == (expected[-1] == tokenizer.eos_token_id)

@@ -117,7 +117,8 @@ def test_the_summary_counts_every_row_once(whole):
 def test_the_ledger_says_how_much_of_it_chance_could_have_made(whole):
     note = page.chance_note(whole)
     tested = int(whole["p"].notna().sum())
-    assert f"Of {tested} claims with a test, about {tested * 0.025:.1f} would" in note and note in summary_markdown(LAPTOP)
+    assert f"Of {tested} claims with a test, about {tested * 0.025:.1f} would" in note
+    assert note in summary_markdown(LAPTOP)
 
 
 def test_every_claim_leads_to_a_heading_that_is_there():
@@ -155,7 +156,7 @@ def test_the_committed_ledger_is_what_the_code_writes(references, tmp_path, monk
     assert write_ledger(LAPTOP) == committed
 
 
-# The reference ----------------------------------------------------------------------------------------------------------
+# The reference -------------------------------------------------------------------------------------------------------
 
 
 def test_smoke_is_shown_against_the_laptop():

@@ -114,7 +114,7 @@ def test_every_group_decays_by_its_own_rate():
     fast, slow = weight(1.0), weight(1.0)
     optimiser = torch.optim.SGD([{"params": [fast], "lr": 0.1}, {"params": [slow], "lr": 0.1}])
     decay_weights(optimiser, 0.5, towards_start=False)
-    for group, part in zip(optimiser.param_groups, (1.0, 0.2)):
+    for group, part in zip(optimiser.param_groups, (1.0, 0.2), strict=True):
         group |= {"initial_lr": 0.1, "lr": 0.1 * part}
     no_gradient(optimiser, fast)
     assert (fast.item(), slow.item()) == pytest.approx((0.5, 0.9))

@@ -200,11 +200,11 @@ class Counted:
     def __init__(self, monkeypatch, stop_after: int | None = None):
         self.names, self.stop_after, plain = [], stop_after, released_measure._matrix_vectors
 
-        def compute(opened, name, *rest):
+        def compute(opened, name, *rest, **named):
             if len(self.names) == self.stop_after:
                 raise KeyboardInterrupt
             self.names.append(name)
-            return plain(opened, name, *rest)
+            return plain(opened, name, *rest, **named)
 
         monkeypatch.setattr(released_measure, "_matrix_vectors", compute)
 
@@ -435,7 +435,8 @@ def test_memory_is_that_of_one_matrix_and_not_of_a_model(tmp_path):
                                               tuned=name == "tuned") for name in ("base", "tuned"))
     done = subprocess.run([sys.executable, "-c", _MEASURED, str(tmp_path / "base"), str(tmp_path / "tuned")], cwd=ROOT,
                           env=os.environ | {"LORA_COURSE_CACHE": str(tmp_path / "cache"),
-                                            "MALLOC_MMAP_THRESHOLD_": "1000000"}, capture_output=True, text=True)
+                                            "MALLOC_MMAP_THRESHOLD_": "1000000"},
+                          capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     bound = 2 * 8 * (2 * inner * width + 4 * width**2)
@@ -500,7 +501,8 @@ def by_hand(model, before: dict[str, np.ndarray], factor: float) -> int:
 @pytest.mark.parametrize("which", ["full", "adapter"])
 def test_interventions_change_the_loss_as_scaling_by_hand_does(models, which, monkeypatch):
     pair = pair_of(models["base"], models[which], which)
-    table = released_interventions(pair, TEXTS, SPECTRA, [2.0, 0, 1], tokens=32, batch_size=2).set_index("lambda")
+    table = released_interventions(pair, TEXTS, SPECTRA, lambdas=[2.0, 0, 1], tokens=32,
+                                   batch_size=2).set_index("lambda")
     base = LlamaForCausalLM.from_pretrained(models["base"], dtype=torch.float32)
     before = standin.matrices(base)
     assert table["base_loss_nats_per_token"].unique() == pytest.approx(loss_of(base, models["base"]), abs=1e-5)
@@ -511,26 +513,27 @@ def test_interventions_change_the_loss_as_scaling_by_hand_does(models, which, mo
     assert table["loss_nats_per_token"].nunique() == 3 and set(table["r"]) == {0 if which == "full" else 4}
     np.testing.assert_allclose(table["forgetting"], table["loss_nats_per_token"] - table["base_loss_nats_per_token"])
     monkeypatch.setattr(released_measure, "_loaded", None)  # a loss that is kept needs no model
-    again = released_interventions(pair, TEXTS, SPECTRA, [0, 1], tokens=32, batch_size=2)
+    again = released_interventions(pair, TEXTS, SPECTRA, lambdas=[0, 1], tokens=32, batch_size=2)
     assert again["loss_nats_per_token"].tolist() == table.loc[[0, 1], "loss_nats_per_token"].tolist()
 
 
 def test_without_intruders_there_is_nothing_to_scale(models):
-    table = released_interventions(pair_of(models["base"], models["base"]), TEXTS, SPECTRA, [0, 1, 2], tokens=32)
+    pair = pair_of(models["base"], models["base"])
+    table = released_interventions(pair, TEXTS, SPECTRA, lambdas=[0, 1, 2], tokens=32)
     assert table[["lambda", "n_scaled"]].values.tolist() == [[1.0, 0]]
     assert table["forgetting"].item() == 0
 
 
 def test_a_factor_out_of_range_and_a_model_without_tokenizer_are_sentences(models, folders, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="lambda must lie between"):
-        released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, [-1])
+        released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, lambdas=[-1])
     with pytest.raises(CourseError, match="plain could not be loaded as a tokenizer"):
-        released_interventions(pair_of(folders["plain"], folders["adapter"]), TEXTS, SPECTRA, [1])
+        released_interventions(pair_of(folders["plain"], folders["adapter"]), TEXTS, SPECTRA, lambdas=[1])
     odd = shutil.copytree(models["base"], tmp_path / "odd")
     (odd / "config.json").write_text('{"model_type": "no-such-model"}')  # one that transformers refuses at once
     monkeypatch.setattr(released_measure, "_tokenizer", lambda opened: None)
     with pytest.raises(CourseError, match="odd could not be loaded as a causal language model"):
-        released_interventions(pair_of(odd, models["adapter"]), TEXTS, SPECTRA, [1])
+        released_interventions(pair_of(odd, models["adapter"]), TEXTS, SPECTRA, lambdas=[1])
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -548,6 +551,6 @@ def test_the_figures_have_a_panel_and_a_legend_for_each_group(folders, models):
     assert first.get_color() == second.get_color() == "black" and first.get_linestyle() != second.get_linestyle()
     by_k = released_counts_by_k(profile, fraction=0.2, matrices=r"layers\.0\.")
     assert released_figures.released_counts(by_k, x="k").axes[0].get_xlabel() == "share of the tuned vectors examined"
-    scaling = released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, [0, 1], tokens=32)
+    scaling = released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, lambdas=[0, 1], tokens=32)
     (axis,) = released_figures.released_scaling(scaling).axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["full", "base"]

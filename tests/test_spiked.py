@@ -322,7 +322,8 @@ def test_adapter_strengths_tell_planted_from_untouched():
     pairs, ratios = [], (0.1, 0.4, 2.5, 5.0)
     for ratio in ratios:
         u, v = unit(150, 7)[:, None], unit(200, 8)[None]
-        pairs.append(Pair(f"{ratio}", lambda u=u, v=v, ratio=ratio: (base, LowRankUpdate(u, 2 * v, ratio * critical / 2))))
+        update = LowRankUpdate(u, 2 * v, ratio * critical / 2)
+        pairs.append(Pair(f"{ratio}", lambda update=update: (base, update)))
     table = adapter_strengths(pairs)
     assert table["ratio"].tolist() == pytest.approx(ratios)
     assert table["matrix"].tolist() == [str(ratio) for ratio in ratios]

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.reporting import runs as measure
 from utils.errors import CourseError
 from utils.files import sha256_of
 from utils.paths import ROOT
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting import runs as kit_runs
+from utils.reporting import runs as measure
 from utils.sources.models import resolve
 from utils.training import checkpoints as checkpoints_module
 from utils.training import store as module
@@ -203,7 +203,7 @@ def test_the_reloaded_classifier_has_the_accuracy_that_was_recorded(finished):
     {"sizes": TaskSizes(train_rows=32, test_rows=16, max_length=16)}, {"steps": None, "epochs": 1.0},
     {"batch_size": 8}, {"dtype": "bfloat16"}, {"checkpoints": 2},
     {"base": ModelReference(source="hub", name="somebody/else")},
-], ids=lambda changes: "-".join(changes))
+], ids="-".join)
 def test_every_field_that_matters_changes_the_key(spec, changes):
     assert spec(**changes).key != spec().key
     assert spec().key == RunSpec.model_validate_json(spec().model_dump_json()).key, "the key is not stable"

@@ -162,7 +162,7 @@ def test_a_process_that_dies_while_it_writes_leaves_nothing_to_read(path):
 @pytest.mark.process
 def test_two_processes_read_one_table(path):
     """Both may compute; each sees a whole table of its settings, and the file that stays is whole."""
-    story = ("import os, sys, time; from pathlib import Path; import pandas as pd; from utils.tables import cached_table\n"
+    story = ("import sys; from pathlib import Path; import pandas as pd; from utils.tables import cached_table\n"
              "path = Path(sys.argv[1])\n"
              "for turn in range(60):\n"
              "    table = cached_table(path, {'turn': turn % 3}, lambda: pd.DataFrame({'a': [turn % 3] * 5000}))\n"

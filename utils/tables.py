@@ -77,7 +77,7 @@ def _tag(path: Path, settings: dict) -> bytes:
 
 def _packed(frame: pd.DataFrame, tag: bytes, name: str) -> bytes:
     """A sealed file's bytes: Parquet, with the tag and the checksum among the metadata of its schema."""
-    for column in frame.columns[(frame.dtypes == object).to_numpy()]:
+    for column in frame.columns[(frame.dtypes == object).to_numpy()]:  # noqa: E721  one answer per column
         odd = next((value for value in frame[column] if not isinstance(value, _PLAIN)), None)
         if odd is not None:
             raise CourseError(f"Expected numbers, strings or truth values in column '{column}' of the table '{name}', "

@@ -117,7 +117,7 @@ def cosine_table(pairs: list[Pair], spectra: Spectra, k: int | None = None) -> p
                                          spectrum=base_spectra().spectrum, device=device_name()))
 
 
-def run_vectors(run: Run, spectra: Spectra, step: int | None = None, k: int | None = None) -> pd.DataFrame:
+def run_vectors(run: Run, spectra: Spectra, step: int | None = None, *, k: int | None = None) -> pd.DataFrame:
     """Vector table of a run at a step, of its k leading vectors or of all, with ``layer`` and ``type``; kept."""
     step = step or run.steps[-1]
     table = run.measured(
@@ -135,7 +135,7 @@ def with_places(table: pd.DataFrame) -> pd.DataFrame:
 
 def run_intruders(run: Run, spectra: Spectra, step: int | None = None) -> int:
     """Intruders of a run at a step among the k leading vectors of all matrices, at the profile's epsilon."""
-    return int(is_intruder(run_vectors(run, spectra, step, spectra.k)["max_cosine"], spectra.epsilon).sum())
+    return int(is_intruder(run_vectors(run, spectra, step, k=spectra.k)["max_cosine"], spectra.epsilon).sum())
 
 
 def least_alike(run: Run, spectra: Spectra) -> pd.Series:
@@ -146,13 +146,13 @@ def least_alike(run: Run, spectra: Spectra) -> pd.Series:
 
 def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Vector tables of the final weights of every run."""
-    return collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments)
+    return collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments=experiments)
 
 
 def checkpoint_metrics(profile: Profile, seeds: Seeds = None,
                         experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Test accuracy with its binomial standard error at each checkpoint of each run."""
-    return collect(profile, seeds, lambda run: run.metrics(), experiments)
+    return collect(profile, seeds, lambda run: run.metrics(), experiments=experiments)
 
 
 def update_sizes(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def update_sizes(profile: Profile, seeds: Seeds = None, experiments: tuple[str, 
         return run.measured("updates", {"version": 1}, lambda run: update_table(
             run.base_matrices(), run.tuned_matrices(), run.factors()))
 
-    return collect(profile, seeds, measure, experiments)
+    return collect(profile, seeds, measure, experiments=experiments)
 
 
 def run_pseudo_loss(run: Run, settings: PseudoLoss, step: int | None = None) -> float:
@@ -198,7 +198,7 @@ def with_identity(profile: Profile, experiment: str, table: pd.DataFrame) -> pd.
 
 
 def collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame],
-            experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
+            *, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """One tidy table of what `measure` returns for every run of the experiments, the main ones by default."""
     parts = [with_identity(profile, experiment, measure(run))
              for experiment in experiments or profile.shown_experiments

@@ -51,7 +51,7 @@ def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         last = run.metrics()["accuracy"].iloc[-1]  # by which the runs that did not learn are told
         return table.assign(n_intruders=table["matrix"].map(counts), accuracy=last)
 
-    return collect(profile, seeds, measure, ("learning_rates",))
+    return collect(profile, seeds, measure, experiments=("learning_rates",))
 
 
 def separation(table: pd.DataFrame) -> pd.DataFrame:

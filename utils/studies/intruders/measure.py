@@ -69,7 +69,7 @@ def intruder_counts(profile: Profile, seeds: Seeds = None,
                     experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
     spectra = profile.spectra
-    vectors = collect(profile, seeds, lambda run: run_vectors(run, spectra, k=spectra.k), experiments)
+    vectors = collect(profile, seeds, lambda run: run_vectors(run, spectra, k=spectra.k), experiments=experiments)
     counts = count_intruders(vectors, spectra.epsilons, [spectra.k], by=RUN_COLUMNS)
     return counts.merge(final_accuracy(profile, seeds, experiments), on="run")
 
@@ -102,7 +102,7 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     full = [run for run in experiment_runs(profile, "ranks", seeds) if run.spec.method.kind == "full"]
     for run in [*full, *showcase_runs(profile, seeds)]:
         for metric in run.metrics().to_dict("records"):
-            leading = run_vectors(run, spectra, metric["step"], spectra.k)
+            leading = run_vectors(run, spectra, metric["step"], k=spectra.k)
             found = leading[is_intruder(leading["max_cosine"], spectra.epsilon)]
             ratio = found["singular_value"] / found["base_largest"]
             rows.append(identity(profile, "ranks", run) | {

@@ -53,7 +53,7 @@ def _reading(run: Run, profile: Profile, reading: str) -> dict:
         return pd.DataFrame([reward_measures(model.to(device_name()).eval(), tokenizer, pairs)])
 
     tag = {"version": VERSION, "template": settings.template, "model": settings.model.name}
-    return kept_row(run, f"reading-{reading.replace(chr(39), '')}", tag, compute)
+    return kept_row(run, f"reading-{reading.replace(chr(39), '')}", tag, compute=compute)
 
 
 def _untrained(run: Run) -> nn.Module:

@@ -86,7 +86,7 @@ def _implicit(run: Run, step: int, settings: Preferences) -> dict:
     def compute(run: Run) -> pd.DataFrame:
         return pd.DataFrame([implicit_measures(_logps(run, step), _reference_logps(run), settings.beta)])
 
-    return kept_row(run, f"implicit-{step:06d}", {"version": VERSION, "beta": settings.beta}, compute)
+    return kept_row(run, f"implicit-{step:06d}", {"version": VERSION, "beta": settings.beta}, compute=compute)
 
 
 def implicit_measures(policy: pd.DataFrame, reference: pd.DataFrame, beta: float) -> dict:
@@ -110,7 +110,7 @@ def implicit_measures(policy: pd.DataFrame, reference: pd.DataFrame, beta: float
             "loss_nats_per_token": -policy["chosen"].sum() / policy["tokens"].sum()}
 
 
-def kept_row(run: Run, name: str, settings: dict, compute: Callable[[Run], pd.DataFrame]) -> dict:
+def kept_row(run: Run, name: str, settings: dict, *, compute: Callable[[Run], pd.DataFrame]) -> dict:
     """A measurement of one row, kept beside its run, without the run's own columns."""
     return run.measured(name, settings, compute).iloc[0].drop(list(run.spec.columns)).to_dict()
 
@@ -122,13 +122,13 @@ def _logps(run: Run, step: int | None = None) -> pd.DataFrame:
 def _reference_logps(run: Run) -> pd.DataFrame:
     """What the start gives the held-out pairs; kept beside it, since every run from it asks for the same."""
     if run.start is None:
-        return _base_logps(run.base, run.spec.task, run.spec.sizes, run.spec.template)
+        return _base_logps(run.base, run.spec.task, run.spec.sizes, template=run.spec.template)
     found = run.start.measured("pair-logps", {"version": VERSION}, _logps)
     return found[["chosen", "rejected", "tokens"]]
 
 
 @lru_cache(maxsize=2)
-def _base_logps(base: BaseModel, name: str, sizes: TaskSizes, template: str | None) -> pd.DataFrame:
+def _base_logps(base: BaseModel, name: str, sizes: TaskSizes, *, template: str | None) -> pd.DataFrame:
     spec = RunSpec.model_construct(task=name, sizes=sizes, template=template)
     return pair_logps(base_causal_lm(base), held_out_batches(spec, base))
 
@@ -184,7 +184,7 @@ def beside(reference: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame | 
     trained = {one[:2] for one in mine}
     rows = reference[[*series, "learning_rate"]].itertuples(index=False, name=None)
     best = set(best_rates(reference).index)
-    kept = [place for place, one in zip(reference.index, rows)
+    kept = [place for place, one in zip(reference.index, rows, strict=True)
             if one in mine or (one[:2] not in trained and place in best)]
     return reference.loc[kept]
 
@@ -198,7 +198,7 @@ def _costs(run: Run, profile: Profile) -> dict:
 
     tag = {"version": VERSION, "general": settings.general, "blocks": settings.blocks, "k": profile.spectra.k,
            "epsilon": profile.spectra.epsilon}
-    found = kept_row(run, "costs", tag, compute)
+    found = kept_row(run, "costs", tag, compute=compute)
     base = _base_loss(run, settings)
     start = _costs(run.start, profile)["general_loss"] if run.start else base
     return found | {"base_general_loss": base, "forgetting": found["general_loss"] - base,
@@ -206,16 +206,16 @@ def _costs(run: Run, profile: Profile) -> dict:
 
 
 def _base_loss(run: Run, settings: Preferences) -> float:
-    return _general_loss(run.base, run.spec.sizes.max_length, settings.general, settings.blocks)
+    return _general_loss(run.base, run.spec.sizes.max_length, settings.general, blocks=settings.blocks)
 
 
 @lru_cache(maxsize=4)
-def _general_loss(base: BaseModel, length: int, general: str, blocks: int) -> float:
+def _general_loss(base: BaseModel, length: int, general: str, *, blocks: int) -> float:
     """Held-out loss of the untouched base, nats per token."""
-    return _loss_of(base_causal_lm(base), base, length, general, blocks)
+    return _loss_of(base_causal_lm(base), base, length, general=general, blocks=blocks)
 
 
-def _loss_of(model: nn.Module, base: BaseModel, length: int, general: str, blocks: int) -> float:
+def _loss_of(model: nn.Module, base: BaseModel, length: int, *, general: str, blocks: int) -> float:
     texts = text_blocks(general, "heldout", base.folder, length=length)[:blocks]
     return causal_loss(model, block_batches(texts))["loss_nats_per_token"]
 
@@ -224,7 +224,8 @@ def _model_costs(run: Run, matrices: Tensors, settings: Preferences) -> dict:
     model = run.causal_lm(matrices=matrices).to(device_name())
     batches = held_out_batches(run.spec, run.base)
     answers = batches[::max(1, len(batches) // KL_BATCHES)]  # of every length, as they are ordered by it
-    return {"general_loss": _loss_of(model, run.base, run.spec.sizes.max_length, settings.general, settings.blocks),
+    general = _loss_of(model, run.base, run.spec.sizes.max_length, general=settings.general, blocks=settings.blocks)
+    return {"general_loss": general,
             "kl_nats_per_token": kl_from_base(_start_model(run), model, answers)["kl_nats_per_token"]}
 
 
@@ -262,7 +263,7 @@ def _answers(run: Run, profile: Profile) -> dict:
 
     tag = {"version": VERSION, "prompts": settings.prompts, "max_new_tokens": settings.max_new_tokens,
            "judge": judge.spec.key if judge else None}
-    return kept_row(run, "answers", tag, compute)
+    return kept_row(run, "answers", tag, compute=compute)
 
 
 def _judge(profile: Profile, seed: int) -> Run | None:
@@ -310,11 +311,12 @@ def preference_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         ranks = {"trained": None, "random, full rank": None} | (
             {"random, rank r": run.spec.method.r} if run.spec.method.r else {})
         for control, rank in ranks.items():
-            rows.append(identity(profile, "dpo", run) | {"control": control} | _control(run, profile, control, rank))
+            measured = _control(run, profile, control, rank=rank)
+            rows.append(identity(profile, "dpo", run) | {"control": control} | measured)
     return pd.DataFrame(rows)
 
 
-def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict:
+def _control(run: Run, profile: Profile, control: str, *, rank: int | None) -> dict:
     settings = profile.preferences
     if control == "trained":
         found = _implicit(run, run.steps[-1], settings) | _costs(run, profile)
@@ -330,7 +332,7 @@ def _control(run: Run, profile: Profile, control: str, rank: int | None) -> dict
 
     tag = {"version": VERSION, "general": settings.general, "blocks": settings.blocks, "beta": settings.beta,
            "k": profile.spectra.k, "epsilon": profile.spectra.epsilon}
-    found = kept_row(run, f"control-{control.replace(', ', '-').replace(' ', '-')}", tag, compute)
+    found = kept_row(run, f"control-{control.replace(', ', '-').replace(' ', '-')}", tag, compute=compute)
     found["forgetting_since_start"] = found["general_loss"] - _costs(run.start, profile)["general_loss"]
     return {name: found[name] for name in CONTROL_COLUMNS}
 

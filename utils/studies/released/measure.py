@@ -84,7 +84,7 @@ def released_vectors(pair: ReleasedPair, spectra: Spectra, k: int | float | None
     if missing:
         print(f"{pair.group}, {pair.label}: {len(missing)} of {len(opened.sources)} matrices to compute.", flush=True)
     table = pd.concat([cached_table(folder / f"{name}.parquet", asked, lambda name=name: _matrix_vectors(
-        opened, name, asked, spectrum)) for name in opened.sources], ignore_index=True)
+        opened, name, asked, spectrum=spectrum)) for name in opened.sources], ignore_index=True)
     places = {name: _place(name) for name in opened.sources}
     return pd.DataFrame(_identity(pair, opened), index=table.index).join(table).assign(
         layer=table["matrix"].map(lambda name: places[name][0]), type=table["matrix"].map(lambda name: places[name][1]))
@@ -115,10 +115,10 @@ def released_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def released_counts_by_k(profile: Profile, *, fraction: float = 1.0, matrices: str | None = None) -> pd.DataFrame:
-    """Intruders at the profile's epsilon against the fraction of vectors examined (paper's Fig 15b-d).
+    r"""Intruders at the profile's epsilon against the fraction of vectors examined (paper's Fig 15b-d).
 
     All vectors of a 7B model cost full SVDs, as :func:`released_vectors` says: most of a day for each pair. A smaller
-    `fraction` (the fast core reaches to 0.25) or a few `matrices`, such as ``r"layers\\.(0|15|31)\\."``, bound that.
+    `fraction` (the fast core reaches to 0.25) or a few `matrices`, such as ``r"layers\.(0|15|31)\."``, bound that.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def released_similarity(pair: ReleasedPair, matrix: str, top: int = 10) -> np.nd
     return (tuned.T @ near).abs().clamp(max=1.0).numpy()
 
 
-def released_interventions(pair: ReleasedPair, texts: Sequence[str], spectra: Spectra, lambdas: Iterable[float], *,
+def released_interventions(pair: ReleasedPair, texts: Sequence[str], spectra: Spectra, *, lambdas: Iterable[float],
                            tokens: int = 512, batch_size: int = 1) -> pd.DataFrame:
     """Causal loss on texts as the leading intruder of each matrix is scaled by lambda (the loss of paper's Fig 13).
 
@@ -248,7 +248,7 @@ def released_losses(profile: Profile) -> pd.DataFrame:
 
     def measure(pair: ReleasedPair) -> pd.DataFrame:
         texts = pretraining_passages(settings.corpus, settings.passages)
-        return released_interventions(pair, texts, profile.spectra, profile.intervention.lambdas,
+        return released_interventions(pair, texts, profile.spectra, lambdas=profile.intervention.lambdas,
                                       tokens=settings.tokens)
 
     return _of_each(profile, measure)
@@ -293,7 +293,7 @@ def _one_pair(opened: CheckpointPair, name: str) -> Pair:
     return next(checkpoint_pairs(opened.original, opened.changed, {name: opened.sources[name]}))
 
 
-def _matrix_vectors(opened: CheckpointPair, name: str, asked: dict, spectrum: SpectrumCache) -> pd.DataFrame:
+def _matrix_vectors(opened: CheckpointPair, name: str, asked: dict, *, spectrum: SpectrumCache) -> pd.DataFrame:
     """The leading vectors of one matrix."""
     k = asked["k"]
     if isinstance(k, float):

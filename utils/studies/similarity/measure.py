@@ -89,7 +89,7 @@ def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         return run.measured("windows", {"version": 1, "k": spectra.k, "widths": WINDOWS}, lambda run: window_table(
             run_pairs(run), WINDOWS, k=spectra.k, spectrum=base_spectra().spectrum))
 
-    table = collect(profile, seeds, measure, ("ranks",))
+    table = collect(profile, seeds, measure, experiments=("ranks",))
     return table[(table["r"] == 0) | table["run"].isin([run.spec.key for run in showcase_runs(profile, seeds)])]
 
 
