@@ -41,9 +41,10 @@ def program(name: str) -> str:
     return found
 
 
-def run(*words: str) -> None:
+def run(*words: str) -> str:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
+    return done.stdout
 
 
 # Lint ---------------------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_the_console_script_is_the_command_line():
     [script] = [entry for entry in importlib.metadata.entry_points(group="console_scripts")
                 if entry.name == "lora-course"]
     assert script.load() is cli.main
-    run(program("lora-course"), "claims", "--help")
+    assert run(program("lora-course"), "claims", "--help").startswith("usage: lora-course claims ")
 
 
 def test_files_that_are_no_modules_are_packaged():
@@ -318,3 +319,26 @@ def test_json_of_notebooks_is_as_jupyter_writes_it():
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         text = path.read_text(encoding="utf-8")
         assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n", path.name
+
+
+# Sizes --------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(*folders: str) -> dict[str, int]:
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+
+
+def test_no_module_and_no_test_file_is_too_long():
+    assert {path: count for path, count in lines_of("utils").items() if count > 400} == {}
+    assert {path: count for path, count in lines_of("tests").items() if count > 700} == {}
+
+
+def test_no_room_holds_a_third_of_the_code():
+    """`utils/reporting` once held 40 %; a study is a room of its own."""
+    counted, rooms = lines_of("utils"), {}
+    for path, count in counted.items():
+        parts = path.split("/")[1:-1]
+        room = "/".join(parts[:2] if parts[:1] == ["studies"] else parts[:1])
+        rooms[room] = rooms.get(room, 0) + count
+    assert max(rooms.values()) < 0.35 * sum(counted.values()), rooms

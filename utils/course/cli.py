@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m utils", description=__doc__.splitlines()[0])
+    called = Path(sys.argv[0]).stem  # the console script is this command line under a name of its own
+    parser = _Parser(prog=called if called == "lora-course" else "python -m utils", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(name: str, run, text: str, *, profile: bool = True) -> argparse.ArgumentParser:
