@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,8 +27,6 @@ from utils.spectra import (
 )
 from utils.spectra.clusters import left_cosines
 from utils.spectra.spiked import expected_overlaps, expected_shares, secular_functions
-from utils.studies.cause import figures as cause_figures
-from utils.studies.similarity import figures as similarity_figures
 
 SHAPES = {"square": (160, 160), "wide": (140, 280), "tall": (280, 140)}
 by_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -432,24 +429,3 @@ def test_the_level_at_its_ends():
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
-
-def test_critical_strengths_are_drawn_by_type_with_the_identity():
-    table = pd.DataFrame({"type": ["query", "query", "output", "output"], "predicted": [1.0, 2.0, 3.0, math.inf],
-                          "measured": [1.1, 1.9, 3.0, 2.0], "smallest": [1, 1.5, 2.5, 2], "largest": [1.2, 2.5, 4, 2]})
-    axis = cause_figures.critical_strengths(table).axes[0]
-    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert drawn["query"] == [[1.1, 1.0], [1.9, 2.0]]
-    assert drawn["output"] == [[3.0, 3.0]]  # what is never critical has no place on the axes
-    assert all(x == y for x, y in drawn["equal"])
-    assert len(cause_figures.critical_strengths(table.drop(columns=["smallest", "largest"])).axes[0].collections) == 0
-
-
-def test_windows_are_drawn_against_single_vectors():
-    rows = [("full", index, width, cosine) for index, pair_ in enumerate(((0.3, 0.8), (0.9, 0.95)), 1)
-            for width, cosine in zip((1, 4), pair_, strict=True)]
-    table = pd.DataFrame(rows, columns=["method", "index", "width", "max_cosine"]).assign(matrix="w")
-    figure = similarity_figures.windows_against_cosines(table, epsilon=0.5, levels={4: 0.2})
-    (axis,) = figure.axes
-    assert axis.lines[0].get_xydata().tolist() == [[0.3, 0.8], [0.9, 0.95]]
-    assert axis.get_title() == "window of 4"
