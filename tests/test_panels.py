@@ -139,7 +139,7 @@ def test_a_second_run_of_one_method_differs_by_line_and_marker_not_by_colour():
 
 def test_what_is_no_method_takes_the_palette_in_order():
     looks = method_styles(["600", "1200"])
-    assert method_style("600") is None and looks["600"]["color"] != looks["1200"]["color"]
+    assert method_style("600") is None and method_style("LoRA r=0") is None and looks["600"]["color"] != looks["1200"]["color"]
 
 
 # What has learnt ------------------------------------------------------------------------------------------------------
@@ -174,6 +174,11 @@ def test_losses_are_judged_by_what_was_learnt():
                           "method": ["full", "base"], "r": 0})
     assert marked(table)["learnt"].tolist() == [True, False]
     assert marked(table)["method_kind"].tolist() == ["full", "base"]
+
+
+def test_agreement_with_pairs_is_no_accuracy_over_guessing():
+    table = runs(("a", 0, "answers", 100, 0.6), ("b", 0, "answers", 100, 0.4))
+    assert "learnt" not in marked(table) and len(runs_that_learnt(table)) == 2
 
 
 def test_a_table_that_cannot_tell_stays_as_it_is():

@@ -57,12 +57,12 @@ def _gain(table: pd.DataFrame) -> pd.Series | None:
         return None
     if "learning" in table:
         return table["learning"]
-    if "accuracy" not in table or not set(table["task"]) <= set(TASKS):
-        return None
+    tasks = set(table["task"])
+    if "accuracy" not in table or not all(name in TASKS and TASKS[name].kind == "classification" for name in tasks):
+        return None  # agreement with pairs of answers, for one, is called accuracy too
     if (table.groupby(["run", "step"] if "step" in table else ["run"])["accuracy"].nunique() > 1).any():
         return None  # rows of one run that differ are of changed models: none of them says what the run learnt
-    guessing = {name: 1 / len(TASKS[name].labels) for name in table["task"].unique() if TASKS[name].labels}
-    return table["accuracy"] - table["task"].map(guessing) if len(guessing) == table["task"].nunique() else None
+    return table["accuracy"] - table["task"].map({name: 1 / len(TASKS[name].labels) for name in tasks})
 
 
 def runs_that_learnt(table: pd.DataFrame) -> pd.DataFrame:
