@@ -5,7 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from utils.reporting.rules import MissingRun
+from utils.ledger.claims import claim_named
+from utils.reporting.claims import judge_claim
+from utils.reporting.rules import Effects, MissingRun
 from utils.reporting.selection import marked
 from utils.reporting.verdicts import NO_POWER, Expectation, judge
 from utils.studies.cause import rules
@@ -234,3 +236,10 @@ def test_a_run_without_anything_to_scale_raises_outside_a_seed_loop():
     """The one exception that means "no value"; what else a rule may raise stops the ledger."""
     with pytest.raises(MissingRun, match="no intruder to scale"):
         rules._scaled_row(frame(scaled(intruder={0.7: -9.0}, changed=0)), kind="intruder", factor=0.7, r=8)
+
+
+def test_the_interval_of_an_area_under_the_curve_ends_at_one(monkeypatch):
+    found = Effects(pd.Series([0.9, 0.95, 0.99]), pd.Series([0.0, 1.0]).to_numpy(), "n_intruders")
+    monkeypatch.setattr("utils.reporting.claims.effects_of", lambda *given: found)
+    verdict = judge_claim(claim_named("threshold-tells-intruders"), pd.DataFrame({"seed": [0]}), "laptop")
+    assert verdict.high == 1.0 and 0.8 < verdict.low < verdict.effect

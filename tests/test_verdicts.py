@@ -41,7 +41,8 @@ def effects(*values: float, outcomes=(1.0, 2.0), outcome: str = "loss") -> Effec
     ((), ABOVE, "too few seeds"),
     ((2.0, 2.0, 2.0), ABOVE, "same direction"),        # a count that is equal in every seed has no interval
     ((0.0, 0.0, 0.0), ABOVE, "not reproduced"),
-    ((0.0, 0.0, 0.0), WITHIN, "reproduced"),
+    ((0.0, 0.0, 0.0), WITHIN, "same direction"),       # nor has equality one
+    ((0.3, 0.3, 0.3), WITHIN, "not reproduced"),
 ])
 def test_the_word_follows_from_the_interval(values, expect, word):
     assert judge(effects(*values), expect).verdict == word

@@ -130,9 +130,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def chance_note(table: pd.DataFrame) -> str:
     """How much of the ledger chance could have made, in two sentences (of :func:`ledger` or ``verdicts``)."""
     found = chance(table)
-    return (f"Of {found['tested']} claims with a test, about {found['expected']:.1f} would come out reproduced (or "
-            f"hold) by chance if none were true; {found['positive']} did. At a false discovery rate of 5 % "
-            f"(Benjamini–Hochberg over all of them) {found['standing']} of those stand.")
+    return (f"Of {found['tested']} tests (a claim that is judged at two ε counts as two), about "
+            f"{found['expected']:.1f} would come out reproduced (or hold) by chance if none were true; "
+            f"{found['positive']} did. At a false discovery rate of 5 % (Benjamini–Hochberg over all of "
+            f"them) {found['standing']} of those stand.")
 
 
 @figure("17_verdicts", place="the ledger")
@@ -188,9 +189,9 @@ LEDGER_INTRODUCTION = (
     "95 % interval; a verdict follows from where the interval lies.")
 WORDS = (
     "What the words mean: reproduced (ours: holds) – the interval lies where the claim says; same direction – every "
-    "seed "
-    "does, the interval does not; undecided – neither; not reproduced (does not hold) – the interval lies on the other "
-    "side; no power – the claim could not have failed or held on these runs.")
+    "seed does, the interval does not, or all seeds give one number and there is no interval; undecided – neither; "
+    "not reproduced (does not hold) – the interval lies on the other side; no power – the claim could not have "
+    "failed or held on these runs.")
 LEDGER_HEADER = ("| claim | the sentence | published | verdict | expected | effect, 95 % interval | control | "
                  "measured in |")
 

@@ -32,7 +32,7 @@ from utils.reporting.registry import MEASUREMENTS, RULES, nearest
 from utils.reporting.rules import CLAIM_EPSILONS, Effects
 from utils.reporting.verdicts import OUT_OF_REACH, TOO_FEW, Expectation, Verdict, judge
 
-BOUNDS = {"Spearman's rho": (-1.0, 1.0)}  # of an effect, by the start of its unit
+BOUNDS = {"Spearman's rho": (-1.0, 1.0), "area under the curve": (0.0, 1.0)}  # of an effect, by the start of its unit
 
 
 class Published(BaseModel):

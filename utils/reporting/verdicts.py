@@ -113,15 +113,15 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
 def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, str]:
     if why := powerless(effects, expect):
         return NO_POWER, why
+    worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
+    if effects.items is None and _alike(effects.values.dropna()):  # counts and grid steps: no spread to judge by
+        word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED
+        return word, "every seed gives the same number, so there is no interval"
     if expect.within is not None:
         if -expect.within < found.low and found.high < expect.within:
             return REPRODUCED, ""
         outside = found.low >= expect.within or found.high <= -expect.within
         return (NOT_REPRODUCED if outside else UNDECIDED), ""
-    worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
-    if effects.items is None and _alike(effects.values.dropna()):  # counts and grid steps: no spread to judge by
-        word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED
-        return word, "every seed gives the same number, so there is no interval"
     if worst > 0:
         return REPRODUCED, ""
     if best <= 0:
