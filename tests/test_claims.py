@@ -1,5 +1,6 @@
 """Claims: read and refused with one sentence, bound to what exists, judged on the committed tables, found by id."""
 
+import math
 import re
 
 import pandas as pd
@@ -9,6 +10,7 @@ import utils.studies
 from utils.errors import CourseError, UsageError
 from utils.ledger import claims as ledger_claims
 from utils.ledger.claims import claim_named, claims, own_verdicts, verdicts
+from utils.ledger.notebook import begin
 from utils.ledger.reference import reference_table
 from utils.ledger.where import where
 from utils.profiles import PROFILE_NAMES, load_profile
@@ -72,6 +74,10 @@ def test_a_claim_is_read_with_its_study(file):
     ({"expect": {"above": 0, "below": 1}}, "claim 'x', expect: .*exactly one of"),
     ({"expect": None}, "claim 'x', the claim: .*Expected measurement, rule, unit and expect"),
     ({"published": None}, "Expected 'published' for a claim of kind 'paper'"),
+    ({"paper": "Ilusion v3"}, r"names the paper 'Ilusion v3', which does not exist \(the nearest: Illusion v3"),
+    ({"notebook": "4"}, r"names the notebook '4', which does not exist \(the nearest: "),
+    ({"out_of_reach": ["lptop"]}, r"names the profile 'lptop', which does not exist \(the nearest: laptop"),
+    ({"expect": {"above": math.nan}}, "claim 'x', expect.above: .*finite number"),
     ({"kind": "theirs"}, "claim 'x', kind: "), ({"rul": "x"}, "claim 'x', rul: "),
 ])
 def test_a_claim_that_names_what_does_not_exist_is_refused_when_claims_load(file, change, sentence):
@@ -87,6 +93,25 @@ def test_a_claim_twice_and_a_broken_file_are_refused(file):
         file(text="[[claim]")
 
 
+@pytest.mark.parametrize("text, got", [("[[claims]]\nid = 'x'", "claims"), ("[claim]\nid = 'x'", "claim"),
+                                       ("# none", "nothing"), ("claim = [1]", "claim"),
+                                       ("rule = 'x'\n[[claim]]\nid = 'x'", "rule, claim")])
+def test_claims_that_would_be_passed_over_in_silence_are_refused(file, text, got):
+    with pytest.raises(CourseError, match=rf"one/claims.toml: expected tables headed \[\[claim\]\] .*, got {got};"):
+        file(text=text)
+
+
+def test_a_file_of_claims_that_nothing_reads_is_named(file, tmp_path):
+    (tmp_path / "one" / "claim.toml").write_text("")
+    with pytest.raises(CourseError, match="Expected claims in <study>/claims.toml alone, got one/claim.toml"):
+        file({})
+    (tmp_path / "one" / "claim.toml").rename(tmp_path / "one" / ".kept.toml")
+    assert len(file({})) == 1, "what an editor keeps is no file of claims"
+    (tmp_path / "one" / "claims.toml").write_bytes(b"# \xe4")
+    with pytest.raises(CourseError, match="one/claims.toml is not TOML: 'utf-8' codec"):
+        claims.__wrapped__()
+
+
 def test_a_claim_out_of_reach_everywhere_needs_no_rule(file):
     nothing = dict.fromkeys(("measurement", "rule", "parameters", "unit", "expect"))
     claim, = file(nothing | {"out_of_reach": list(PROFILE_NAMES)})
@@ -99,6 +124,18 @@ def test_a_study_that_nothing_imports_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(utils.studies, "__path__", [*utils.studies.__path__, str(tmp_path)])
     with pytest.raises(CourseError, match="The study forgotten has no __init__.py, so nothing imports it"):
         load_studies.__wrapped__()
+
+
+@pytest.mark.parametrize("place", ["loose.py", "deep/in/rules.py"])
+def test_a_module_that_nothing_imports_is_named(tmp_path, monkeypatch, place):
+    for hidden in (tmp_path / ".ipynb_checkpoints" / "copy.py", tmp_path / place):
+        hidden.parent.mkdir(parents=True, exist_ok=True)
+        hidden.write_text("")
+    monkeypatch.setattr(utils.studies, "__path__", [*utils.studies.__path__, str(tmp_path)])
+    with pytest.raises(CourseError, match=f"Expected modules in studies/<study>/ alone, got studies/{place}"):
+        load_studies.__wrapped__()
+    (tmp_path / place).unlink()
+    assert "intruders" in load_studies.__wrapped__(), "what an editor keeps is no study"
 
 
 @pytest.fixture
@@ -120,6 +157,16 @@ def test_two_of_a_name_are_refused_and_a_reloaded_module_is_not(registries):
     assert rule(needs=())(function) is function
 
 
+def test_a_figure_without_its_measurement_and_a_finding_without_its_figure_are_named(registries):
+    registry.add_finding("04_count_against_epsilom", where)
+    with pytest.raises(CourseError, match="names the figure '04_count_against_epsilom', which does not exist .*ilon"):
+        load_studies.__wrapped__()
+    registry.FINDINGS.pop("04_count_against_epsilom")
+    registry.add_figure(registry.FigureEntry("99_new", where, ("intruder_count",), "ours"))
+    with pytest.raises(CourseError, match="'99_new' names the measurement 'intruder_count', which .*intruder_counts"):
+        load_studies.__wrapped__()
+
+
 def test_a_rule_with_a_positional_parameter_is_refused():
     with pytest.raises(CourseError, match="Rule 'one' takes a table and keyword-only parameters; got"):
         @rule(needs=("seed",))
@@ -135,6 +182,8 @@ def test_a_measurement_without_its_columns_is_named(registries):
     found: Measurement = registry.MEASUREMENTS["short"]
     with pytest.raises(CourseError, match="Expected the column 'accuracy' of measurement 'short' in a test, got seed"):
         found.checked(short(None), "a test")
+    with pytest.raises(CourseError, match="Expected a table of measurement 'short' in a test, got a NoneType"):
+        found.checked(None, "a test")
     assert found.checked(pd.DataFrame(), "a test").empty, "no rows is no measurement, and no fault"
 
 
@@ -177,12 +226,16 @@ def test_the_claims_are_sound():
 @pytest.mark.parametrize("claim", [claim for claim in claims() if "laptop" not in claim.out_of_reach],
                          ids=lambda claim: claim.id)
 def test_a_committed_table_answers_its_claim(claim):
-    """The measurement's own columns are those the rule reads: at least one seed has an effect."""
+    """The measurement's own columns are those the rule reads: a seed has an effect, or a reason why it has none."""
     table = reference_table(claim.measurement, "laptop")
     assert table is not None, f"no reference table of {claim.measurement}"
     for epsilon in claim.epsilons:
-        assert isinstance(effects_of(claim, table, epsilon), Effects)
-    assert effects_of(claim, table, claim.epsilons[0]).values.notna().any()
+        found = effects_of(claim, table, epsilon)
+        assert isinstance(found, Effects)
+        assert not any(reason.startswith("the effect is") for reason in found.missing.values()), found.missing
+        assert set(found.values.index[found.values.isna()]) <= set(found.missing), "no value, and no reason"
+    found = effects_of(claim, table, claim.epsilons[0])
+    assert found.values.notna().any() or set(found.missing) == set(found.values.index) != set()
 
 
 def test_claims_about_counts_are_judged_at_the_courses_epsilons():
@@ -273,6 +326,17 @@ def test_a_claim_is_judged_on_a_table(toy_claim, table, word):
     assert found.verdict == word and (found.why or word != TOO_FEW)
 
 
+def test_a_notebook_without_claims_concludes_with_one_sentence():
+    with pytest.raises(UsageError, match=r"There is no claim about notebook '4' \(the nearest: .*04"):
+        verdicts("laptop", "4")
+
+
+@pytest.mark.parametrize("seeds", [[1, 1], [-1], "0,1", 3, [0.5], [True]])
+def test_seeds_that_are_no_list_of_different_numbers_are_refused_at_the_beginning(seeds):
+    with pytest.raises(UsageError, match=r"Expected SEEDS to be a list of different whole numbers such as \[0, 1\]"):
+        begin("04", "smoke", seeds)
+
+
 # Where the code is ---------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +357,7 @@ def test_where_leads_from_a_claim_to_its_rule_and_figures():
         assert re.search(part, text), (part, text)
     place = re.search(r"claims.toml:(\d+)", text)[1]
     lines = (ledger_claims.STUDIES / "intruders" / "claims.toml").read_text().splitlines()
+    assert "utils/ledger/page.py" in where("17_verdicts"), "the one figure that no study draws"
     assert lines[int(place) - 1] == 'id = "lora-intruders-each-rank"'
 
 

@@ -52,7 +52,7 @@ def said(capsys, arguments: list[str], status: int) -> str:
     (["course", "--profile", "none.yaml"], ["no profile file none.yaml"]),
     (["fetch", "--profile", "Laptop"], ["Unknown profile 'Laptop'"]),
     (["reference", "--profile", "smoke"], ["smoke is not evidence"]),
-    (["reference", "--only", "nonsense"], ["Unknown measurement 'nonsense'", "intruder_counts", "sensitivity"]),
+    (["reference", "--only", "nonsense"], ["Unknown measurement 'nonsense'", "the nearest: ", "sensitivity"]),
     (["claims", "--profile", "huge"], ["Unknown profile 'huge'"]),
     (["fetch", "--source", "minilm2"], ["Unknown packaged source 'minilm2'", "minilm, smollm2"]),
     (["course", "--only", "99"], ["no notebook '99'", "04"]),

@@ -139,7 +139,8 @@ def test_a_second_run_of_one_method_differs_by_line_and_marker_not_by_colour():
 
 def test_what_is_no_method_takes_the_palette_in_order():
     looks = method_styles(["600", "1200"])
-    assert method_style("600") is None and method_style("LoRA r=0") is None and looks["600"]["color"] != looks["1200"]["color"]
+    assert method_style("600") is None and method_style("LoRA r=0") is None
+    assert looks["600"]["color"] != looks["1200"]["color"]
 
 
 # What has learnt ------------------------------------------------------------------------------------------------------

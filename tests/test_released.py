@@ -30,6 +30,7 @@ from utils.evaluation.language import text_loss
 from utils.paths import ROOT
 from utils.profiles import load_profile
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
+from utils.reporting.measured import Measured
 from utils.sources.pairs import identity, open_pair
 from utils.spectra import count_intruders, similarity, thin_svd, vector_table
 from utils.studies.released import figures as released_figures
@@ -543,14 +544,17 @@ def test_the_figures_have_a_panel_and_a_legend_for_each_group(folders, models):
     profile = profile_of(pair_of(folders["base"], folders["tuned"], "full", "alpaca"),
                          pair_of(folders["base"], folders["tuned"], "full #2", "alpaca"),
                          pair_of(folders["plain"], folders["adapter"], "LoRA r=4"))
-    figure = released_figures.released_counts(released_counts(profile), level=0.2)
-    legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
-    assert [axis.get_title() for axis in figure.axes] == ["alpaca", "metamath"]
-    assert legends == [["full", "full #2"], ["LoRA r=4"]]
-    first, second = figure.axes[0].lines
+    counts = Measured("released_counts", profile, (0,), released_counts(profile))
+    drawn = released_figures.released(counts, level=0.2)
+    figure = drawn.figure
+    assert [axis.get_title() for axis in figure.axes] == ["alpaca", "metamath"] and "alpaca full #2" in drawn.alt
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"full", "full #2", "LoRA r=4"}
+    first, second = (line for line in figure.axes[0].lines if not line.get_label().startswith("_"))
     assert first.get_color() == second.get_color() == "black" and first.get_linestyle() != second.get_linestyle()
     by_k = released_counts_by_k(profile, fraction=0.2, matrices=r"layers\.0\.")
-    assert released_figures.released_counts(by_k, x="k").axes[0].get_xlabel() == "share of the tuned vectors examined"
+    axis = released_figures.released_by_k(profile, by_k).figure.axes[0]
+    assert axis.get_xlabel() == "share of the tuned vectors examined"
     scaling = released_interventions(pair_of(models["base"], models["full"]), TEXTS, SPECTRA, lambdas=[0, 1], tokens=32)
-    (axis,) = released_figures.released_scaling(scaling).axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["full", "base"]
+    scaled = released_figures.released_scaling(profile, scaling)
+    assert {text.get_text() for text in scaled.figure.legends[0].get_texts()} == {"full", "base"}
+    assert "nats per token at" in scaled.alt

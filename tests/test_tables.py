@@ -192,6 +192,11 @@ def test_a_column_of_two_kinds_is_refused(path, values):
         cached_table(path, SETTINGS, counted(table))
 
 
+def test_a_number_that_no_column_holds_is_refused(path):
+    with pytest.raises(CourseError, match="in the table 'spectrum', got one that Parquet cannot hold .*too large"):
+        cached_table(path, SETTINGS, counted(pd.DataFrame({"large": [2**70]})))
+
+
 def test_two_columns_of_one_name_are_refused(path):
     with pytest.raises(CourseError, match="Duplicate column names"):
         cached_table(path, SETTINGS, counted(pd.DataFrame([[1, 2]], columns=["a", "a"])))

@@ -161,6 +161,13 @@ def test_a_seed_without_a_run_has_no_value_and_a_reason():
     assert "seed 1: no run with r = 8" in judge(found, ABOVE).why
 
 
+@pytest.mark.parametrize("effect", [float("nan"), float("inf")])
+def test_an_effect_that_is_no_number_does_not_pass_for_a_missing_run(effect):
+    found = by_seed(TABLE, lambda part: effect, outcome=None)
+    assert found.values.isna().all() and set(found.missing.values()) == {f"the effect is {effect}"}
+    assert f"the effect is {effect}" in judge(found, ABOVE).why
+
+
 @pytest.mark.parametrize("error", [KeyError, IndexError, ValueError, TypeError])
 def test_nothing_but_a_missing_run_is_caught(error):
     def effect(part):

@@ -1,7 +1,7 @@
-"""The library under the course: profiles, sources, training, spectra, evaluation, reporting, course.
+"""The library under the course, in rooms.
 
-Imports go one way, ``course -> reporting -> evaluation, spectra -> training -> sources -> profiles``;
-a notebook imports from here and nothing else of ours.
+Imports go one way, ``course -> ledger -> studies -> reporting -> evaluation -> spectra, training -> sources ->
+profiles``; a notebook imports from here and nothing else of ours.
 """
 
 import os

@@ -84,7 +84,7 @@ def _packed(frame: pd.DataFrame, tag: bytes, name: str) -> bytes:
                               f"got a {type(odd).__name__}; do turn it into columns of its own, or into JSON.")
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise CourseError(f"Expected columns of one kind each in the table '{name}', got one that Parquet cannot hold "
                           f"({'; '.join(map(str, error.args))}); do give every column one kind of value.") from error
     table = table.replace_schema_metadata({**table.schema.metadata, b"tag": tag, b"seal": _OPEN})

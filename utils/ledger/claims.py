@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 import utils.studies
-from utils.errors import CourseError
+from utils.errors import CourseError, UsageError
 from utils.ledger.reference import reference_table
 from utils.paths import NOTEBOOKS
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
@@ -18,6 +18,11 @@ from utils.reporting.registry import nearest
 from utils.studies import load_studies
 
 STUDIES = Path(utils.studies.__file__).parent
+ILLUSION = "LoRA vs Full Fine-tuning: An Illusion of Equivalence (arXiv 2410.21228)"
+PAPERS = {"Illusion v3": ILLUSION, "Illusion v1": ILLUSION,
+          "Learns less v2": "LoRA Learns Less and Forgets Less (arXiv 2405.09673v2)",
+          "Rates v2": "Learning Rate Matters: Vanilla LoRA May Suffice (arXiv 2602.04998v2)",
+          "PEFT benchmark": "PEFT's method comparison on MetaMathQA (huggingface/peft)"}
 
 
 @cache
@@ -30,6 +35,11 @@ def claims() -> tuple[Claim, ...]:
         If a claim cannot be read, is there twice, or names what does not exist.
     """
     load_studies()
+    for path in sorted(path.relative_to(STUDIES) for path in STUDIES.rglob("*.toml")):
+        hidden = any(part.startswith(".") for part in path.parts)  # what an editor keeps
+        if not hidden and (path.name != "claims.toml" or len(path.parts) != 2):
+            raise CourseError(f"Expected claims in <study>/claims.toml alone, got {path.as_posix()}, which nothing "
+                              "reads; move or rename it.")
     found = [claim for path in sorted(STUDIES.glob("*/claims.toml")) for claim in _read(path)]
     seen: dict[str, str] = {}
     for claim in found:
@@ -43,9 +53,13 @@ def claims() -> tuple[Claim, ...]:
 def _read(path: Path) -> list[Claim]:
     where = f"{path.parent.name}/{path.name}"
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("claim", [])
-    except tomllib.TOMLDecodeError as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CourseError(f"{where} is not TOML: {error}; mend that line.") from error
+    entries = content.get("claim")
+    if set(content) != {"claim"} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise CourseError(f"{where}: expected tables headed [[claim]] and nothing else, got "
+                          f"{', '.join(content) or 'nothing'}; begin every claim with [[claim]].")
     found = []
     for entry in entries:
         try:
@@ -55,9 +69,20 @@ def _read(path: Path) -> list[Claim]:
             place = ".".join(map(str, first["loc"])) or "the claim"
             raise CourseError(f"{where}: claim '{entry.get('id', '?')}', {place}: {first['msg']}.") from error
         check_claim(claim, where)
+        _check_places(claim, where)
         _check_experiments(claim, where)
         found.append(claim)
     return found
+
+
+def _check_places(claim: Claim, where: str) -> None:
+    """CourseError if a claim names a notebook, a profile or, as a paper's own statement, a paper that is not there."""
+    notebooks = [path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")]
+    named = [("notebook", claim.notebook, notebooks), *(("profile", one, PROFILE_NAMES) for one in claim.out_of_reach)]
+    for what, name, known in [*named, *([("paper", claim.paper, PAPERS)] if claim.kind == "paper" else [])]:
+        if name not in known:
+            raise CourseError(f"{where}: claim '{claim.id}' names the {what} '{name}', which does not exist "
+                              f"({nearest(name, known)}).")
 
 
 def _check_experiments(claim: Claim, where: str) -> None:
@@ -115,10 +140,18 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
         One row per claim, two for a claim about counts (``epsilon``): ``notebook``, ``study``, ``claim``, ``kind``,
         ``paper``, ``place``, ``sentence``, ``published``, ``numbers``, ``control``, ``unit``, ``expect``, ``epsilon``,
         and the fields of :class:`utils.reporting.verdicts.Verdict`.
+
+    Raises
+    ------
+    UsageError
+        If no claim is about the notebook.
     """
     name = profile if isinstance(profile, str) else profile.profile
     rows = [_row(claim, epsilon) | judge_claim(claim, _reference(claim, name), name, epsilon=epsilon).__dict__
             for claim in claims() if notebook in (None, claim.notebook) for epsilon in claim.epsilons]
+    if not rows:
+        raise UsageError(f"There is no claim about notebook '{notebook}' "
+                         f"({nearest(str(notebook), {claim.notebook for claim in claims()})}).")
     numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
     return pd.DataFrame(rows).astype(numbers)
 

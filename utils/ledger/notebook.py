@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from IPython.display import Markdown, display
 
+from utils.errors import UsageError
 from utils.ledger.claims import own_verdicts, verdicts
 from utils.ledger.page import effect_text, keep_own, own_text
 from utils.ledger.reference import reference_note
@@ -28,8 +29,17 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
         The notebook's parameter ``PROFILE``.
     seeds : list of int, optional
         The notebook's parameter ``SEEDS``; the profile's own seeds if empty.
+
+    Raises
+    ------
+    UsageError
+        If the profile is unknown, or `seeds` is no list of different whole numbers.
     """
     profile = load_profile(profile_name)
+    if seeds and (not isinstance(seeds, list | tuple) or len({*map(str, seeds)}) < len(seeds)
+                  or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)):
+        raise UsageError(f"Expected SEEDS to be a list of different whole numbers such as [0, 1], got {seeds!r}; give "
+                         "such a list, or None for the profile's own.")
     limit_threads()
     quiet_libraries()
     use_style()

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from utils.files import write_text
-from utils.ledger.claims import claim_link, verdicts
+from utils.ledger.claims import PAPERS, claim_link, verdicts
 from utils.ledger.reference import reference_note
 from utils.paths import cache_dir, ensure_dir, reference_dir
 from utils.profiles import Profile
@@ -31,11 +31,6 @@ from utils.reporting.verdicts import (
 
 OURS = "What this course adds"
 BY_ARITHMETIC = "True by arithmetic, no evidence"
-ILLUSION = "LoRA vs Full Fine-tuning: An Illusion of Equivalence (arXiv 2410.21228)"
-PAPERS = {"Illusion v3": ILLUSION, "Illusion v1": ILLUSION,
-          "Learns less v2": "LoRA Learns Less and Forgets Less (arXiv 2405.09673v2)",
-          "Rates v2": "Learning Rate Matters: Vanilla LoRA May Suffice (arXiv 2602.04998v2)",
-          "PEFT benchmark": "PEFT's method comparison on MetaMathQA (huggingface/peft)"}
 TITLES = (*dict.fromkeys(PAPERS.values()), OURS, BY_ARITHMETIC)
 LOOKS = {REPRODUCED: ("#0173b2", ""), HOLDS: ("#0173b2", "||"), SAME_DIRECTION: ("#56b4e9", "//"),
          UNDECIDED: ("#ece133", ".."), NOT_REPRODUCED: ("#de8f05", "xx"), DOES_NOT_HOLD: ("#de8f05", "++"),

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import utils.ledger.page  # noqa: F401  its figure registers itself
 from utils.errors import UsageError
 from utils.ledger.claims import claims
 from utils.ledger.reference import measurement_named
@@ -15,7 +16,7 @@ from utils.studies import load_studies
 
 
 def where(identifier: str) -> str:
-    """File and line of everything behind a figure, a claim, a measurement or a rule.
+    """File and line of everything behind a figure or a claim.
 
     Raises
     ------

@@ -26,6 +26,9 @@ class Measurement:
 
     def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
         """`table` itself if it has the declared columns (or no rows); CourseError naming the first that it lacks."""
+        if not isinstance(table, pd.DataFrame):
+            raise CourseError(f"Expected a table of measurement '{self.name}' in {where}, got a "
+                              f"{type(table).__name__}; return a DataFrame, without rows where there is nothing.")
         lacking = [name for name in self.columns if name not in table.columns]
         if lacking and len(table):
             raise CourseError(f"Expected the column '{lacking[0]}' of measurement '{self.name}' in {where}, got "
@@ -114,6 +117,19 @@ def add_figure(entry: FigureEntry) -> None:
 def add_finding(identifier: str, function: Callable) -> None:
     """Register what is found in a figure; :func:`utils.reporting.drawn.finding` does it."""
     _add(FINDINGS, identifier, function, what="finding", function=function)
+
+
+def check_figures() -> None:
+    """CourseError for a figure of a measurement, or a finding of a figure, that does not exist."""
+    for entry in FIGURES.values():
+        for name in entry.measurements:
+            if name not in MEASUREMENTS:
+                raise CourseError(f"Figure '{entry.identifier}' names the measurement '{name}', which does not exist "
+                                  f"({nearest(name, MEASUREMENTS)}).")
+    for identifier, function in FINDINGS.items():
+        if identifier not in FIGURES:
+            raise CourseError(f"The finding {function.__name__} of {function.__module__} names the figure "
+                              f"'{identifier}', which does not exist ({nearest(identifier, FIGURES)}).")
 
 
 def _add(register: dict, name: str, entry, *, what: str, function: Callable) -> None:

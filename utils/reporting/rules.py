@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-CLAIM_EPSILONS = (0.5, 0.8)  # every claim about counts is judged at both: the paper's own, and a lenient one
+CLAIM_EPSILONS = (0.5, 0.8)  # a rule with `epsilon` is judged at both: the paper's own, and a lenient one
 Effect = Callable[[pd.DataFrame], float]
 
 
@@ -69,6 +69,8 @@ def by_seed(table: pd.DataFrame, effect: Effect, *, outcome: str | pd.Series | N
             values[seed] = float(effect(part))
         except MissingRun as reason:
             values[seed], missing[seed] = float("nan"), str(reason)
+        if seed not in missing and not np.isfinite(values[seed]):  # said, for it would pass for a missing run
+            values[seed], missing[seed] = float("nan"), f"the effect is {values[seed]}"
     column = chosen[outcome] if isinstance(outcome, str) else outcome
     outcomes = np.array([]) if column is None else column.dropna().to_numpy(dtype=float)
     return Effects(pd.Series(values, dtype=float), outcomes, "" if column is None else str(column.name), missing)

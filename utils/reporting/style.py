@@ -26,7 +26,7 @@ VARIANTS = {"B only": "#0173b2", "LoRA+": "#de8f05", "PiSSA": "#029e73", "AdaLoR
             "GraLoRA": "#44aa99", "RandLoRA": "#332288", "LoFT": "#999933", "rsLoRA": "#ee99aa",
             "LoRA-GA (PEFT)": "#661100"}
 _LABEL = re.compile(r"(?P<family>full|base|LoRA|" + "|".join(map(re.escape, VARIANTS)) + r")"
-                    r"(?: r=(?P<rank>\d+))?(?P<rest>(?:,| #).*)?")
+                    r"(?: r=(?P<rank>[1-9]\d*))?(?P<rest>(?:,| #).*)?")
 
 
 def use_style() -> None:

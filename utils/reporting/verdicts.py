@@ -34,9 +34,9 @@ class Expectation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    above: float | None = None
-    below: float | None = None
-    within: float | None = Field(default=None, gt=0)
+    above: float | None = Field(default=None, allow_inf_nan=False)
+    below: float | None = Field(default=None, allow_inf_nan=False)
+    within: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one(self):
@@ -47,8 +47,8 @@ class Expectation(BaseModel):
     def margin(self, effect):
         """How far an effect (or several) lies on the claim's side; negative where it contradicts the claim.
 
-        >>> Expectation(within=0.03).margin(-0.01), Expectation(below=0.5).margin(2.0)
-        (0.02, -1.5)
+        >>> Expectation(within=0.5).margin(-0.25), Expectation(below=0.5).margin(2.0)
+        (0.25, -1.5)
         """
         if self.within is not None:
             return self.within - abs(effect)
