@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from utils.errors import CourseError
 from utils.profiles import PROFILE_NAMES
 from utils.reporting.registry import MEASUREMENTS, RULES, nearest
-from utils.reporting.rules import CLAIM_EPSILONS, Effects
+from utils.reporting.rules import CLAIM_EPSILONS, Effects, MissingRun
 from utils.reporting.verdicts import OUT_OF_REACH, TOO_FEW, Expectation, Verdict, judge
 
 BOUNDS = {"Spearman's rho": (-1.0, 1.0), "area under the curve": (0.0, 1.0)}  # of an effect, by the start of its unit
@@ -131,6 +131,9 @@ def effects_of(claim: Claim, table: pd.DataFrame, epsilon: float | None = None) 
         effects = rule.function(table, **given)
     except CourseError:
         raise
+    except MissingRun as reason:  # before any seed was looked at: no seed has the run
+        seeds = sorted(table["seed"].unique()) if "seed" in table else []
+        return Effects(pd.Series(float("nan"), index=seeds, dtype=float), missing=dict.fromkeys(seeds, str(reason)))
     except Exception as error:
         raise CourseError(f"Claim '{claim.id}': rule '{claim.rule}' did not find what it needs in measurement "
                           f"'{claim.measurement}' ({type(error).__name__}: {error}); mend the rule, or make the table "

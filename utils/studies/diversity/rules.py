@@ -49,8 +49,7 @@ def _seeds_of(table: pd.DataFrame, kind: Kind, seeds: list[int]) -> set:
 
 def _of_all_models(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """The table with no value of `column` on problems where any model of any seed has none."""
-    known = table.dropna(subset=[column]).groupby("task_id").apply(
-        lambda part: part.groupby(["method", "seed"]).ngroups, include_groups=False)
+    known = table.dropna(subset=[column]).drop_duplicates(["task_id", "method", "seed"]).groupby("task_id").size()
     whole = known.index[known == table.groupby(["method", "seed"]).ngroups]
     return table.assign(**{column: table[column].where(table["task_id"].isin(whole))})
 

@@ -13,7 +13,7 @@ from utils.reporting.statistics import rank_correlation, summarise
 from utils.reporting.style import MARKERS, method_styles
 from utils.reporting.words import listed
 from utils.studies.learning.drawing import front, methods_of, of, over_durations, plane, plane_legend, published_above
-from utils.studies.learning.published import matched_learning, published_base
+from utils.studies.learning.published import matched_learning, published_base, with_method
 from utils.studies.learning.tables import as_curves, at_longest, equal_learning
 
 BESIDE = 0.2  # of the distance between two methods: how far apart what belongs to one method stands
@@ -183,7 +183,7 @@ def regularisers(decayed: Measured) -> Drawn:
            + "; ".join(
                f"{name}: loss {row.loss_nats_per_token:.3f}, forgetting {row.forgetting:.2f}"
                for name, row in ends.iterrows()) + " nats per token.")
-    spared = over_seeds_table(matched_learning(runs_that_learnt(best)), "difference", by=["method"],
+    spared = over_seeds_table(matched_learning(with_method(runs_that_learnt(best))), "difference", by=["method"],
                               name="spared at matched learning, nats")
     return Drawn(drawn, alt, "Regularisers beside LoRA, in continued pretraining on code, and what each forgot less "
                  "than plain full fine-tuning that learnt as much.", own,

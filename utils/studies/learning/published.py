@@ -111,6 +111,12 @@ def remembering_at(curve: pd.DataFrame, level: float) -> float:
     return float(np.interp(level, front["learning"], front["remembering"], right=np.nan))
 
 
+def with_method(table: pd.DataFrame, method: str = "full") -> pd.DataFrame:
+    """The rows of those data sets, and seeds of them, that have a method: full fine-tuning may have learnt nothing."""
+    keys = ["dataset", "seed"] if "seed" in table else ["dataset"]
+    return table[table.assign(has=table["method"] == method).groupby(keys)["has"].transform("any")]
+
+
 def matched_learning(table: pd.DataFrame, *, against: str = "full",
                      levels: Sequence[float] | None = None) -> pd.DataFrame:
     """What each method remembers at equal learning, beside what full fine-tuning remembers there.
