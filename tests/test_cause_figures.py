@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from axes import named
 
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
@@ -23,11 +24,6 @@ def _closed_figures():
 
 def measured(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Measured:
     return Measured("x", load_profile("laptop"), (0,), own, reference, paper_scaling())
-
-
-def named(axis, label: str) -> list[list[float]]:
-    """Heights of every line of a label."""
-    return [[float(value) for value in line.get_ydata()] for line in axis.lines if line.get_label() == label]
 
 
 def interventions(methods=(EIGHT,), seeds=(0,)) -> pd.DataFrame:

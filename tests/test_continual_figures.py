@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from axes import named
 
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
@@ -37,10 +38,6 @@ def sequence(tasks: int, methods=("full", "LoRA r=8"), seeds=(0,), alpha: int | 
                           "accuracy": 0.5 if stage < place else 0.9 - (0.05 + seed / 100) * (stage - place)}
                          for method in methods for seed in seeds for stage in range(tasks + 1)
                          for place in range(tasks, 0, -1)])
-
-
-def named(axis, label: str) -> list[list[float]]:
-    return [[float(value) for value in line.get_ydata()] for line in axis.lines if line.get_label() == label]
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 6])

@@ -42,15 +42,6 @@ FULL, LORA = Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)
 LENGTH, BATCH, RATE, SEED, WARMUP, HELD_OUT = 16, 2, 1e-2, 3, 2, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Matrices of 16 x 16 gain nothing from a second thread, and lose a lot beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def spec(tiny_decoder):
     """20 steps of 2 blocks, two of warm-up, cooled down at 10 and 20; resume points at every fourth of 16 steps."""

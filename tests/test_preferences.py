@@ -51,14 +51,6 @@ TALK = [{"role": "user", "content": "What is 2 + 3?"}]
 FIVE = [{"role": "assistant", "content": "5"}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def policy():
     return resolve(POLICY)

@@ -33,15 +33,6 @@ LORA = Method(kind="lora", r=4, lora_alpha=8)
 FULL = Method(kind="full")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Matrices of 32 x 32 gain nothing from a second thread, and lose a lot beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def spec(tiny_base):
     """A specification on the tiny base: 8 steps of 4 rows, saved for resuming every second step."""

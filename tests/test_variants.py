@@ -48,15 +48,6 @@ every_model = pytest.mark.parametrize("kind", BUILD)
 every_variant = pytest.mark.parametrize("variant", METHODS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Matrices of 32 x 32 gain nothing from a second thread, and lose a lot beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def prepared(kind: str, method: Method, steps: int = 20) -> tuple[dict[str, torch.Tensor], nn.Module]:
     """W0 as it was before any wrapping, and the wrapped model; the same plain model for every method."""
     torch.manual_seed(0)

@@ -6,10 +6,11 @@ from pathlib import Path
 import nbformat
 
 from utils.course.bench import bench_table
-from utils.course.runner import Outcome, measured_costs, record_costs
+from utils.course.runner import Outcome, record_costs
 from utils.errors import CourseError
 from utils.files import atomic_write, write_text
 from utils.ledger.page import summary_markdown
+from utils.ledger.reference import measured_costs
 from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt

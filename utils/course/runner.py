@@ -26,6 +26,7 @@ from traitlets.config import Config
 from utils.course.doctor import require
 from utils.errors import CourseError, UsageError
 from utils.files import write_json
+from utils.ledger.reference import COSTS, measured_costs
 from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, reference_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
@@ -257,12 +258,6 @@ def expected_seconds(profile_name: str, paths: list[Path]) -> dict[str, float]:
     return {path.stem: record.get(path.stem, {}).get(kind, {}).get("seconds", UNKNOWN_SECONDS) for path in paths}
 
 
-def measured_costs(profile_name: str) -> dict:
-    """Notebook -> {"cold": …, "warm": …} as committed in ``data/reference/<profile>/course.json``."""
-    path = reference_dir() / profile_name / "course.json"
-    return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
-
-
 def record_costs(profile: Profile, outcomes: list[Outcome]) -> None:
     """Merge what was just measured into the committed record; cold if the pass trained any run, else warm."""
     kind = "cold" if any(outcome.trained_runs for outcome in outcomes) else "warm"
@@ -270,4 +265,4 @@ def record_costs(profile: Profile, outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         record.setdefault(outcome.notebook, {})[kind] = {
             "seconds": outcome.seconds, "peak_gib": outcome.peak_gib, "trained_runs": outcome.trained_runs}
-    write_json(reference_dir() / profile.profile / "course.json", {"notebooks": record, "provenance": provenance()})
+    write_json(reference_dir() / profile.profile / COSTS, {"notebooks": record, "provenance": provenance()})

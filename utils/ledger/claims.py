@@ -1,6 +1,5 @@
 """All claims of all studies, and what the reference results and the reader's runs say to them."""
 
-import json
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 import utils.studies
 from utils.errors import CourseError, UsageError
+from utils.ledger.cells import notebook_cells
 from utils.ledger.reference import reference_table
 from utils.paths import NOTEBOOKS
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
@@ -122,9 +122,8 @@ def claim_link(claim_id: str) -> str:
     if path is None:
         return ""
     heading = ""
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
+    for kind, source in notebook_cells(path):
+        if kind == "markdown":
             heading = next((line for line in reversed(source.splitlines()) if line.startswith("#")), heading)
         elif claim.measurement and f'measured("{claim.measurement}"' in source:
             return f"{path.name}#{heading.lstrip('# ').replace(' ', '-')}" if heading else path.name
@@ -147,17 +146,15 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
         If no claim is about the notebook.
     """
     name = profile if isinstance(profile, str) else profile.profile
-    rows = [_row(claim, epsilon) | judge_claim(claim, _reference(claim, name), name, epsilon=epsilon).__dict__
-            for claim in claims() if notebook in (None, claim.notebook) for epsilon in claim.epsilons]
-    if not rows:
+    chosen = [claim for claim in claims() if notebook in (None, claim.notebook)]
+    if not chosen:
         raise UsageError(f"There is no claim about notebook '{notebook}' "
                          f"({nearest(str(notebook), {claim.notebook for claim in claims()})}).")
+    tables = {one: reference_table(one, name) for one in {claim.measurement for claim in chosen} if one is not None}
+    rows = [_row(claim, epsilon) | vars(judge_claim(claim, tables.get(claim.measurement), name, epsilon=epsilon))
+            for claim in chosen for epsilon in claim.epsilons]
     numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
     return pd.DataFrame(rows).astype(numbers)
-
-
-def _reference(claim: Claim, profile_name: str) -> pd.DataFrame | None:
-    return None if claim.measurement is None else reference_table(claim.measurement, profile_name)
 
 
 def _row(claim: Claim, epsilon: float | None) -> dict:

@@ -1,6 +1,5 @@
 """What every notebook begins and ends with: profile and seeds, the cost card, the verdicts, the self-check."""
 
-import json
 import math
 from collections.abc import Callable
 
@@ -8,9 +7,10 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from utils.errors import UsageError
+from utils.ledger.cells import notebook_cells
 from utils.ledger.claims import own_verdicts, verdicts
-from utils.ledger.page import effect_text, keep_own, own_text
-from utils.ledger.reference import reference_note
+from utils.ledger.page import effect_text, keep_own, own_text, sentence_of
+from utils.ledger.reference import COSTS, measured_costs, reference_folder, reference_note
 from utils.ledger.session import measured_tables, start_session
 from utils.machine import limit_threads, quiet_libraries
 from utils.paths import NOTEBOOKS, reference_dir
@@ -54,12 +54,12 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
 def cost_card(notebook: str) -> str:
     """Measured seconds and memory of a notebook at each profile where it was run, as a Markdown table."""
     lines = ["| profile | runs trained | seconds, first run | seconds, run again | peak GiB |", "|---|---|---|---|---|"]
-    for path in sorted(reference_dir().glob("*/course.json")):
-        for name, cost in json.loads(path.read_text(encoding="utf-8"))["notebooks"].items():
+    for measured_at in sorted(path.parent.name for path in reference_dir().glob(f"*/{COSTS}")):
+        for name, cost in measured_costs(measured_at).items():
             if name.startswith(notebook):
                 cold, warm = cost.get("cold", {}), cost.get("warm", {})
                 peak = max(entry["peak_gib"] for entry in cost.values())
-                lines.append(f"| {path.parent.name} | {cold.get('trained_runs', '')} | {cold.get('seconds', '')} | "
+                lines.append(f"| {measured_at} | {cold.get('trained_runs', '')} | {cold.get('seconds', '')} | "
                              f"{warm.get('seconds', '')} | {peak} |")
     return "\n".join(lines) if len(lines) > 2 else "Not measured on any machine yet."
 
@@ -73,13 +73,11 @@ def course_map(profile: Profile) -> pd.DataFrame:
         ``notebook``, ``about``, ``seconds, first run``, ``seconds, again``, ``peak GiB``; NaN where never measured.
         Smoke shows those of the laptop.
     """
-    path = reference_dir() / ("laptop" if profile.profile == "smoke" else profile.profile) / "course.json"
-    costs = json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
-    rows = []
+    costs, rows = measured_costs(reference_folder(profile).name), []
     for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        cell = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]
+        (_, first), *_ = notebook_cells(notebook)
         cost = costs.get(notebook.stem, {})
-        rows.append({"notebook": notebook.stem[:2], "about": "".join(cell["source"]).splitlines()[0].split("· ")[-1],
+        rows.append({"notebook": notebook.stem[:2], "about": first.splitlines()[0].split("· ")[-1],
                      "seconds, first run": cost.get("cold", {}).get("seconds"),
                      "seconds, again": cost.get("warm", {}).get("seconds"),
                      "peak GiB": max((entry["peak_gib"] for entry in cost.values()), default=None)})
@@ -95,12 +93,11 @@ def conclude(profile: Profile, notebook: str) -> None:
     own = own_verdicts(measured_tables(profile), profile, notebook)
     keep_own(own, profile, notebook)
     table = verdicts(profile, notebook).merge(own, on=["claim", "epsilon"], how="left")
+    rows = table.to_dict("records")
     shown = pd.DataFrame({
-        "claim": [row.sentence + ("" if pd.isna(row.epsilon) else f" (ε = {row.epsilon:g})")
-                  for row in table.itertuples()],
-        "verdict": table["verdict"], "effect, 95 % interval": [effect_text(row) for row in table.to_dict("records")],
-        "expected": table["expect"], "yours": [own_text(row) for row in table.to_dict("records")],
-        "control": table["control"]})
+        "claim": [sentence_of(row) for row in rows], "verdict": table["verdict"],
+        "effect, 95 % interval": [effect_text(row) for row in rows], "expected": table["expect"],
+        "yours": [own_text(row) for row in rows], "control": table["control"]})
     display(shown.style.hide(axis="index").set_properties(subset=["claim", "control"], **{"white-space": "normal"}))
     if not profile.evidence:
         display(Markdown("*This profile's own numbers are no evidence; only the reference's verdicts count.*"))

@@ -1,6 +1,7 @@
 """Reference results: the same measurements with more seeds than a reader waits for, committed with provenance."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from utils.reporting.runs import Seeds
 from utils.reporting.selection import marked
 from utils.studies import load_studies
 
-PROVENANCE = "provenance.json"
+PROVENANCE, COSTS = "provenance.json", "course.json"
 
 
 def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None) -> list[str]:
@@ -52,10 +53,22 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     return only or list(MEASUREMENTS)
 
 
+def reference_folder(profile: Profile | str) -> Path:
+    """Where the results lie that a profile's own are shown beside: for smoke the laptop's, so no part is lacking."""
+    name = profile if isinstance(profile, str) else profile.profile
+    return reference_dir() / ("laptop" if name == "smoke" else name)
+
+
+def measured_costs(profile_name: str) -> dict:
+    """Notebook -> {"cold": …, "warm": …} as committed in ``data/reference/<profile>/course.json``."""
+    path = reference_dir() / profile_name / COSTS
+    return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
+
+
 def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
     """The committed table of a measurement with ``learnt`` marked, or None where this profile has none yet.
 
-    The smoke profile is shown against the laptop's reference, so that its figures have the same parts.
+    Smoke's is the laptop's; see :func:`reference_folder`.
 
     Raises
     ------
@@ -63,8 +76,7 @@ def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
         If the table lacks a column that the measurement declares.
     """
     chosen = measurement_named(name)
-    profile_name = profile if isinstance(profile, str) else profile.profile
-    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / f"{name}.csv"
+    path = reference_folder(profile) / f"{name}.csv"
     if not path.exists():
         return None
     return marked(chosen.checked(pd.read_csv(path), f"{relative(path)}"))
@@ -80,10 +92,10 @@ def measurement_named(name: str) -> Measurement:
 
 def reference_note(profile: Profile | str) -> str:
     """One line on where the reference results come from."""
-    profile_name = profile if isinstance(profile, str) else profile.profile
-    path = reference_dir() / ("laptop" if profile_name == "smoke" else profile_name) / PROVENANCE
+    path = reference_folder(profile) / PROVENANCE
     if not path.exists():
-        return f"No reference results are committed for {profile_name}: only your own are drawn."
+        name = profile if isinstance(profile, str) else profile.profile
+        return f"No reference results are committed for {name}: only your own are drawn."
     content = json.loads(path.read_text(encoding="utf-8"))
     made = content["provenance"]
     return (f"Reference: seeds {content['seeds']}, {made['hardware']['device']} "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import utils.ledger.page  # noqa: F401  its figure registers itself
 from utils.errors import UsageError
+from utils.ledger.cells import notebook_cells
 from utils.ledger.claims import claims
 from utils.ledger.reference import measurement_named
 from utils.paths import NOTEBOOKS, PAPER, reference_dir, relative
@@ -92,7 +93,7 @@ def _claim_place(claim: Claim) -> str:
 def _cell(notebook: str | None, call: str) -> str:
     """The first cell that makes a call, as ``notebooks/04_….ipynb cell 12``, cells counted from 1."""
     for path in sorted(NOTEBOOKS.glob(f"{notebook or '[0-9][0-9]'}_*.ipynb")):
-        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], start=1):
-            if cell["cell_type"] == "code" and call in "".join(cell["source"]):
+        for number, (kind, source) in enumerate(notebook_cells(path), start=1):
+            if kind == "code" and call in source:
                 return f"{relative(path)}, cell {number}"
     return "none"

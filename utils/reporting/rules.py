@@ -62,7 +62,7 @@ def by_seed(table: pd.DataFrame, effect: Effect, *, outcome: str | pd.Series | N
         The column whose values in these rows the effect compares, or those values; None where the effect is no
         comparison of measured values, such as a share of cells.
     """
-    chosen = table if experiment is None else table[table["experiment"] == experiment]
+    chosen = of_experiment(table, experiment)
     values, missing = {}, {}
     for seed, part in chosen.groupby("seed"):
         try:
@@ -101,6 +101,17 @@ def value_at(values: pd.Series, key):
         if one not in values.index:
             raise MissingRun(f"no run with {values.index.name or 'setting'} = {one}")
     return values.loc[key]
+
+
+def gap_between(part: pd.DataFrame, column: str, *, by: str, of: Hashable, minus: Hashable) -> float:
+    """Mean of `column` in one group of `by` minus its mean in another; MissingRun where a group has no rows.
+
+    >>> runs = pd.DataFrame({"side": ["a", "b", "b"], "loss": [3.0, 1.0, 2.0]})
+    >>> float(gap_between(runs, "loss", by="side", of="a", minus="b"))
+    1.5
+    """
+    means = part.groupby(by)[column].mean()
+    return value_at(means, of) - value_at(means, minus)
 
 
 def at_least(count: int, least: int, what: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from utils.reporting.rules import Effects
+from utils.reporting.statistics import mean_interval
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -159,9 +160,7 @@ def interval(effects: Effects) -> tuple[float, float]:
     if effects.items is not None:
         low, high = np.quantile(bootstrap_means(effects.items), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return float(low), float(high)
-    values = effects.values.dropna()
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
+    return mean_interval(effects.values.dropna(), CONFIDENCE)[1:]
 
 
 def bootstrap_means(items: pd.DataFrame, draws: int = 4000, seed: int = 0) -> np.ndarray:

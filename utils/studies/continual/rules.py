@@ -86,8 +86,7 @@ def _by_stage(rows: pd.DataFrame, column: str) -> pd.Series:
 def last_stage_minus_full(table: pd.DataFrame, *, rank: int, column: str) -> Effects:
     """A measure of the whole model after the last stage: LoRA at one rank (alpha = 2r) minus full fine-tuning."""
     chosen = plain(table)
-    chosen = chosen[chosen["r"].isin([rank, FULL_RANK]) & (chosen["stage"] == chosen["stage"].max())]
-    return by_seed(chosen, lambda part: _lora(part, rank)[column].iloc[0] - full_row(part)[column], outcome=column)
+    return summary_minus_full(chosen[chosen["stage"] == chosen["stage"].max()], rank=rank, column=column)
 
 
 @rule(needs=("seed", "method", "r", "lora_alpha", "stage", "n_intruders"))

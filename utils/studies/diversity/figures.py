@@ -186,14 +186,18 @@ def _apart(rows: pd.DataFrame | None) -> pd.DataFrame | None:
     return rows if rows is None or rows["outcome"].eq("all").all() else rows[rows["outcome"] != "all"]
 
 
+def _measure_panels(whole: Measured, labels: dict[str, str], *, ylabel: str) -> tuple[Figure, pd.DataFrame]:
+    """One panel of points per measure (column -> label), and the measures' means by method."""
+    drawn = method_points(by_value(whole.own, labels), by_value(whole.reference, labels), y="value", ylabel=ylabel)
+    return drawn, _means(whole.best, list(labels), ["method"])
+
+
 @figure("11_normalised_diversity", measurements=("diversity",), place="ours")
 def normalised(diversity: Measured) -> Drawn:
     """Share of unique strings, and the number expected among a common number of generations."""
     whole = at_low(diversity).where("outcome == 'all'")
     labels = {"unique_ratio": "unique / generations", "rarefied": f"different among {whole.own['m'].iloc[0]} drawn"}
-    drawn = method_points(by_value(whole.own, labels), by_value(whole.reference, labels), y="value",
-                          ylabel="passing or not")
-    means = _means(whole.best, list(labels), ["method"])
+    drawn, means = _measure_panels(whole, labels, ylabel="passing or not")
     alt = ("Points: share of unique strings, and number expected among a common number of generations, per problem and "
            f"method. Means, {diversity.source}: " + "; ".join(
                f"{method}: share {row['unique_ratio']:.2f}, rarefied {row['rarefied']:.2f}"
@@ -218,9 +222,7 @@ def token_diversity(diversity: Measured) -> Drawn:
     whole = at_low(diversity).where("outcome == 'all'")
     labels = {"distinct_1": "distinct-1", "distinct_2": "distinct-2", "self_bleu": "self-BLEU (lower: more diverse)",
               "mean_tokens": "tokens per generation"}
-    drawn = method_points(by_value(whole.own, labels), by_value(whole.reference, labels), y="value",
-                          ylabel="per problem")
-    means = _means(whole.best, list(labels), ["method"])
+    drawn, means = _measure_panels(whole, labels, ylabel="per problem")
     alt = ("Points per problem and method, four panels: distinct-1, distinct-2, self-BLEU and tokens per generation. "
            f"Means, {diversity.source}: " + "; ".join(
                f"{method}: {row['distinct_1']:.3f}, {row['distinct_2']:.3f}, {row['self_bleu']:.3f}, "

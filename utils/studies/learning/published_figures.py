@@ -25,7 +25,7 @@ def _told(ends: pd.DataFrame) -> str:
     return "; ".join(f"{name}: {listed(row, '{:.3f}')}" for name, row in ends.iterrows())
 
 
-def _four(quantity: str):
+def _four(quantity: str, what: str, caption: str) -> Drawn:
     """Fig 1 or 2: continued pretraining left, instruction tuning right; code above mathematics."""
     curves, base = published_curves(), published_base()
     curves = curves[curves["quantity"] == quantity]
@@ -34,27 +34,26 @@ def _four(quantity: str):
         part = curves[(curves["domain"] == domain) & (curves["regime"] == regime)]
         published_panel(axis, part, base, title=f"{domain}, {regime}: {part['dataset'].iloc[0]}")
     outer_legend(drawn, axes)
-    return drawn, curves, _ends(curves, "dataset")
+    ends = _ends(curves, "dataset")
+    return Drawn(drawn, f"{what} At the longest duration: {_told(ends)}.",
+                 f"Published: {caption}; the shown values are those of the longest duration.", curves,
+                 ends.reset_index())
 
 
 @figure("09_published_learning", place="Learns less v2, Fig 1")
 def published_learning(profile: Profile) -> Drawn:
     """Published accuracy on the target domain against how long was trained (Tables S1, S3, S5 and S7)."""
-    drawn, curves, ends = _four("learning")
-    alt = ("Published accuracy of Llama-2-7B against training duration, four panels (code and mathematics, continued "
-           f"pretraining and instruction tuning), one line per method. At the longest duration: {_told(ends)}.")
-    return Drawn(drawn, alt, "Published: accuracy on the target domain against how long was trained, from the paper's "
-                 "tables; the shown values are those of the longest duration.", curves, ends.reset_index())
+    return _four("learning", "Published accuracy of Llama-2-7B against training duration, four panels (code and "
+                 "mathematics, continued pretraining and instruction tuning), one line per method.",
+                 "accuracy on the target domain against how long was trained, from the paper's tables")
 
 
 @figure("10_published_forgetting", place="Learns less v2, Fig 2")
 def published_forgetting(profile: Profile) -> Drawn:
     """Published mean of three benchmarks against how long was trained (Tables S2, S4, S6 and S8)."""
-    drawn, curves, ends = _four("forgetting")
-    alt = ("Published mean accuracy of Llama-2-7B on three benchmarks against training duration, four panels, one line "
-           f"per method; higher is less forgetting. At the longest duration: {_told(ends)}.")
-    return Drawn(drawn, alt, "Published: what is remembered, the mean of three benchmarks, against how long was "
-                 "trained; the shown values are those of the longest duration.", curves, ends.reset_index())
+    return _four("forgetting", "Published mean accuracy of Llama-2-7B on three benchmarks against training duration, "
+                 "four panels, one line per method; higher is less forgetting.",
+                 "what is remembered, the mean of three benchmarks, against how long was trained")
 
 
 @figure("10_published_tradeoff", place="Learns less v2, Fig 3")

@@ -7,7 +7,7 @@ Agreement is a share of held-out pairs: ``accuracy`` by implicit reward, which i
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, by_seed, rows_where, value_at, with_every
+from utils.reporting.rules import Effects, MissingRun, by_seed, gap_between, rows_where, with_every
 from utils.studies.preferences.measure import best_rates
 
 RATES = ("experiment", "seed", "method", "r", "learning_rate", "preference_loss")
@@ -38,11 +38,8 @@ def above_swapped(table: pd.DataFrame, *, column: str) -> Effects:
 @rule(needs=(*RATES, "{column}"))
 def lora_minus_full_at_best(table: pd.DataFrame, *, column: str, in_experiment: str) -> Effects:
     """LoRA's `column` (mean over ranks) minus full fine-tuning's after `in_experiment`, each at its best rate."""
-    def effect(part: pd.DataFrame) -> float:
-        means = part.groupby("method_kind")[column].mean()
-        return value_at(means, "lora") - value_at(means, "full")
-
-    return by_seed(_at_best(table, in_experiment), effect, outcome=column)
+    return by_seed(_at_best(table, in_experiment),
+                   lambda part: gap_between(part, column, by="method_kind", of="lora", minus="full"), outcome=column)
 
 
 @rule(needs=(*RATES, "{column}"))
@@ -60,11 +57,8 @@ def change_from_sft(table: pd.DataFrame, *, column: str, in_experiment: str, ext
 @rule(needs=("seed", "template", "accuracy"))
 def own_template_minus_policys(table: pd.DataFrame) -> Effects:
     """Agreement of the reward model under its own template minus that under the policy's."""
-    def effect(part: pd.DataFrame) -> float:
-        means = part.groupby("template")["accuracy"].mean()
-        return value_at(means, "own") - value_at(means, "policy's")
-
-    return by_seed(table, effect, outcome="accuracy")
+    return by_seed(table, lambda part: gap_between(part, "accuracy", by="template", of="own", minus="policy's"),
+                   outcome="accuracy")
 
 
 @rule(needs=("seed", "run", "control", "{column}"))

@@ -3,7 +3,18 @@
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, rows_where, trend, value_at, with_every
+from utils.reporting.rules import (
+    Effects,
+    MissingRun,
+    at_least,
+    by_seed,
+    gap_between,
+    of_experiment,
+    rows_where,
+    trend,
+    value_at,
+    with_every,
+)
 from utils.reporting.selection import last_steps, runs_that_learnt
 
 RUNS = ("experiment", "seed", "task", "run", "method", "r", "accuracy")
@@ -11,8 +22,8 @@ RUNS = ("experiment", "seed", "task", "run", "method", "r", "accuracy")
 
 def _learnt_lora(table: pd.DataFrame, experiment: str | None = None) -> pd.DataFrame:
     """The rows of LoRA runs that learnt their task, of one experiment or of all."""
-    learnt = runs_that_learnt(table)
-    return learnt[(learnt["method_kind"] == "lora") & (learnt["experiment"] == experiment if experiment else True)]
+    learnt = of_experiment(runs_that_learnt(table), experiment)
+    return learnt[learnt["method_kind"] == "lora"]
 
 
 @rule(needs=(*RUNS, "step", "learning_rate", "{column}"))
@@ -109,11 +120,8 @@ def alpha_8_minus_rule(table: pd.DataFrame, *, rank: int, column: str) -> Effect
     learnt = runs_that_learnt(table)
     at = learnt[(learnt["r"] == rank) & learnt["experiment"].isin(["rule", "alpha_8"])]
 
-    def effect(part: pd.DataFrame) -> float:
-        values = part.groupby("experiment")[column].mean()
-        return value_at(values, "alpha_8") - value_at(values, "rule")
-
-    return by_seed(at, effect, outcome=column)
+    return by_seed(at, lambda part: gap_between(part, column, by="experiment", of="alpha_8", minus="rule"),
+                   outcome=column)
 
 
 @rule(needs=(*RUNS, "epsilon", "n_intruders"))
