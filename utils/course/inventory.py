@@ -3,7 +3,7 @@
 import pandas as pd
 
 from utils.profiles import PROFILE_NAMES, load_profile
-from utils.training.spec import continual_specs, preference_specs, run_specs
+from utils.training.spec import every_spec
 from utils.training.store import RunStore
 
 
@@ -25,14 +25,10 @@ def unwanted_keys(runs: pd.DataFrame) -> list[str]:
 
     Runs on Hub and local bases are never listed: telling what a profile wants of them would download the base.
     """
-    wanted = set()
+    wanted: set[str] = set()
     for name in PROFILE_NAMES:
         profile = load_profile(name)
         if profile.encoder.source == "packaged":
             whole, seeds = profile.with_reference_runs(), (*profile.seeds, *profile.reference_seeds)
-            wanted |= {spec.key for experiment in (*whole.experiments, *whole.decoder_experiments)
-                       for spec in run_specs(whole, experiment, seeds)}
-            wanted |= {spec.key for chain in continual_specs(whole, seeds) for spec in chain}
-            if whole.preferences:
-                wanted |= {spec.key for specs in preference_specs(whole, seeds).values() for spec in specs}
+            wanted |= every_spec(whole, seeds).keys()
     return [row.run for row in runs.itertuples() if row.source == "packaged" and row.run not in wanted]
