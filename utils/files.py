@@ -1,8 +1,10 @@
 """Files that are either whole or absent: checksums, atomic writes, canonical JSON."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,45 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space, or set LORA_COURSE_CACHE to a folder on another disk",
+    errno.EACCES: "this user has no leave to; ask its owner for it, or set LORA_COURSE_CACHE to a folder of your own",
+    errno.EROFS: "the disk may only be read; set LORA_COURSE_CACHE to a folder on another one"}
+_LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
+
+
+def worded(error: OSError, path: Path, done: str) -> str:
+    """One sentence that says truthfully why something could not be done to a file, and what helps.
+
+    Parameters
+    ----------
+    error : OSError
+    path : Path
+        The file or folder, as the reader knows it.
+    done : str
+        What was to be done, as a participle: "read", "written", "set aside".
+
+    Examples
+    --------
+    >>> worded(OSError(errno.EIO, "Input/output error"), Path("a.bin"), "read")
+    'a.bin could not be read: Input/output error.'
+    """
+    advice = _ADVICE.get(_LIKE.get(error.errno, error.errno))
+    return f"{path} could not be {done}: {error.strerror or error}{f' ({advice})' if advice else ''}."
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """The system's own error in one that a library raised for it; safetensors only quotes its number.
+
+    >>> os_error_in(ValueError("I/O error: No space left on device (os error 28)")).errno == errno.ENOSPC
+    True
+    """
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 @contextmanager
@@ -37,7 +78,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)  # mkstemp makes it private; a class shares its cache
         temporary.replace(path)
     except OSError as error:
-        raise CourseError(f"{path} could not be written: {error.strerror or error}.") from error
+        raise CourseError(worded(error, path, "written")) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
