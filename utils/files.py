@@ -25,6 +25,7 @@ _ADVICE = {
     errno.EACCES: "this user has no leave to; ask its owner for it, or set LORA_COURSE_CACHE to a folder of your own",
     errno.EROFS: "the disk may only be read; set LORA_COURSE_CACHE to a folder on another one"}
 _LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
+OF_THE_DISK = {*_ADVICE, *_LIKE}  # what the disk or its owner says, and not a network
 
 
 def worded(error: OSError, path: Path, done: str) -> str:

@@ -49,17 +49,17 @@ def seal(folder: Path, *, about: dict | None = None, leaving_out: Collection[str
                                    "files": files})
 
 
-def check(folder: Path, *, about: dict | None = None) -> str | None:
+def check(folder: Path, *, about: dict | None = None, thorough: bool = False) -> str | None:
     """What a sealed folder has that its seal does not tell, in a few words; None if it is whole.
 
-    Names and sizes are compared always, bytes where the rest of a file's stamp differs. Raises CourseError if this user
-    may not read it, or reading fails for another reason than damage.
+    Names and sizes are compared always, bytes where the rest of a file's stamp differs, or of all files if `thorough`.
+    Raises CourseError if this user may not read it, or reading fails for another reason than damage.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT or manifest["about"] != about:
             return "it was made from or for something else"
-        return _difference(folder, manifest)
+        return _difference(folder, manifest, thorough)
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise CourseError(worded(error, Path(error.filename or folder), "read")) from error
@@ -68,7 +68,13 @@ def check(folder: Path, *, about: dict | None = None) -> str | None:
         return f"{MANIFEST} is not what was written"
 
 
-def _difference(folder: Path, manifest: dict) -> str | None:
+def sums(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a sealed folder that was checked; nothing is summed for it."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {name: sha256 for name, (sha256, *_) in manifest["files"].items()}
+
+
+def _difference(folder: Path, manifest: dict, thorough: bool) -> str | None:
     sealed, found = manifest["files"], _files(folder, manifest["leaving_out"])
     if missing := min(sealed.keys() - found, default=None):
         return f"{missing} is missing"
@@ -79,13 +85,45 @@ def _difference(folder: Path, manifest: dict) -> str | None:
         return f"{other} has {stamps[other][0]} bytes, not {sealed[other][1]}"
     unsure = [name for name, (_, *stamp) in sealed.items() if stamps[name] != tuple(stamp)]
     _settled([stamps[name] for name in unsure])
-    for name in unsure:
+    for name in sealed if thorough else unsure:
         if _sha256(folder / name, stamps[name]) != sealed[name][0]:
             return f"{name} has other bytes"
     if unsure:  # copied or touched: whole all the same, and the next process need not sum it again
         files = {name: [sha256, *stamps[name]] for name, (sha256, *_) in sealed.items()}
         with suppress(CourseError):  # a cache that this user only reads
             write_json(folder / MANIFEST, manifest | {"files": files})
+    return None
+
+
+def changed_since(record: Path, files: dict[str, Path], first: Callable[[Path, str], bool]) -> str | None:
+    """What of someone else's files is not as it was when they were first seen, in a few words; None if all is.
+
+    `record` is a file of ours that keeps what was seen: a manifest for a folder that is not ours to write to. `first`
+    takes a new file and its sha256, and says whether it is what its origin says it is.
+    """
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        known = {name: (str(sha256), *map(int, stamp)) for name, (sha256, *stamp) in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        known = {}  # seen for the first time, once more
+    if missing := min(known.keys() - files, default=None):
+        return f"{missing} is missing"
+    seen = {}
+    for name, path in files.items():
+        try:
+            stamp = _stamp(path)
+            if name not in known or known[name][1:] != stamp:
+                sha256 = _sha256(path, _settled([stamp])[0])
+                if sha256 != known[name][0] if name in known else not first(path, sha256):
+                    return f"{name} has other bytes"
+                seen[name] = (sha256, *stamp)
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise CourseError(worded(error, path, "read")) from error
+            return f"{name} is missing or cannot be read"
+    if seen:
+        with suppress(CourseError):  # a cache that this user only reads
+            write_json(record, known | seen)
     return None
 
 
@@ -101,18 +139,19 @@ def set_aside(path: Path, reason: str, *, then: str = "it is made again") -> Pat
     return aside
 
 
-def sealed_folder(folder: Path, build: Callable[[Path], None], *, about: dict | None = None) -> Path:
+def sealed_folder(folder: Path, build: Callable[[Path], None], *, about: dict | None = None,
+                  thorough: bool = False) -> Path:
     """The folder, whole: as it lies there, or built now, in the place of a damaged one if need be.
 
     Two processes that ask for it build it once. A whole one is only read, so that it may lie where one cannot write.
-    `build` fills an empty folder; whatever it raises, nothing is left behind. `about` is that of :func:`seal`.
+    `build` fills an empty folder; whatever it raises, nothing is left behind. For the rest see :func:`check`.
     """
-    if os.path.lexists(folder) and check(folder, about=about) is None:
+    if os.path.lexists(folder) and check(folder, about=about, thorough=thorough) is None:
         return folder
     ensure_dir(folder.parent)
     with FileLock(f"{folder}.lock", mode=0o666):
         if os.path.lexists(folder):
-            if (reason := check(folder, about=about)) is None:
+            if (reason := check(folder, about=about, thorough=thorough)) is None:
                 return folder  # another process was faster
             set_aside(folder, reason)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

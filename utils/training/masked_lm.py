@@ -36,6 +36,7 @@ from utils.files import atomic_write, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.archives import fetch
+from utils.sources.committed import write_sums
 from utils.sources.text import news_articles, split_fraction
 from utils.training.targets import lora_pattern
 from utils.training.trainer import Progress, SealPoints, common_arguments, resume_point
@@ -184,8 +185,9 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
     set_seed(RECIPE["seed"])
     target = ensure_dir(target or MODELS / BASE_NAME)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
-    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    model = BertForMaskedLM.from_pretrained(minilm_folder(), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), trust_remote_code=False)
+    model = BertForMaskedLM.from_pretrained(minilm_folder(), dtype=torch.float32,
+                                            use_safetensors=True, trust_remote_code=False)
     config = LoraConfig(r=RECIPE["r"], lora_alpha=RECIPE["lora_alpha"], target_modules=lora_pattern("bert"))
     # Injected, not wrapped: the head must be trained too, and its decoder stays tied to the frozen embeddings.
     model = inject_adapter_in_model(config, model)
@@ -215,6 +217,7 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
                      "unigram_loss_nats_per_token": round(news_unigram_loss(tokenizer), 4),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})
+    write_sums(target)
     shutil.rmtree(scratch)
     return target
 

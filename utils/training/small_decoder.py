@@ -30,6 +30,7 @@ from transformers import (
 from utils.files import atomic_write, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
+from utils.sources.committed import write_sums
 from utils.sources.domains import domain_texts
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.masked_lm import HeldOutCurve
@@ -82,6 +83,7 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=resume_point(scratch, about=about))
     _write_base(model, tokenizer, target, curve=curve, steps=steps, seconds=time.monotonic() - started)
+    write_sums(target)
     shutil.rmtree(scratch)
     return target
 

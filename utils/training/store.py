@@ -107,17 +107,20 @@ class Run:
     def classifier(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
         """The tuned classifier at a step, or with other matrices put in its place."""
         model = AutoModelForSequenceClassification.from_pretrained(
-            self.base.folder, num_labels=len(task(self.spec.task).labels), dtype=torch.float32)
+            self.base.folder, num_labels=len(task(self.spec.task).labels), dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False)
         return load_into(model, matrices or self.tuned_matrices(step), self.trained(step)).eval()
 
     def masked_lm(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
         """The base's own masked-LM head over the tuned body: what pseudo-loss is measured on."""
-        model = AutoModelForMaskedLM.from_pretrained(self.base.folder, dtype=torch.float32)
+        model = AutoModelForMaskedLM.from_pretrained(self.base.folder, dtype=torch.float32,
+                                                     use_safetensors=True, trust_remote_code=False)
         return load_into(model, matrices or self.tuned_matrices(step)).eval()
 
     def causal_lm(self, step: int | None = None, matrices: Tensors | None = None) -> nn.Module:
         """The tuned causal language model at a step, or with other matrices put in its place."""
-        model = AutoModelForCausalLM.from_pretrained(self.base.folder, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(self.base.folder, dtype=torch.float32,
+                                                     use_safetensors=True, trust_remote_code=False)
         return load_into(model, matrices or self.tuned_matrices(step)).eval()
 
     def measured(self, name: str, settings: dict, compute: Callable[["Run"], pd.DataFrame]) -> pd.DataFrame:

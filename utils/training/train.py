@@ -30,7 +30,7 @@ from utils.training import preferences
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, missing_checkpoint, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
-from utils.training.data import classification_data, evaluation_batches, labelled_batch, rows_checksum, tokenizer_of
+from utils.training.data import classification_data, evaluation_batches, labelled_batch, same_rows, tokenizer_of
 from utils.training.metrics import Measure, accuracy, causal_loss, predict
 from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec
@@ -60,7 +60,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
     """
     kind = task(spec.task).kind
     model, rows, measure, steps, total_parameters = built(spec, base, start)
-    about = {"run": spec.key, "data_sha256": rows_checksum(rows)}
+    about = {"run": spec.key, "data_sha256": same_rows(rows, _rows_of(spec, kind))}
     checkpoints = _checkpoints(spec, folder, steps, measure=measure, rows=rows)
     hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
@@ -88,6 +88,14 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
                          "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                          "metrics": checkpoints.rows}}
+
+
+def _rows_of(spec: RunSpec, kind: str) -> dict:
+    """What decides which rows a run trains on, and in which order they are stored."""
+    decides = {"task", "sizes", "base_revision", "objective", "template", "max_new_tokens"}
+    if kind == "text":
+        decides |= {"seed", "steps", "batch_size", "gradient_accumulation"}
+    return spec.model_dump(mode="json", include=decides) | {"judge": spec.reward.base_revision if spec.reward else None}
 
 
 def _label(spec: RunSpec) -> str:
@@ -214,7 +222,8 @@ def _peak_gib() -> float:
 
 def _classifier(spec: RunSpec, base: BaseModel) -> Loaded:
     model = AutoModelForSequenceClassification.from_pretrained(base.folder, num_labels=len(task(spec.task).labels),
-                                                               dtype=torch.float32, use_safetensors=True)
+                                                               dtype=torch.float32,
+                                                               use_safetensors=True, trust_remote_code=False)
     rows, test = classification_data(spec.task, spec.sizes, base.folder)
     batches = evaluation_batches(test, base.folder)
     return model, rows, lambda model: accuracy(*predict(model, batches))
@@ -231,7 +240,7 @@ def _trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: lis
 
 def _causal_model(spec: RunSpec, base: BaseModel) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True,
-                                                attention_dropout=spec.attention_dropout)
+                                                attention_dropout=spec.attention_dropout, trust_remote_code=False)
 
 
 def _text(spec: RunSpec, base: BaseModel) -> Loaded:
