@@ -15,7 +15,7 @@ from typing import TypeVar
 import psutil
 from traitlets.config import Config
 
-from utils.course.streams import deaf, end_children
+from utils.course.streams import PATIENCE_S, deaf, end_children
 
 T = TypeVar("T")
 LONGEST_SOCKET = 100  # bytes of a socket's path; Linux takes 107, macOS 103
@@ -70,25 +70,28 @@ def with_its_processes_ended(work: Callable[[], T]) -> T:
     It runs in a thread of its own. A signal that came in the middle of asyncio's or zmq's own code would leave their
     tracebacks behind; so they see only that the kernel is dead, and clean up as they do after any death.
     """
-    outcome: dict = {}
+    # An event, for Python 3.11 takes a thread whose join() was interrupted for one that has ended.
+    outcome, ended = {}, threading.Event()
 
     def run() -> None:
         try:
             outcome["value"] = work()
         except BaseException as error:  # handed over to the caller, whatever it is
             outcome["error"] = error
+        finally:
+            ended.set()
 
-    before, thread = set(psutil.Process().children()), threading.Thread(target=run, daemon=True, name="notebook")
-    thread.start()
+    before = set(psutil.Process().children())
+    threading.Thread(target=run, daemon=True, name="notebook").start()
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        while not ended.wait(0.2):
+            pass
     except KeyboardInterrupt:
         with deaf():
-            deadline = time.monotonic() + 15
-            while thread.is_alive() and time.monotonic() < deadline:
-                end_children([child for child in psutil.Process().children() if child not in before])
-                thread.join(0.5)
+            deadline = time.monotonic() + PATIENCE_S
+            while not ended.wait(0.1) and time.monotonic() < deadline:
+                # At once by force: a kernel has nothing that it could still save.
+                end_children([child for child in psutil.Process().children() if child not in before], patience_s=0)
         raise
     if "error" in outcome:
         raise outcome["error"]

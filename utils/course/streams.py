@@ -14,7 +14,7 @@ import psutil
 from utils.errors import one_line
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has one
-PATIENCE_S = 5.0  # that children are given to end by themselves
+PATIENCE_S = 5.0  # seconds that children are given to end
 
 
 class Stopped(KeyboardInterrupt):
@@ -115,19 +115,17 @@ def deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_children(processes: list[psutil.Process] | None = None) -> None:
-    """End these processes and their children (all children of this one by default), by force after some seconds."""
-    if processes is None:
-        processes = psutil.Process().children()
+def end_children(processes: list[psutil.Process], *, patience_s: float = PATIENCE_S) -> None:
+    """End these processes and all that descend from them, by force after `patience_s` seconds."""
     every = list(processes)
     for process in processes:
         with contextlib.suppress(psutil.Error):
             every += process.children(recursive=True)
-    for kill in (False, True):
+    for kill in (False, True) if patience_s else (True,):
         for process in every:
             with contextlib.suppress(psutil.Error):
                 (process.kill if kill else process.terminate)()
-        _, every = psutil.wait_procs(every, timeout=PATIENCE_S)
+        _, every = psutil.wait_procs(every, timeout=patience_s or PATIENCE_S)
 
 
 def say_error(sentence: str) -> None:
