@@ -3,13 +3,15 @@
 Everything here is computed from tables and from the notebooks' own cells.
 """
 
+import io
 from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from utils.files import write_text
+from utils.errors import CourseError
+from utils.files import read_text, write_text
 from utils.ledger.claims import PAPERS, claim_link, verdicts
 from utils.ledger.reference import reference_note
 from utils.paths import cache_dir, ensure_dir, reference_dir
@@ -52,12 +54,23 @@ def keep_own(table: pd.DataFrame, profile: Profile, notebook: str) -> None:
 
 
 def own_kept(profile: Profile) -> pd.DataFrame:
-    """What every notebook that was run here left, in the columns of ``own_verdicts``; older forms are left out."""
+    """What every notebook that was run here left, in the columns of ``own_verdicts``; what cannot be read is not."""
     columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]
-    parts = [pd.read_csv(path) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
-    parts = [part for part in parts if len(part) and list(part.columns) == columns]
+    parts = [_own_part(path, columns) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
+    parts = [part for part in parts if len(part)]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return found.astype({"epsilon": float, "own_effect": float})
+
+
+def _own_part(path: Path, columns: list[str]) -> pd.DataFrame:
+    """What one notebook left; nothing where the file is of an older form, or broken: the notebook can be run again."""
+    try:
+        part = pd.read_csv(io.StringIO(read_text(path)))
+        if list(part.columns) == columns:
+            return part.astype({"claim": str} | dict.fromkeys(columns[1:], float)).drop_duplicates(columns[:2])
+    except (CourseError, FileNotFoundError, ValueError, pd.errors.ParserError):
+        pass
+    return pd.DataFrame(columns=columns)
 
 
 def ledger(profile: Profile) -> pd.DataFrame:

@@ -5,7 +5,6 @@ committed ones in ``figures/<profile>/``.
 """
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from utils.errors import CourseError
-from utils.files import atomic_write, write_json, write_text
+from utils.files import atomic_write, read_json, write_json, write_text
 from utils.paths import ensure_dir, figures_dir, relative
 from utils.profiles import Profile
 from utils.provenance import provenance
@@ -113,4 +112,7 @@ def found(drawn: Drawn) -> None:
 def published_alt(identifier: str, profile_name: str) -> str:
     """The alt text that a committed figure was published with."""
     path = figures_dir() / profile_name / f"{identifier}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["alt"]
+    try:
+        return str(read_json(path)["alt"])
+    except (FileNotFoundError, KeyError, TypeError) as error:
+        raise CourseError(f"{relative(path)} tells no alt text of figure {identifier}; publish it anew.") from error

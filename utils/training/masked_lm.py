@@ -32,7 +32,7 @@ from transformers import (
     set_seed,
 )
 
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, fresh_folder, replace_folder, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.archives import fetch
@@ -183,7 +183,8 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
         and ``provenance.json``.
     """
     set_seed(RECIPE["seed"])
-    target = ensure_dir(target or MODELS / BASE_NAME)
+    target = target or MODELS / BASE_NAME
+    ensure_dir(target.parent)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), trust_remote_code=False)
     model = BertForMaskedLM.from_pretrained(minilm_folder(), dtype=torch.float32,
@@ -208,16 +209,18 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=resume_point(scratch, about=about))
     seconds = time.monotonic() - started
-    _write_base(model, config, target, curve=curve)
     final = float(curve.rows[-1]["heldout_loss_nats_per_token"])
-    write_json(target / "provenance.json", {
+    whole = fresh_folder(target)
+    _write_base(model, config, whole, curve=curve)
+    write_json(whole / "provenance.json", {
         "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2",
         "recipe": RECIPE | {"steps": steps},
         "measured": {"heldout_loss_nats_per_token": final, "heldout_perplexity": round(math.exp(final), 1),
                      "unigram_loss_nats_per_token": round(news_unigram_loss(tokenizer), 4),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})
-    write_sums(target)
+    write_sums(whole)
+    replace_folder(whole, target)
     shutil.rmtree(scratch)
     return target
 

@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, fresh_folder, replace_folder, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.committed import write_sums
@@ -63,7 +63,8 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     Path
         The folder, with the weights as float16.
     """
-    target = ensure_dir(target or MODELS / BASE_NAME)
+    target = target or MODELS / BASE_NAME
+    ensure_dir(target.parent)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = _tokenizer(scratch)
     set_seed(RECIPE["seed"])
@@ -82,8 +83,10 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=resume_point(scratch, about=about))
-    _write_base(model, tokenizer, target, curve=curve, steps=steps, seconds=time.monotonic() - started)
-    write_sums(target)
+    whole = fresh_folder(target)
+    _write_base(model, tokenizer, whole, curve=curve, steps=steps, seconds=time.monotonic() - started)
+    write_sums(whole)
+    replace_folder(whole, target)
     shutil.rmtree(scratch)
     return target
 

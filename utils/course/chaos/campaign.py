@@ -88,7 +88,7 @@ def write_report(tried: list[Tried]) -> Path:
     where = f"on {made['hardware']['device']}, torch {made['packages']['torch']}"
     lines = [INTRODUCTION, f"Measured {made['date'][:10]} {where}.", "", "| part | tried | held | minutes |",
              "|---|---|---|---|"]
-    lines += [f"| {part} | {row.tried:.0f} | {row.held:.0f} | {row.seconds / 60:.1f} |" for part, row in parts.iterrows()]
+    lines += [f"| {row.Index} | {row.tried} | {row.held} | {row.seconds / 60:.1f} |" for row in parts.itertuples()]
     lines += ["", "| part | kind | tried | held |", "|---|---|---|---|"]
     lines += [f"| {row.part} | {row.kind} | {row.tried} | {row.held} |" for row in table.itertuples()]
     failed = [one for one in tried if one.problem]
