@@ -271,13 +271,13 @@ def test_costs_are_recorded_cold_and_warm(course):
     assert set(costs["01_two"]) == {"cold"} and runner.measured_costs("laptop") == {}
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 10.0, "01_two": 4.0}
     (cache_dir() / "runs" / "key").mkdir(parents=True)
-    (cache_dir() / "runs" / "key" / "result.json").touch()
+    (cache_dir() / "runs" / "key" / "SEAL.json").touch()
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
 
 
 def test_runs_that_a_notebook_trained_are_counted(course):
     runs = str(cache_dir() / "runs" / "key")
-    course("00_one", f"import os\nos.makedirs({runs!r}, exist_ok=True)\nopen({runs + '/result.json'!r}, 'w').close()")
+    course("00_one", f"import os\nos.makedirs({runs!r}, exist_ok=True)\nopen({runs + '/SEAL.json'!r}, 'w').close()")
     assert [start()[0].trained_runs, start()[0].trained_runs] == [1, 0]
 
 
