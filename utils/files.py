@@ -1,5 +1,6 @@
 """Files that are either whole or absent: checksums, atomic writes, canonical JSON, and reading with care."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,46 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space, or set LORA_COURSE_CACHE to a folder on another disk",
+    errno.EACCES: "this user has no leave to; ask its owner for it, or set LORA_COURSE_CACHE to a folder of your own",
+    errno.EROFS: "the disk may only be read; set LORA_COURSE_CACHE to a folder on another one"}
+_LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
+OF_THE_DISK = {*_ADVICE, *_LIKE}  # what the disk or its owner says, and not a network
+
+
+def worded(error: OSError, path: Path, done: str) -> str:
+    """One sentence that says truthfully why something could not be done to a file, and what helps.
+
+    Parameters
+    ----------
+    error : OSError
+    path : Path
+        The file or folder, as the reader knows it.
+    done : str
+        What was to be done, as a participle: "read", "written", "set aside".
+
+    Examples
+    --------
+    >>> worded(OSError(errno.EIO, "Input/output error"), Path("a.bin"), "read")
+    'a.bin could not be read: Input/output error.'
+    """
+    advice = _ADVICE.get(_LIKE.get(error.errno, error.errno))
+    return f"{path} could not be {done}: {reason_of(error)}{f' ({advice})' if advice else ''}."
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """The system's own error in one that a library raised for it; safetensors only quotes its number.
+
+    >>> os_error_in(ValueError("I/O error: No space left on device (os error 28)")).errno == errno.ENOSPC
+    True
+    """
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends well.
@@ -58,7 +99,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except OSError as error:
         if not _is_of_writing(error, path, temporary):
             raise
-        raise CourseError(f"{path} could not be written: {reason_of(error)}.") from error
+        raise CourseError(worded(error, path, "written")) from error
     finally:
         if temporary is not None:
             with suppress(OSError):

@@ -208,7 +208,8 @@ def pseudo_loss_row(rounds: int, passages: int) -> dict:
     from utils.training.data import tokenizer_of
 
     base = resolve(ModelReference(source="packaged", name="minilm-mlm"))
-    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32).eval().to(device_name())
+    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                 use_safetensors=True, trust_remote_code=False).eval().to(device_name())
     tokenizer, texts = tokenizer_of(base.folder), pretraining_passages("news", passages)
     times, values = {"plain": [], "fast": []}, {}
     for _ in range(rounds):

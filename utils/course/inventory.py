@@ -12,7 +12,8 @@ from utils.files import read_json
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles.used import Used, remembered
 from utils.reporting.registry import nearest
-from utils.training.spec import RunSpec, continual_specs, preference_specs, run_specs
+from utils.sealed import MANIFEST
+from utils.training.spec import RunSpec, every_spec
 from utils.training.store import RESULT, RunStore
 
 DAMAGED = "damaged"  # the store's own folder for what it has set aside
@@ -25,9 +26,9 @@ def list_runs(store: RunStore) -> pd.DataFrame:
     A run whose result cannot be read has the status "unreadable" and nothing else; whoever asks for it trains it anew.
     """
     rows = []
-    for path in sorted(store.folder.glob(f"*/{RESULT}")):
+    for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
         try:
-            row = _row(read_json(path))
+            row = _row(read_json(path.with_name(RESULT)))
         except (CourseError, FileNotFoundError, KeyError, TypeError, IndexError, AttributeError):
             row = {"status": "unreadable"}
         rows.append({"run": path.parent.name} | row | {"mib": _mib(path.parent)})
@@ -85,15 +86,8 @@ def _keys(profile: Profile, every_seeds: Iterable[tuple[int, ...]]) -> set[str]:
     """Of each list of seeds by itself, since the first seed of a list has runs that the others have not."""
     if profile.encoder.source != "packaged":
         return set()
-    specs: list[RunSpec] = []
-    for one in (profile, profile.with_reference_runs()):
-        for seeds in dict.fromkeys(map(tuple, every_seeds)):
-            for experiment in (*one.experiments, *one.decoder_experiments):
-                specs += run_specs(one, experiment, seeds)
-            specs += [spec for chain in continual_specs(one, seeds) for spec in chain]
-            if one.preferences:
-                specs += [spec for some in preference_specs(one, seeds).values() for spec in some]
-    return {key for spec in specs for key in _with_its_starts(spec)}
+    return {key for one in (profile, profile.with_reference_runs()) for seeds in dict.fromkeys(map(tuple, every_seeds))
+            for spec in every_spec(one, seeds).values() for key in _with_its_starts(spec)}
 
 
 def _with_its_starts(spec: RunSpec) -> set[str]:
@@ -161,9 +155,9 @@ def _delete(store: RunStore, key: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder; it is no run from the first moment, for its result goes first."""
+    """Delete a folder; it is no run from the first moment, for its seal goes first."""
     try:
-        (folder / RESULT).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
         raise CourseError(f"{folder} could not be deleted: {reason_of(error)}.") from error

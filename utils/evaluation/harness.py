@@ -11,7 +11,6 @@ arXiv 2405.09673, section 3: forgetting is the mean of HellaSwag, ARC-Challenge 
 import copy
 import difflib
 import io
-import json
 import logging
 import math
 import sys
@@ -22,14 +21,12 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from filelock import FileLock
+from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.errors import CourseError, UsageError
-from utils.files import write_text
-from utils.paths import cache_dir, ensure_dir
 from utils.progress import INTERVAL_S, Lines
 from utils.sources.cloze import cloze_items
 
@@ -250,7 +247,7 @@ def _manager(folders: tuple[str, ...] | None = None):
 
 def _loaded(name: str, num_fewshot: int | None):
     """The task object, with the number of examples set by the harness's own rule: 0 in its file stays 0."""
-    task = _task(name, num_fewshot, cache_dir())
+    task = _task(name, num_fewshot)
     settable = name in OWN_TASKS or task.get_config("num_fewshot") != 0
     if task.get_config("num_fewshot") is None or (num_fewshot is not None and settable):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -258,18 +255,18 @@ def _loaded(name: str, num_fewshot: int | None):
 
 
 @lru_cache(maxsize=16)
-def _task(name: str, num_fewshot: int | None, cache: Path):
+def _task(name: str, num_fewshot: int | None):
     """A task with its data; one object per number of examples, which is set on it."""
     from lm_eval.api.task import ConfigurableTask
 
     if name in OWN_TASKS:
         settings = yaml.safe_load((TASKS / f"{name}.yaml").read_text(encoding="utf-8"))
-        data = {settings["test_split"]: str(_items_file(cache))}
+        data = {settings["test_split"]: _items()}
         if num_fewshot:
             settings |= {"fewshot_split": "examples", "num_fewshot": num_fewshot}
-            data["examples"] = str(_items_file(cache, "test"))
-        files = {"data_files": data, "cache_dir": str(cache / "harness")}
-        return ConfigurableTask(config=settings | {"dataset_kwargs": files})
+            data["examples"] = _items("test")
+        # From memory: what the harness reads from a file it keeps a copy of, which nothing compares with the file.
+        return ConfigurableTask(config=settings | {"custom_dataset": lambda **_: data})
     try:
         quick = _manager(QUICK_FOLDERS)
         return (quick if name in quick.all_subtasks else _manager()).load([name])["tasks"][name]
@@ -278,18 +275,13 @@ def _task(name: str, num_fewshot: int | None, cache: Path):
                           "measure it again.") from error
 
 
-def _items_file(cache: Path, split: str = "heldout") -> Path:
-    """The choice items as JSON lines in the cache; untouched if right, since datasets' own cache follows its time."""
-    path = ensure_dir(cache / "harness") / ("news_items.jsonl" if split == "heldout" else f"news_items_{split}.jsonl")
+def _items(split: str = "heldout") -> Dataset:
+    """The choice items as the harness takes them."""
     rows = cloze_items(split).to_dict("records")
     if split != "heldout":  # a rewritten article may stand in both splits: no example may give a question away
         asked = {_own(row) for row in cloze_items().to_dict("records")}
         rows = [row for row in rows if _own(row) not in asked]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with FileLock(f"{path}.lock"):
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
-    return path
+    return Dataset.from_list(rows)
 
 
 def _own(row: dict) -> str:

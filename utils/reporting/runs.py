@@ -177,7 +177,8 @@ def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
     import torch
     from transformers import AutoModelForMaskedLM
 
-    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32).eval()
+    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                 use_safetensors=True, trust_remote_code=False).eval()
     return corpus_loss(model_pseudo_loss(base, model, settings))
 
 

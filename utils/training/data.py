@@ -1,6 +1,7 @@
 """Rows to tokens, once per task, tokenizer and length; batches of like length, so that little padding is computed."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,9 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from utils.files import canonical_json
+from utils.errors import CourseError
+from utils.files import canonical_json, worded, write_json
+from utils.paths import cache_dir
 from utils.profiles.schema import TaskSizes
 from utils.sources.tasks import load_task
 
@@ -21,7 +24,15 @@ EVALUATION_BATCH = 64
 @lru_cache(maxsize=8)
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a base model's folder, with a padding token where the model names none."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not any(path for kind in ("tokenizer.json", "vocab.*", "*.model") for path in folder.glob(kind)):
+        # transformers would make one of its own, with other tokens
+        raise CourseError(f"{folder} holds no tokenizer; copy it from where the model is from, all files of it.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a damaged one ends in as many ways as there are kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CourseError(f"The tokenizer in {folder} could not be read ({type(error).__name__}: {reason}); copy the "
+                          "model's folder again from where it is from.") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -86,6 +97,39 @@ def rows_checksum(rows: Dataset) -> str:
     for row in rows:
         digest.update(canonical_json(row).encode())
     return digest.hexdigest()
+
+
+def same_rows(rows: Dataset, about: dict) -> str:
+    """:func:`rows_checksum` of rows that are the same as when they were first asked for in this cache.
+
+    The rows of the Hub come from a branch that may move, and from files that carry no checksum.
+
+    Parameters
+    ----------
+    rows : Dataset
+    about : dict
+        What decides which rows they are, JSON-ready.
+
+    Raises
+    ------
+    CourseError
+        If they are others than the first time.
+    """
+    found, name = rows_checksum(rows), hashlib.sha256(canonical_json(about).encode()).hexdigest()[:16]
+    path = cache_dir() / "rows" / f"{name}.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        known = None
+    except OSError as error:
+        raise CourseError(worded(error, path, "read")) from error
+    if known is None:
+        write_json(path, {"about": about, "sha256": found})
+    elif known != found:
+        raise CourseError(f"The rows of {about['task']} have sha256 {found[:12]}…, but earlier runs in this cache were "
+                          f"trained on {known[:12]}…: the data set has changed or is damaged, and runs on both cannot "
+                          f"be compared; fetch it again, or delete {path} to go on with the new rows.")
+    return found
 
 
 def evaluation_batches(rows: Dataset, folder: Path) -> list[dict[str, torch.Tensor]]:

@@ -138,9 +138,11 @@ def build(folder: Path, recipe: Recipe) -> nn.Module:
 
         four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                   bnb_4bit_compute_dtype=torch.bfloat16)
-        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, device_map={"": 0}, **common)
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=four, device_map={"": 0}, **common,
+                                                     use_safetensors=True, trust_remote_code=False)
     else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **common).to(device_name())
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, **common, trust_remote_code=False).to(device_name())
     model.config.use_cache = False
     if recipe.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -23,7 +23,8 @@ def as_peft_model(run: Run) -> PeftModel:
     with torch.random.fork_rng(devices=[]):  # the head under the trained one: an adapter added later starts from it
         torch.manual_seed(run.spec.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
-            run.base.folder, num_labels=len(task(run.spec.task).labels), dtype=torch.float32)
+            run.base.folder, num_labels=len(task(run.spec.task).labels), dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False)
     model, trained = prepare(model, method, causal=False), run.trained()
     with torch.no_grad():
         for name, module in tuned_modules(model).items():

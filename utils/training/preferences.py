@@ -242,9 +242,11 @@ def loaded(spec: RunSpec, base: BaseModel) -> tuple[nn.Module, Dataset, Measure]
     rows = _rows(spec, conversations(load_task(spec.task, spec.sizes).train), tokenizer)
     if spec.objective == "reward":
         model = AutoModelForSequenceClassification.from_pretrained(
-            base.folder, num_labels=len(task(spec.task).labels), dtype=torch.float32, use_safetensors=True)
+            base.folder, num_labels=len(task(spec.task).labels), dtype=torch.float32,
+            use_safetensors=True, trust_remote_code=False)
         return model, rows, lambda model: reward_measures(model, tokenizer, held_out_pairs(spec, base))
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                 use_safetensors=True, trust_remote_code=False)
     batches = held_out_batches(spec, base)
     logged = batches[::max(1, len(batches) // LOGGED_BATCHES)]  # of every length; the tables measure all of them later
     return model, rows, lambda model: policy_measures(model, logged)

@@ -27,7 +27,7 @@ def base_matrices(folder: Path) -> Tensors:
 
     Read from disk and not from a wrapped model: PiSSA, OLoRA and their like rewrite the wrapped base weight.
     """
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return {name: module.weight.detach().clone() for name, module in tuned_modules(model).items()}
 
 

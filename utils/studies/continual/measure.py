@@ -161,7 +161,8 @@ def _base_accuracies(base: BaseModel, sizes: tuple[tuple[str, TaskSizes], ...]) 
 
 
 def _body(base: BaseModel) -> PreTrainedModel:
-    return AutoModel.from_pretrained(base.folder, dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(base.folder, dtype=torch.float32,
+                                     use_safetensors=True, trust_remote_code=False).eval()
 
 
 def head_accuracies(base: BaseModel, body: PreTrainedModel, sizes: dict[str, TaskSizes]) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def recipes(profile: Profile) -> list[Recipe]:
 
 def measured_shape(profile: Profile) -> Shape:
     """The shape of the model that footprints are measured on."""
-    return shape_of(AutoConfig.from_pretrained(resolve(profile.costs.model).folder))
+    return shape_of(AutoConfig.from_pretrained(resolve(profile.costs.model).folder, trust_remote_code=False))
 
 
 @measurement(columns=("model", "recipe", "method", "optimiser", "checkpointing", "batch", "length", "trained",
@@ -159,7 +159,8 @@ def compression(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 def _compression(base: BaseModel, profile: Profile) -> pd.DataFrame:
     matrices, batches = base_matrices(base.folder), _general_batches(base, profile)
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                 use_safetensors=True, trust_remote_code=False).to(device_name()).eval()
     untouched, rows = causal_loss(model, batches)["loss_nats_per_token"], []
     for way, after in compressed(matrices).items():
         loss = causal_loss(load_into(model, after), batches)["loss_nats_per_token"]
@@ -223,7 +224,8 @@ def evaluation_costs(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 def _few_shot(base: BaseModel, profile: Profile) -> pd.DataFrame:
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                 use_safetensors=True, trust_remote_code=False).to(device_name()).eval()
     tokenizer, rows = tokenizer_of(base.folder), []
     for task in profile.decoder_evaluation.choice_tasks:
         first = None

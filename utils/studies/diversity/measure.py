@@ -97,7 +97,8 @@ def _kept(base: BaseModel, run: Run | None, name: str, *, settings: dict, comput
 
 
 def _model(base: BaseModel, run: Run | None):
-    model = run.causal_lm() if run else AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    model = run.causal_lm() if run else AutoModelForCausalLM.from_pretrained(
+        base.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     return model.to(device_name()).eval()
 
 

@@ -169,7 +169,8 @@ def _tag(settings: DecoderEvaluation) -> dict:
 @lru_cache(maxsize=2)
 def base_causal_lm(base: BaseModel) -> nn.Module:
     """The untouched causal base on this machine's device."""
-    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).to(device_name()).eval()
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                use_safetensors=True, trust_remote_code=False).to(device_name()).eval()
 
 
 @lru_cache(maxsize=4)

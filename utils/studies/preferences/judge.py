@@ -60,7 +60,8 @@ def _untrained(run: Run) -> nn.Module:
     """The reward model before its training: the base under a head that is drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.spec.seed)
-        return AutoModelForSequenceClassification.from_pretrained(run.base.folder, num_labels=1, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(run.base.folder, num_labels=1, dtype=torch.float32,
+                                                                  use_safetensors=True, trust_remote_code=False)
 
 
 def under_other_template(tokenizer, other):

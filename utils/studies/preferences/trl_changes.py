@@ -214,7 +214,8 @@ _PAIR = {"prompt": "a", "chosen": " b", "rejected": " c"}
 def _fresh(base: Path):
     import torch
     from transformers import AutoModelForCausalLM
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32,
+                                                use_safetensors=True, trust_remote_code=False)
 
 
 def _changed(base: Path):

@@ -376,7 +376,7 @@ def _tokenizer(opened: CheckpointPair):
     from transformers import AutoTokenizer
 
     with _one_sentence(opened.original.name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(opened.original.folder)
+        tokenizer = AutoTokenizer.from_pretrained(opened.original.folder, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token  # Llama-2's own padding token has no row in its embedding
     return tokenizer
 
@@ -391,7 +391,8 @@ def _loaded(opened: CheckpointPair, *, adapted: bool, allow_pickle: bool = False
     with _one_sentence(source.name, "causal language model"):
         # None takes safetensors where there are any, and a pickle only where there are none.
         model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=compute_dtype(MODEL_DTYPE),
-                                                     use_safetensors=None if whole and allow_pickle else True)
+                                                     use_safetensors=None if whole and allow_pickle else True,
+                                                     trust_remote_code=False)
         if adapted and not whole:
             model = PeftModel.from_pretrained(model, opened.changed.folder).merge_and_unload()
     return model.to(device_name()).eval()
