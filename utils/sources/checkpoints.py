@@ -245,23 +245,17 @@ def _folder(source: str, revision: str | None, allow_pickle: bool) -> Path:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The weight files that a folder's index names; none if it has no index.
-
-    Raises
-    ------
-    UsageError
-        If the index is damaged, or names a file that is missing or outside the folder.
-    """
+    """The weight files that a folder's index names, if it has one; UsageError if one is missing or lies elsewhere."""
     index = folder / INDEX
     if not index.exists():
         return []
     places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    if not places or not isinstance(places, dict):
         raise UsageError(f"{index} does not say which file holds which weight; copy the checkpoint again.")
-    names = sorted(set(places.values()))
+    names = sorted(set(map(str, places.values())))
     if outside := [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", name)]:
-        raise UsageError(f"{index} names {some(outside)}, but weights are read from the checkpoint's own folder alone, "
-                         "as .safetensors; copy the checkpoint again from where it is known.")
+        raise UsageError(f"{index} names {some(outside)}, but .safetensors of its own folder alone are read; copy the "
+                         "checkpoint again.")
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
     return [folder / name for name in names]
@@ -277,10 +271,8 @@ def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
         return files
     if (folder / SINGLE).exists():
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        files = _pickles(source, folder, "pytorch_model*.bin", allow_pickle=allow_pickle)
-    return files
+    return sorted(folder.glob("*.safetensors")) or _pickles(source, folder, "pytorch_model*.bin",
+                                                            allow_pickle=allow_pickle)
 
 
 def _pickles(source: str, folder: Path, pattern: str, *, allow_pickle: bool) -> list[Path]:
