@@ -20,8 +20,9 @@ from utils.paths import MODELS, cache_dir
 from utils.profiles.schema import ModelReference
 from utils.sealed import sealed_folder, sums
 from utils.sources import archives, hub
-from utils.sources.checkpoints import shards, whole_weights
+from utils.sources.checkpoints import shards
 from utils.sources.committed import committed_sums
+from utils.sources.weight_file import WeightFile
 
 PACKAGED = ("minilm-mlm", "minilm", "smollm2", "small-decoder")
 
@@ -76,7 +77,7 @@ def _local_identity(folder: Path) -> str:
     files = weight_files(folder)
     shards(folder)
     for file in files:
-        whole_weights(file)
+        WeightFile.of(file).shapes()  # reads the header alone; UsageError if the file is not as long as that says
     beside = [folder / name for name in _BESIDE_WEIGHTS if (folder / name).is_file()]
     try:
         return _identity([*map(sha256_of, files), *(f"{path.name} {sha256_of(path)}" for path in beside)])
