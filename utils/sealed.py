@@ -80,7 +80,7 @@ def _difference(folder: Path, manifest: dict, thorough: bool) -> str | None:
         return f"{missing} is missing"
     if extra := min(found - sealed.keys(), default=None):
         return f"{extra} was not in it"
-    stamps = {name: _stamp(folder / name) for name in sealed}
+    stamps = {name: _stamp(f"{folder}/{name}") for name in sealed}
     if other := next((name for name, (_, size, *_) in sealed.items() if stamps[name][0] != size), None):
         return f"{other} has {stamps[other][0]} bytes, not {sealed[other][1]}"
     unsure = [name for name, (_, *stamp) in sealed.items() if stamps[name] != tuple(stamp)]
@@ -170,10 +170,10 @@ def _files(folder: Path, leaving_out: Collection[str]) -> set[str]:
     """Names of all files below a folder, as POSIX paths; without the manifest, and what no one put there."""
     found: set[str] = set()
     for here, folders, names in os.walk(folder, onerror=_raised):
-        below = Path(here).relative_to(folder)
-        ignored = _OF_THE_DESKTOP | ({MANIFEST, *leaving_out} if below == Path() else set())
+        below = Path(here).relative_to(folder).as_posix()
+        ignored = _OF_THE_DESKTOP | ({MANIFEST, *leaving_out} if below == "." else set())
         folders[:] = [name for name in folders if name not in ignored]
-        found.update((below / name).as_posix() for name in names if name not in ignored)
+        found.update(name if below == "." else f"{below}/{name}" for name in names if name not in ignored)
     return found
 
 
@@ -181,9 +181,9 @@ def _raised(error: OSError) -> None:
     raise error  # left to itself, os.walk takes what it may not read for empty
 
 
-def _stamp(path: Path) -> tuple[int, int, int, int]:
+def _stamp(path: Path | str) -> tuple[int, int, int, int]:
     """Size, both times and inode of a regular file: any write or exchange changes one of them."""
-    state = path.stat()
+    state = os.stat(path)  # noqa: PTH116  a thousand files of text, each time
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if not stat.S_ISREG(state.st_mode):

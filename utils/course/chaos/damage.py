@@ -358,6 +358,7 @@ def _full_disk(folder: Path, *, thing: Thing, number: int) -> str | None:
 
 def _unreadable(folder: Path, *, thing: Thing, file: str) -> str | None:
     """A file that this user may not read is not called damaged, and stays where it is."""
+    folder.chmod(0o755)
     with _entered(thing, folder) as ask:
         ask()
         (folder / file).chmod(0)
