@@ -63,7 +63,7 @@ def test_group_by_length_is_a_sampling_strategy(arguments):
 
 
 def test_a_length_grouped_order_is_drawn_from_torchs_own_generator():
-    """MarkComplete restores that generator when a run resumes; another source would give other rows."""
+    """SealPoints restores that generator when a run resumes; another source would give other rows."""
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     sampler = LengthGroupedSampler(2, lengths=list(range(1, 41)))
@@ -79,10 +79,10 @@ def test_trainer_callbacks_have_the_events_that_ours_override():
 
     from utils.training.checkpoints import Checkpoints
     from utils.training.masked_lm import HeldOutCurve
-    from utils.training.trainer import MarkComplete, Progress
+    from utils.training.trainer import Progress, SealPoints
     from utils.training.variants import AllocateRanks
 
-    for ours in (AllocateRanks, Checkpoints, HeldOutCurve, MarkComplete, Progress):
+    for ours in (AllocateRanks, Checkpoints, HeldOutCurve, Progress, SealPoints):
         events = [name for name in vars(ours) if name.startswith("on_")]
         assert events and all(hasattr(TrainerCallback, name) for name in events), ours
 

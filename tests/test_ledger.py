@@ -110,7 +110,9 @@ def test_the_summary_counts_every_row_once(whole):
     assert len(whole) == sum(len(claim.epsilons) for claim in claims()) == counts["claims"].sum()
     assert counts[list(page.LOOKS)].sum(axis=1).tolist() == counts["claims"].tolist()
     drawn = verdict_bars(LAPTOP, counts)
-    assert sum(bar.get_width() for container in drawn.figure.axes[0].containers for bar in container) == len(whole)
+    axis = drawn.figure.axes[0]
+    assert sum(bar.get_width() for bars in axis.containers for bar in bars) == pytest.approx(100 * len(counts))
+    assert sum(int(text.get_text()) for text in axis.texts) == len(whole)
     assert str(counts["claims"].max()) in summary_markdown(LAPTOP)
 
 

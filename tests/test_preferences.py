@@ -16,6 +16,7 @@ from utils.files import canonical_json
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, Preferences, TaskSizes
 from utils.reporting.measured import Measured
+from utils.sealed import seal
 from utils.sources import preferences as sources
 from utils.sources.domains import mathematics_questions
 from utils.sources.models import resolve
@@ -397,6 +398,7 @@ def test_a_run_from_a_diverged_start_is_refused_in_one_sentence(tmp_path):
     folder = tmp_path / "runs" / start.key
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"run": {"status": "diverged"}, "measured": {"metrics": []}}))
+    seal(folder, about={"run": start.key})
     with pytest.raises(CourseError, match=r"starts from \w+ \(LoRA r=4 on answers\), which diverged; lower its"):
         RunStore(tmp_path / "runs").get(spec("dpo", start=start))
 
@@ -429,7 +431,7 @@ def test_a_dpo_run_with_an_adapter_is_resumed_to_the_same_numbers(tmp_path, monk
     monkeypatch.setattr(store_module, "train", cut)
     with pytest.raises(KeyboardInterrupt):
         RunStore(interrupted).get(one)
-    assert list((interrupted / one.key / "resume").glob("checkpoint-*/COMPLETE"))
+    assert list((interrupted / one.key / "resume").glob("checkpoint-*/SEAL.json"))
     monkeypatch.setattr(store_module, "train", real)
     again = RunStore(interrupted).get(one).trained()
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)

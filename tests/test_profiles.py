@@ -186,7 +186,7 @@ def test_a_file_that_is_no_profile(tmp_path, text, said):
 def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_bytes(b"\xff\xfe\x00profile")
-    assert "is not valid YAML" in sentence_for(path)
+    assert "is not UTF-8" in sentence_for(path)
 
 
 def test_a_nested_key_given_twice(tmp_path):
@@ -198,7 +198,7 @@ def test_a_nested_key_given_twice(tmp_path):
 def test_a_missing_file_and_a_folder(tmp_path):
     assert "There is no profile file" in sentence_for(tmp_path / "none.yaml")
     (tmp_path / "folder.yaml").mkdir()
-    assert "cannot be read" in sentence_for(tmp_path / "folder.yaml")
+    assert "is no regular file" in sentence_for(tmp_path / "folder.yaml")
 
 
 @pytest.mark.parametrize("name", ["Laptop", "smok", "", "schema"])

@@ -14,11 +14,13 @@ from utils.reporting import publish as publish_module
 from utils.reporting import registry
 from utils.reporting.drawn import Drawn, Found, figure, finding, shown_table
 from utils.reporting.measured import Measured
+from utils.reporting.panels import panels
 from utils.reporting.publish import PUBLISH_VARIABLE, STAMP, found, publish, published_alt
 
 ALT = "A line plot of intruder dimensions against epsilon: 12 for LoRA and 0 for full fine-tuning at 0.5."
 CAPTION = "Intruder dimensions against epsilon."
-TABLE = pd.DataFrame({"method": ["full", "LoRA r=8"], "n_intruders": [0, 12], "run": ["b2", "a1"], "seed": [3, 3]})
+TABLE = pd.DataFrame({"method": ["full", "LoRA r=8"], "n_intruders": [0, 12], "run": ["run-b2", "run-a1"],
+                      "seed": [3, 3]})
 LAPTOP = load_profile("laptop")
 
 
@@ -54,7 +56,7 @@ def count_figure(**changes):
     """A registered figure function that draws one line."""
     @figure("04_count", measurements=("counts",), place="Fig 4")
     def count(counts: Measured) -> Drawn:
-        drawn, axis = plt.subplots(figsize=(3, 2))
+        drawn, (axis,) = panels(1, width=4, height=3)
         axis.plot([0, 1], [0, 12])
         return Drawn(**({"figure": drawn, "alt": ALT, "caption": CAPTION, "table": counts.own,
                          "shown": shown_table(counts.own, {"method": "method", "n_intruders": "intruders"})} | changes))
@@ -79,7 +81,7 @@ def test_publishing_writes_image_table_and_provenance(folder, displayed):
     pd.testing.assert_frame_equal(pd.read_csv(place / "04_count.csv"), TABLE, check_dtype=False)
     entry = json.loads((place / "04_count.json").read_text(encoding="utf-8"))
     assert (entry["alt"], entry["caption"], entry["rows"], entry["evidence"]) == (ALT, CAPTION, 2, True)
-    assert entry["runs"] == ["a1", "b2"] and {"torch", "peft"} <= set(entry["provenance"]["packages"])
+    assert entry["runs"] == ["run-a1", "run-b2"] and {"torch", "peft"} <= set(entry["provenance"]["packages"])
     assert plt.get_fignums() == [], "a course of many figures must not pile them up in memory"
 
 
@@ -88,7 +90,26 @@ def test_the_alt_text_is_in_the_image_alone_and_no_run_hash_is_shown(folder, dis
     image, caption, table = displayed
     assert image.alt == ALT and caption.data.startswith(f"*{CAPTION}* Table: ") and ALT not in caption.data
     assert list(table.data.columns) == ["method", "intruders"]
-    assert "a1" not in caption.data + table.to_html()
+    assert "run-" not in caption.data + table.to_html()
+
+
+def test_an_executed_notebook_differs_only_where_a_number_does(folder, displayed):
+    draw = count_figure()
+    for _ in range(2):
+        publish(draw(data()))
+    assert displayed[2].to_html() == displayed[5].to_html()
+
+
+def test_a_label_longer_than_its_panel_is_broken_and_nothing_is_cut_off(folder, displayed):
+    drawn = count_figure()(data())
+    axis = drawn.figure.axes[0]
+    axis.set(ylabel="intruder dimensions of the tuned encoder model", title="epsilon", xlabel="$a b$")
+    publish(drawn)
+    image = plt.imread(folder / "yours" / "laptop" / "04_count.png")[..., :3]
+    edges = (image[:2], image[-2:], image[:, :2], image[:, -2:])
+    assert min(edge.min() for edge in edges) > 0.9, "something dark touches the image's edge"
+    assert axis.get_ylabel() == "intruder dimensions of\nthe tuned encoder model"
+    assert (axis.get_title(), axis.get_xlabel()) == ("epsilon", "$a b$"), "what fits stays as it is"
 
 
 @pytest.mark.parametrize("profile, stamped", [("smoke", True), ("laptop", False)])

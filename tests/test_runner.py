@@ -15,6 +15,7 @@ from matplotlib import image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.course import doctor, publish, runner
+from utils.course.kernels import kernel_config
 from utils.course.runner import Outcome, Watch, check_completed, execute, notebook_paths, run_course
 from utils.errors import CourseError, UsageError
 from utils.paths import NOTEBOOKS, ROOT, cache_dir
@@ -89,7 +90,7 @@ def test_a_course_runs_in_order_and_gives_the_profile(course, tmp_path, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="kernels listen on ports there")
 def test_kernels_that_start_at_once_do_not_meet(course):
     """Both took kernel-ipc-1 to 5 in the present folder, and each client could be answered by the other's kernel."""
-    with runner.kernel_config() as one, runner.kernel_config() as other:
+    with kernel_config() as one, kernel_config() as other:
         folders = [Path(config.KernelManager.ip).parent for config in (one, other)]
         assert folders[0] != folders[1] and all(folder.is_dir() for folder in folders)
     assert not any(folder.exists() for folder in folders)
@@ -214,6 +215,7 @@ def test_an_interrupted_pass_of_something_else_is_not_believed(course, monkeypat
         ran.append(path.stem)
         if ran == ["00_one", "01_two"]:
             raise CourseError("not yet")
+        target.write_text("executed")
         return Outcome(path.stem, 1.0, 1.0, 0)
 
     monkeypatch.setattr(runner, "execute", fake)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from utils.paths import ROOT
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting import runs as kit_runs
 from utils.reporting import runs as measure
+from utils.sealed import MANIFEST, seal
 from utils.sources.models import resolve
 from utils.training import checkpoints as checkpoints_module
 from utils.training import store as module
@@ -27,7 +29,7 @@ from utils.training import train as train_module
 from utils.training.checkpoints import METRICS, Checkpoints
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RESULT, Run, RunStore
-from utils.training.trainer import COMPLETE, resume_point
+from utils.training.trainer import resume_point
 
 LORA = Method(kind="lora", r=4, lora_alpha=8)
 FULL = Method(kind="full")
@@ -147,7 +149,8 @@ def test_the_result_names_the_rows_and_not_only_their_name(finished, store, spec
 
 def test_nothing_of_the_training_itself_is_left(finished):
     for run in finished.values():
-        assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", METRICS, RESULT, "spec.json"]
+        assert {path.name for path in run.folder.iterdir()} == {
+            "checkpoints", METRICS, RESULT, MANIFEST, "spec.json"}
         assert len(list((run.folder / "checkpoints").iterdir())) == 4
 
 
@@ -273,7 +276,7 @@ def test_a_killed_run_is_finished_by_another_process(tmp_path, spec, monkeypatch
     _, errors = killed.communicate(timeout=120)
     assert killed.returncode == 9, errors
     folder = tmp_path / "runs" / spec().key
-    assert not (folder / RESULT).exists() and (folder / "resume" / "checkpoint-6" / COMPLETE).exists()
+    assert not (folder / RESULT).exists() and (folder / "resume" / "checkpoint-6" / MANIFEST).exists()
     seen = steps_done(monkeypatch)
     run = RunStore(tmp_path / "runs").get(spec())
     assert seen == [7, 8]
@@ -292,25 +295,127 @@ def test_two_processes_train_a_run_once(tmp_path, spec):
     assert len({text.splitlines()[-1] for text in texts}) == 1 and "ACCURACY [" in texts[0]
 
 
-def test_a_resume_point_cut_short_is_never_resumed_from(tmp_path, store, spec, monkeypatch, finished):
+@pytest.fixture(scope="module")
+def cut_short(tiny_base, tmp_path_factory):
+    """A store with a run that was interrupted at its seventh step, with resume points at 4 and 6."""
+    reference = ModelReference(source="local", name=str(tiny_base))
+    chosen = RunSpec(
+        base=reference, base_revision=resolve(reference).revision, task="movies",
+        sizes=TaskSizes(train_rows=32, test_rows=16, max_length=32), method=LORA, learning_rate=1e-2,
+        schedule="linear", warmup_fraction=0.0, steps=8, epochs=None, batch_size=4, checkpoints=4, seed=0)
+    store = RunStore(tmp_path_factory.mktemp("cut"))
     with stopped_at(7, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        store.get(spec())
-    resume = store.folder / spec().key / "resume"
-    assert sorted(path.name for path in resume.iterdir()) == ["checkpoint-4", "checkpoint-6"]
-    (resume / "checkpoint-6" / COMPLETE).unlink()
-    (resume / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
-    assert resume_point(resume) == str(resume / "checkpoint-4") and not (resume / "checkpoint-6").exists()
-    seen = steps_done(monkeypatch)
+        store.get(chosen)
+    return store.folder / chosen.key
+
+
+@pytest.fixture
+def resumed(store, spec, cut_short, monkeypatch) -> SimpleNamespace:
+    """The interrupted run in a store of the test's own: its folder, and the steps that are done from now on."""
+    folder = store.folder / spec().key
+    shutil.copytree(cut_short, folder)
+    assert sorted(path.name for path in (folder / "resume").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    return SimpleNamespace(folder=folder, steps=steps_done(monkeypatch))
+
+
+def test_a_resume_point_cut_short_is_never_resumed_from(store, spec, resumed, finished, capsys):
+    (resumed.folder / "resume" / "checkpoint-6" / MANIFEST).unlink()
+    (resumed.folder / "resume" / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
     assert_same_run(store.get(spec()), finished[LORA])
-    assert seen == [5, 6, 7, 8]
+    assert resumed.steps == [5, 6, 7, 8] and "damaged" not in capsys.readouterr().out
+
+
+HARM = {"one bit": lambda path: flip(path), "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        "empty": lambda path: path.write_bytes(b""), "missing": lambda path: path.unlink()}
+POINT = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+         "training_args.bin", "epoch_rng_state.safetensors", "rows.json"]
+
+
+@pytest.mark.parametrize("name, harm", zip(POINT, cycle(HARM), strict=False))
+def test_a_damaged_resume_point_is_set_aside_and_the_one_before_it_used(store, spec, resumed, finished, capsys, name,
+                                                                        harm):
+    """Trainer itself goes on without a word where optimiser, scheduler or random state is missing."""
+    point = resumed.folder / "resume" / "checkpoint-6"
+    assert {path.name for path in point.iterdir() if path.name != MANIFEST} >= set(POINT)
+    HARM[harm](point / name)
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert resumed.steps == [5, 6, 7, 8]
+    said = capsys.readouterr().out
+    assert said.count("is damaged") == 1 and name in said and "goes on from an earlier point, or anew" in said
+
+
+def test_a_run_whose_points_are_all_damaged_starts_anew(store, spec, resumed, finished):
+    for point in (resumed.folder / "resume").iterdir():
+        flip(point / "optimizer.pt")
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert resumed.steps == list(range(1, 9))
+
+
+@pytest.mark.parametrize("harm", ["one bit", "missing"])
+def test_a_damaged_checkpoint_of_an_unfinished_run_is_made_again(store, spec, resumed, finished, harm):
+    HARM[harm](resumed.folder / "checkpoints" / "step-000002.safetensors")
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert resumed.steps == list(range(1, 9)), "every point tells of the second step's checkpoint"
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing"])
+def test_the_metrics_that_people_read_are_not_needed(store, spec, resumed, finished, harm):
+    """They were believed: without them an unfinished run was stored as done with one of its checkpoints."""
+    HARM[harm](resumed.folder / METRICS)
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert resumed.steps == [7, 8]
+
+
+def test_points_of_another_run_are_not_gone_on_from(store, spec, resumed, finished, capsys):
+    other = spec(learning_rate=1e-3)
+    shutil.copytree(resumed.folder, store.folder / other.key)
+    alone = RunStore(store.folder.parent / "alone").get(other)
+    del resumed.steps[:]
+    assert_same_run(store.get(other), alone)
+    assert resumed.steps == list(range(1, 9)) and "was made from or for something else" in capsys.readouterr().out
 
 
 def test_resume_points_are_ordered_by_number(tmp_path):
     for step in (90, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
-    assert resume_point(tmp_path) == str(tmp_path / "checkpoint-100")
-    assert resume_point(tmp_path / "none") is None
+        seal(tmp_path / f"checkpoint-{step}", about={"run": "a"})
+    assert resume_point(tmp_path, about={"run": "a"}) == str(tmp_path / "checkpoint-100")
+    assert resume_point(tmp_path / "none", about={}) is None
+
+
+# --- killed at the end: the window in which the points to go on from are deleted
+
+
+def test_a_kill_while_the_points_are_deleted_leaves_a_whole_run(store, spec, resumed, finished, monkeypatch):
+    """The points were deleted before the result was written, so that half of them were gone on from."""
+    real = shutil.rmtree
+
+    def killed(folder, **named):
+        if Path(folder).name == "resume":
+            raise KeyboardInterrupt
+        real(folder, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.get(spec())
+    assert (resumed.folder / RESULT).exists() and (resumed.folder / "resume").exists()
+    (next((resumed.folder / "resume").glob("*")) / "optimizer.pt").unlink()
+    del resumed.steps[:]
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert not resumed.steps and not (resumed.folder / "resume").exists()
+
+
+def test_a_kill_between_result_and_seal_goes_on_from_the_last_point(store, spec, resumed, finished, monkeypatch):
+    def killed(folder, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "seal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.get(spec())
+    assert (resumed.folder / RESULT).exists() and not store.stored(spec()) and not store.results()
+    assert_same_run(store.get(spec()), finished[LORA])
 
 
 # --- damaged
@@ -327,6 +432,10 @@ def flip(path: Path) -> None:
 
 
 DAMAGE = {
+    "a digit of a number": lambda folder: (folder / RESULT).write_text(
+        (folder / RESULT).read_text().replace('"accuracy": 0.', '"accuracy": 0.9', 1)),
+    "another specification": lambda folder: (folder / "spec.json").write_text("{}"),
+    "half a seal": lambda folder: shorten(folder / MANIFEST),
     "truncated": lambda folder: shorten(folder / "checkpoints" / "step-000004.safetensors"),
     "one bit": lambda folder: flip(folder / "checkpoints" / "step-000008.safetensors"),
     "missing": lambda folder: (folder / "checkpoints" / "step-000002.safetensors").unlink(),
@@ -351,9 +460,39 @@ def test_a_damaged_run_is_set_aside_and_done_again(store, spec, finished, monkey
     said = capsys.readouterr().out
     aside = list((store.folder / "damaged").iterdir())
     assert len(aside) == 1 and aside[0].name.startswith(key) and (aside[0] / RESULT).exists()
-    assert f"Run {key} is damaged" in said and str(aside[0]) in said
+    assert f"{key} is damaged" in said and aside[0].name in said and f"run {key} is done again" in said
     assert_same_run(run, first)
     assert [folder for folder, _ in store.results()] == [run.folder], "what was set aside is still listed"
+
+
+def test_a_run_is_answered_for_its_own_key_alone(store, spec, finished, capsys):
+    other = spec(learning_rate=1e-3)
+    shutil.copytree(finished[LORA].folder, store.folder / other.key)
+    run = store.get(other)
+    assert run.result["run"]["key"] == other.key and "was made from or for something else" in capsys.readouterr().out
+
+
+def test_a_copied_store_is_whole_and_needs_no_leave_to_write(store, spec, finished, monkeypatch):
+    shutil.copytree(finished[LORA].folder, store.folder / spec().key)
+    no_training(monkeypatch)
+    monkeypatch.setattr(module, "FileLock", lambda *_, **__: pytest.fail("a lock was taken in order to read"))
+    assert store.get(spec()).result == finished[LORA].result
+
+
+def test_rows_that_are_not_those_of_the_runs_before_are_refused(store, spec, monkeypatch):
+    """Flipped labels under the same key took accuracy from .47 to 1.00."""
+    store.get(spec())
+    real = train_module.classification_data
+
+    def flipped(task, sizes, folder):
+        rows, test = real(task, sizes, folder)
+        return rows.map(lambda row: {"labels": 1 - row["labels"]}), test
+
+    monkeypatch.setattr(train_module, "classification_data", flipped)
+    with pytest.raises(CourseError, match="The rows of movies have sha256 .* but earlier runs in this cache were"):
+        store.get(spec(learning_rate=1e-3, seed=5, steps=4))
+    shorter = spec(sizes=TaskSizes(train_rows=16, test_rows=16, max_length=32), steps=1, checkpoints=1)
+    assert store.get(shorter).steps == [1], "other rows by its own specification"
 
 
 def test_one_unreadable_result_does_not_hide_the_others(store, finished):

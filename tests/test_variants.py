@@ -20,7 +20,7 @@ from utils.files import canonical_json
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.spectra import LowRankUpdate, Pair, leading_cosines, max_cosines, thin_svd
-from utils.training.checkpoints import Checkpoints, read_metrics
+from utils.training.checkpoints import METRICS, Checkpoints
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
 from utils.training.targets import tuned_modules
@@ -436,7 +436,8 @@ def test_adalora_cut_short_starts_anew(tmp_path, spec, monkeypatch, finished):
         stop_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             store.get(chosen)
-    assert [row["step"] for row in read_metrics(store.folder / chosen.key)] == [4]
+    kept = (store.folder / chosen.key / METRICS).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [4]
     seen = watched(monkeypatch)
     run = store.get(chosen)
     assert len(seen) == 8 and run.steps == [4, 8]

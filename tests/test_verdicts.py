@@ -125,6 +125,12 @@ def test_the_bootstrap_has_the_spread_of_the_two_way_design():
     assert bootstrap_means(table).std() == pytest.approx(one.std() / 200**0.5, rel=0.06)
 
 
+def test_a_mean_of_zero_is_zero_to_the_last_digit():
+    """Else a border at zero would be passed or not by the rounding of a sum, differently on every machine."""
+    nothing = items(0.0).assign(difference=0.1 + 0.2 - 0.3)
+    assert nothing["difference"].iloc[0] != 0 and not bootstrap_means(nothing).any()
+
+
 def test_a_gap_in_the_items_is_refused():
     with pytest.raises(ValueError, match="Expected a difference of every item for every seed, got gaps"):
         bootstrap_means(items(0.1).iloc[1:])

@@ -1,4 +1,4 @@
-"""The two ways the project fails on purpose: one clear sentence and an exit status."""
+"""The two ways the project fails on purpose, and how a reason becomes one line that any terminal can show."""
 
 
 class CourseError(Exception):
@@ -11,3 +11,35 @@ class UsageError(CourseError):
     """The request itself was wrong (unknown name, impossible value). Exit status 2."""
 
     exit_status = 2
+
+
+def one_line(text: str, limit: int = 1200) -> str:
+    r"""`text` as one printable line: line breaks, control characters and lone surrogates are written as escapes.
+
+    Names and values that people give stand in our sentences; none of them may break the line or move the cursor.
+
+    Parameters
+    ----------
+    text : str
+    limit : int
+        Characters that are shown of it; from a longer one the middle is left out.
+
+    Examples
+    --------
+    >>> print(one_line("no file a\nb" + chr(27)))
+    no file a\nb\x1b
+    """
+    if len(text) > limit:
+        text = f"{text[:limit // 2]} … {text[-limit // 2:]}"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in the system's or the library's own words, without what they add for machines.
+
+    >>> reason_of(PermissionError(13, "Permission denied", "/etc/x"))
+    'Permission denied'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return str(error.strerror)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from utils.errors import CourseError
-from utils.files import sha256_of, worded, write_json
+from utils.files import sha256_of, share, worded, write_json
 from utils.paths import ensure_dir, relative
 
 MANIFEST = "SEAL.json"
@@ -37,9 +37,7 @@ def seal(folder: Path, *, about: dict | None = None, leaving_out: Collection[str
     """
     try:
         (folder / MANIFEST).unlink(missing_ok=True)
-        for path in (folder, *folder.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors and mkdtemp make theirs private
+        share(folder)
         names = sorted(_files(folder, leaving_out))
         stamps = _settled([_stamp(folder / name) for name in names])
         files = {name: [_sha256(folder / name, stamp), *stamp] for name, stamp in zip(names, stamps, strict=True)}

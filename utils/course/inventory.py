@@ -1,38 +1,163 @@
-"""What the run store holds, and which of it some profile of this version still asks for."""
+"""What the run store holds, which of it some profile still asks for, and deleting the rest."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from utils.profiles import PROFILE_NAMES, load_profile
-from utils.training.spec import continual_specs, preference_specs, run_specs
-from utils.training.store import RunStore
+from utils.errors import CourseError, UsageError, reason_of
+from utils.files import read_json
+from utils.profiles import PROFILE_NAMES, Profile, load_profile
+from utils.profiles.used import Used, remembered
+from utils.reporting.registry import nearest
+from utils.sealed import MANIFEST
+from utils.training.spec import RunSpec, every_spec
+from utils.training.store import RESULT, RunStore
+
+DAMAGED = "damaged"  # the store's own folder for what it has set aside
+COLUMNS = ["run", "source", "base", "task", "method", "r", "learning_rate", "seed", "status", "accuracy", "mib"]
 
 
 def list_runs(store: RunStore) -> pd.DataFrame:
-    """One row per finished run: key, base, task, method, learning rate, seed, status, accuracy, size on disk."""
-    rows = []
-    for folder, result in store.results():
-        spec, last = result["run"]["spec"], (result["measured"]["metrics"] or [{}])[-1]
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        rows.append({"run": folder.name, "source": spec["base"]["source"], "base": spec["base"]["name"],
-                     "task": spec["task"], "method": spec["method"]["kind"], "r": spec["method"]["r"],
-                     "learning_rate": spec["learning_rate"], "seed": spec["seed"], "status": result["run"]["status"],
-                     "accuracy": last.get("accuracy"), "mib": round(size / 2**20, 1)})
-    return pd.DataFrame(rows)
+    """One row per finished run: key, base, task, method, learning rate, seed, status, accuracy, size on disk.
 
-
-def unwanted_keys(runs: pd.DataFrame) -> list[str]:
-    """Keys of stored runs on packaged bases that no profile asks for, its reference seeds included.
-
-    Runs on Hub and local bases are never listed: telling what a profile wants of them would download the base.
+    A run whose result cannot be read has the status "unreadable" and nothing else; whoever asks for it trains it anew.
     """
-    wanted = set()
+    rows = []
+    for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
+        try:
+            row = _row(read_json(path.with_name(RESULT)))
+        except (CourseError, FileNotFoundError, KeyError, TypeError, IndexError, AttributeError):
+            row = {"status": "unreadable"}
+        rows.append({"run": path.parent.name} | row | {"mib": _mib(path.parent)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(result: dict) -> dict:
+    spec, last = result["run"]["spec"], (result["measured"]["metrics"] or [{}])[-1]
+    return {"source": spec["base"]["source"], "base": spec["base"]["name"], "task": spec["task"],
+            "method": spec["method"]["kind"], "r": spec["method"]["r"], "learning_rate": spec["learning_rate"],
+            "seed": spec["seed"], "status": result["run"]["status"], "accuracy": last.get("accuracy")}
+
+
+def _mib(folder: Path) -> float:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size if path.is_file() else 0
+        except OSError:
+            continue  # another process took it away meanwhile
+    return round(total / 2**20, 1)
+
+
+def set_aside(store: RunStore) -> list[tuple[Path, float]]:
+    """What the store has set aside as damaged: folder and MiB of each."""
+    folder = store.folder / DAMAGED
+    return [(path, _mib(path)) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+def wanted_keys() -> set[str]:
+    """Keys of the runs that a profile asks for which is here, or which the reader ran from a file of their own.
+
+    Runs on Hub and local bases are not among them: telling what a profile wants of them would download the base.
+    """
+    used = remembered()
+    wanted: set[str] = set()
     for name in PROFILE_NAMES:
         profile = load_profile(name)
-        if profile.encoder.source == "packaged":
-            whole, seeds = profile.with_reference_runs(), (*profile.seeds, *profile.reference_seeds)
-            wanted |= {spec.key for experiment in (*whole.experiments, *whole.decoder_experiments)
-                       for spec in run_specs(whole, experiment, seeds)}
-            wanted |= {spec.key for chain in continual_specs(whole, seeds) for spec in chain}
-            if whole.preferences:
-                wanted |= {spec.key for specs in preference_specs(whole, seeds).values() for spec in specs}
-    return [row.run for row in runs.itertuples() if row.source == "packaged" and row.run not in wanted]
+        also = [one.seeds for one in used if not one.own and one.profile.profile == name]
+        wanted |= _keys(profile, [profile.seeds, profile.reference_seeds, *also])
+    return wanted | _asked_for(one for one in used if one.own)
+
+
+def outdated_keys() -> set[str]:
+    """Keys of the runs that a profile of the course asked for when it was run here, whatever it asks for now."""
+    return _asked_for(one for one in remembered() if not one.own)
+
+
+def _asked_for(used: Iterable[Used]) -> set[str]:
+    return {key for one in used
+            for key in _keys(one.profile, [one.seeds, one.profile.seeds, one.profile.reference_seeds])}
+
+
+def _keys(profile: Profile, every_seeds: Iterable[tuple[int, ...]]) -> set[str]:
+    """Of each list of seeds by itself, since the first seed of a list has runs that the others have not."""
+    if profile.encoder.source != "packaged":
+        return set()
+    return {key for one in (profile, profile.with_reference_runs()) for seeds in dict.fromkeys(map(tuple, every_seeds))
+            for spec in every_spec(one, seeds).values() for key in _with_its_starts(spec)}
+
+
+def _with_its_starts(spec: RunSpec) -> set[str]:
+    others = [other for other in (spec.start, spec.reward) if other is not None]
+    return {spec.key}.union(*map(_with_its_starts, others))
+
+
+def prune(store: RunStore, runs: pd.DataFrame, *, named: list[str], unknown_too: bool = False) -> None:
+    """Delete runs and what was set aside as damaged, and print what became of each.
+
+    Parameters
+    ----------
+    store : RunStore
+    runs : DataFrame
+        Of :func:`list_runs`.
+    named : list of str
+        Keys of runs to delete, whoever asks for them. If empty: those on packaged bases that only an older version of
+        one of the course's profiles asked for.
+    unknown_too : bool
+        Also those of which no profile is known at all, such as one that ran before profiles were recorded.
+
+    Raises
+    ------
+    UsageError
+        If a named run is not there; nothing is deleted then.
+    CourseError
+        If something cannot be deleted.
+    """
+    known = set(runs["run"])
+    for key in named:
+        if key not in known:
+            raise UsageError(f"There is no run '{key}' in {store.folder} ({nearest(key, known)}).")
+    if named:
+        for key in dict.fromkeys(named):
+            _delete(store, key)
+        return
+    unwanted = set(runs.loc[runs["source"] == "packaged", "run"]) - wanted_keys()
+    outdated = unwanted & outdated_keys()
+    unknown = unwanted - outdated
+    for key in sorted(outdated | (unknown if unknown_too else set())):
+        _delete(store, key)
+    if unknown and not unknown_too:
+        print(f"kept {len(unknown)} runs of which no profile is known ({', '.join(sorted(unknown)[:5])}"
+              f"{', …' if len(unknown) > 5 else ''}); --prune --all deletes them, --prune RUN one of them")
+    for folder, _ in set_aside(store):
+        _remove(folder)
+        print(f"deleted {DAMAGED}/{folder.name}")
+
+
+def _delete(store: RunStore, key: str) -> None:
+    """Delete a run under its lock, or say that another process has it."""
+    lock = FileLock(store.folder / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"kept {key}: another process is at it")
+        return
+    try:
+        _remove(store.folder / key)
+        lock_file = Path(lock.lock_file)
+        lock_file.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone, and makes one
+    finally:
+        lock.release()
+    print(f"deleted {key}")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; it is no run from the first moment, for its seal goes first."""
+    try:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CourseError(f"{folder} could not be deleted: {reason_of(error)}.") from error

@@ -4,35 +4,38 @@ An executed notebook goes to ``cache/course/<profile>/``. While it runs, and if 
 ``<name>.partial.ipynb``; a course that was cut short goes on with the first notebook that did not finish.
 """
 
-import contextlib
 import hashlib
 import json
+import logging
 import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import papermill
 import psutil
-from papermill.exceptions import PapermillExecutionError
+from jupyter_client.kernelspec import NoSuchKernel
+from papermill.exceptions import PapermillException, PapermillExecutionError
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
-from traitlets.config import Config
 
 from utils.course.doctor import require
-from utils.errors import CourseError, UsageError
-from utils.files import write_json
+from utils.course.kernels import kernel_config, with_its_processes_ended
+from utils.course.turns import only_one
+from utils.errors import CourseError, UsageError, reason_of
+from utils.files import read_json, sha256_of, write_json
+from utils.ledger.cells import read_notebook
 from utils.ledger.reference import COSTS, measured_costs
-from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, reference_dir
+from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, reference_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.reporting.publish import PUBLISH_VARIABLE
 from utils.training.store import RESULT
 
+STATE = "state.json"
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
 
 
@@ -47,17 +50,44 @@ class Outcome:
 
 
 def notebook_paths(only: list[str] | None = None) -> list[Path]:
-    """The notebooks in order, or those whose two-digit numbers are in `only`."""
+    """The notebooks in order, or those whose two-digit numbers are in `only`.
+
+    Raises
+    ------
+    UsageError
+        If a number has no notebook, or `only` is empty.
+    CourseError
+        If there are no notebooks at all.
+    """
     found = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise CourseError(f"There are no notebooks in {NOTEBOOKS}; get the course's folder whole.")
+    if only is not None and not only:
+        raise UsageError(f"Expected numbers of notebooks, got none; the numbers are {', '.join(found)}.")
     for number in only or []:
         if number not in found:
             raise UsageError(f"There is no notebook '{number}'; the numbers are {', '.join(found)}.")
-    return [found[number] for number in (only or found)]
+    return [found[number] for number in dict.fromkeys(only or found)]
+
+
+def declared_parameters(path: Path) -> dict[str, Any]:
+    """What a notebook's cell of parameters declares; CourseError if the file is no whole notebook."""
+    read_notebook(path)
+    try:
+        return papermill.inspect_notebook(_verbatim(path))
+    except (ValueError, KeyError, PapermillException) as error:
+        raise CourseError(f"The parameters of {path} cannot be read ({reason_of(error)}); get the notebook's file "
+                          "anew.") from error
+
+
+def _verbatim(path: Path) -> str:
+    """A path for Papermill, which would fill parameters into braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def check_parameters(path: Path, parameters: dict) -> None:
     """UsageError for a parameter that the notebook does not declare; Papermill itself would ignore it."""
-    declared = papermill.inspect_notebook(str(path))
+    declared = declared_parameters(path)
     unknown = [name for name in parameters if name not in declared]
     if unknown:
         raise UsageError(f"{path.name} does not declare the parameter '{unknown[0]}'; it declares "
@@ -69,7 +99,7 @@ def check_completed(path: Path) -> None:
 
     Papermill takes ``sys.exit(0)`` in a cell for success and leaves the cells after it unexecuted.
     """
-    for number, cell in enumerate(nbformat.read(path, as_version=4).cells, start=1):
+    for number, cell in enumerate(read_notebook(path).cells, start=1):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         status = cell.metadata.get("papermill", {}).get("status")
@@ -87,40 +117,47 @@ def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, 
     """
     check_parameters(path, parameters)
     partial = target.with_name(f"{target.stem}.partial.ipynb")
-    target.unlink(missing_ok=True)  # of an earlier pass; beside a partial one it would be taken for this pass's
+    for earlier in (target, partial):  # beside a partial one an earlier pass's would be taken for this pass's
+        earlier.unlink(missing_ok=True)
     before, started = _finished_runs(), time.monotonic()
     watch.start(path.stem)
     try:
-        with kernel_config() as config:
-            papermill.execute_notebook(str(path), str(partial), parameters=parameters, cwd=str(ROOT), config=config,
-                                       progress_bar=False, execution_timeout=timeout, kernel_name="python3",
-                                       log_output=False)
+        _execute(path, partial, parameters, timeout=timeout)
         check_completed(partial)
     except PapermillExecutionError as error:
         reason = f"{error.evalue}" if error.ename in ("CourseError", "UsageError") else f"{error.ename}: {error.evalue}"
         raise CourseError(f"{path.name} failed in cell [{error.exec_count}]: {' '.join(reason.split())[:600]} "
                           f"(as far as it got: {partial})") from error
-    except (TimeoutError, RuntimeError) as error:  # nbclient's timeout and dead kernels
-        raise CourseError(f"{path.name} failed: {str(error).strip().splitlines()[0]} "
-                          f"(as far as it got: {partial})") from error
+    except NoSuchKernel as error:
+        raise CourseError(f"{path.name} failed: there is no kernel named python3 in this environment; run `make "
+                          "setup`, or `pip install -r requirements.txt`.") from error
+    except (OSError, RuntimeError) as error:  # a full disk; nbclient's timeout and dead kernels
+        reason = f"{reason_of(error)}." if isinstance(error, OSError) and error.strerror else _first_line(error)
+        raise CourseError(f"{path.name} failed: {reason} (as far as it got: {partial})") from error
     finally:
         peak = watch.stop()
     partial.replace(target)
     return Outcome(path.stem, round(time.monotonic() - started, 1), round(peak, 2), _finished_runs() - before)
 
 
-@contextlib.contextmanager
-def kernel_config() -> Iterator[Config]:
-    """Where the system can, a kernel listens on files of this user alone, not on open local ports.
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
-    They lie in a folder of the kernel's own. Left to itself jupyter_client counts up from ``kernel-ipc-1`` in the
-    present folder, and two kernels that start at once there would take the same files and answer each other's client.
-    """
-    if os.name != "posix":
-        yield Config()
-        return
-    with tempfile.TemporaryDirectory(prefix="course-") as folder:
-        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+
+def _execute(path: Path, partial: Path, parameters: dict, *, timeout: int | None) -> None:
+    """Papermill's part. What it logs of a dead kernel or a timeout comes as an exception as well."""
+    loggers = [logging.getLogger(name) for name in ("traitlets", "papermill", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with kernel_config() as config:
+            with_its_processes_ended(lambda: papermill.execute_notebook(
+                _verbatim(path), _verbatim(partial), parameters=parameters, cwd=str(ROOT), config=config,
+                progress_bar=False, execution_timeout=timeout, kernel_name="python3", log_output=False))
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _finished_runs() -> int:
@@ -211,44 +248,63 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
         check_parameters(path, given)
     require(profile)
     folder = ensure_dir(cache_dir() / "course" / profile.profile)
-    state, outcomes = _open_state(folder, paths, given | (where_declared or {})), []
+    with only_one(folder, f"A course at profile {profile.profile}"):
+        return _run_all(profile, paths, folder, given=given, timeout=timeout, where_declared=where_declared or {})
+
+
+def _run_all(profile: Profile, paths: list[Path], folder: Path, *, given: dict, timeout: int | None,
+             where_declared: dict) -> list[Outcome]:
+    """The notebooks one by one; what an interrupted pass of the same had finished is not done again."""
+    fingerprint = _fingerprint(profile, paths, given | where_declared)
+    done, outcomes = _done_before(folder, fingerprint), []
     watch = Watch(expected_seconds(profile.profile, paths))
     try:
         for number, path in enumerate(paths, start=1):
             print_line = watch.bar is None
-            if path.stem in state["done"]:
-                outcome = Outcome(**state["done"][path.stem])
+            if path.stem in done:
+                outcome = done[path.stem]
                 watch.done_s += watch.expected[path.stem]
                 if print_line:
                     print(f"[{number}/{len(paths)}] {path.stem}: already done in this pass", flush=True)
             else:
-                also = {name: value for name, value in (where_declared or {}).items()
-                        if name in papermill.inspect_notebook(str(path))}
+                declared = declared_parameters(path) if where_declared else {}
+                also = {name: value for name, value in where_declared.items() if name in declared}
                 outcome = execute(path, folder / path.name, given | also, timeout=timeout, watch=watch)
-                state["done"][path.stem] = outcome.__dict__
-                write_json(folder / "state.json", state)
+                done[path.stem] = outcome
+                write_json(folder / STATE, {"fingerprint": fingerprint,
+                                            "done": {name: asdict(one) for name, one in done.items()}})
                 if print_line:
                     print(f"[{number}/{len(paths)}] {path.stem}: {outcome.seconds:.0f} s, peak {outcome.peak_gib} GiB, "
                           f"{outcome.trained_runs} runs trained", flush=True)
             outcomes.append(outcome)
     finally:
         watch.close()
-    (folder / "state.json").unlink(missing_ok=True)  # the pass is complete; the next start is a new one
+    (folder / STATE).unlink(missing_ok=True)  # the pass is complete; the next start is a new one
     return outcomes
 
 
-def _open_state(folder: Path, paths: list[Path], given: dict) -> dict:
-    """What an interrupted pass of the same notebooks and parameters had finished."""
+def _fingerprint(profile: Profile, paths: list[Path], given: dict) -> str:
+    """Of everything that decides what the notebooks show: their text and parameters, the profile, code and folders.
+
+    The profile's own content, since a file that was edited keeps its name.
+    """
     published = os.environ.get(PUBLISH_VARIABLE, "0")  # a pass that publishes does not go on from one that did not
-    text = json.dumps(given, sort_keys=True) + published + "".join(path.read_text(encoding="utf-8") for path in paths)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    code = sorted(path for kind in ("py", "toml", "yaml") for path in (ROOT / "utils").rglob(f"*.{kind}"))
+    parts = [given, profile.model_dump(mode="json"), published, str(figures_dir()), str(reference_dir()),
+             *((path.name, sha256_of(path)) for path in [*code, *paths])]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _done_before(folder: Path, fingerprint: str) -> dict[str, Outcome]:
+    """What an interrupted pass with the same fingerprint had finished, as long as its notebooks are still there."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / STATE)
         if state["fingerprint"] == fingerprint:
-            return state
-    except (OSError, ValueError, KeyError, TypeError):
+            done = TypeAdapter(dict[str, Outcome]).validate_python(state["done"])
+            return {name: one for name, one in done.items() if (folder / f"{name}.ipynb").exists()}
+    except (CourseError, FileNotFoundError, KeyError, TypeError, ValidationError):
         pass
-    return {"fingerprint": fingerprint, "done": {}}
+    return {}
 
 
 def expected_seconds(profile_name: str, paths: list[Path]) -> dict[str, float]:

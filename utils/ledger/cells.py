@@ -1,12 +1,47 @@
-"""The cells of the course's notebooks as plain text, for links and tables that point into them."""
+"""The course's notebooks as they lie there: whole, or as the plain text of their cells."""
 
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.reader import NotJSONError
+
+from utils.errors import CourseError, reason_of
+from utils.files import read_text
+
+
+def read_notebook(path: Path) -> Any:
+    """The notebook in a file.
+
+    Raises
+    ------
+    CourseError
+        If the file is missing, or holds no whole notebook.
+    """
+    try:
+        found = nbformat.reads(read_text(path), as_version=4)
+        nbformat.validate(found)
+    except FileNotFoundError as error:
+        raise CourseError(f"There is no notebook {path}; get its file anew.") from error
+    except (NotJSONError, nbformat.ValidationError, ValueError, KeyError, TypeError, AttributeError,
+            RecursionError) as error:
+        raise CourseError(f"{path} is not a notebook ({reason_of(error)[:200]}); get its file anew.") from error
+    return found
 
 
 @cache
 def notebook_cells(path: Path) -> tuple[tuple[str, str], ...]:
-    """Kind (``markdown``, ``code``) and source of every cell; read once per process, for outputs make it large."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return tuple((cell["cell_type"], "".join(cell["source"])) for cell in cells)
+    """Kind (``markdown``, ``code``) and source of every cell; read once per process, for outputs make it large.
+
+    Raises
+    ------
+    CourseError
+        If the file holds no notebook.
+    """
+    try:
+        cells = json.loads(read_text(path))["cells"]
+        return tuple((str(cell["cell_type"]), "".join(cell["source"])) for cell in cells)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CourseError(f"{path} is not a notebook ({reason_of(error)[:200]}); get its file anew.") from error

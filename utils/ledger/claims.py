@@ -8,13 +8,15 @@ import pandas as pd
 from pydantic import ValidationError
 
 import utils.studies
-from utils.errors import CourseError, UsageError
+from utils.errors import CourseError, UsageError, reason_of
+from utils.files import read_text
 from utils.ledger.cells import notebook_cells
 from utils.ledger.reference import reference_table
 from utils.paths import NOTEBOOKS
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.claims import Claim, check_claim, judge_claim
 from utils.reporting.registry import nearest
+from utils.reporting.verdicts import Verdict
 from utils.studies import load_studies
 
 STUDIES = Path(utils.studies.__file__).parent
@@ -53,9 +55,9 @@ def claims() -> tuple[Claim, ...]:
 def _read(path: Path) -> list[Claim]:
     where = f"{path.parent.name}/{path.name}"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CourseError(f"{where} is not TOML: {error}; mend that line.") from error
+        content = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CourseError(f"{where} is not TOML: {reason_of(error)}; mend that line.") from error
     entries = content.get("claim")
     if set(content) != {"claim"} or not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
         raise CourseError(f"{where}: expected tables headed [[claim]] and nothing else, got "
@@ -151,10 +153,19 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
         raise UsageError(f"There is no claim about notebook '{notebook}' "
                          f"({nearest(str(notebook), {claim.notebook for claim in claims()})}).")
     tables = {one: reference_table(one, name) for one in {claim.measurement for claim in chosen} if one is not None}
-    rows = [_row(claim, epsilon) | vars(judge_claim(claim, tables.get(claim.measurement), name, epsilon=epsilon))
+    rows = [_row(claim, epsilon) | vars(_judged(claim, tables.get(claim.measurement), name, epsilon=epsilon))
             for claim in chosen for epsilon in claim.epsilons]
     numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
     return pd.DataFrame(rows).astype(numbers)
+
+
+def _judged(claim: Claim, table: pd.DataFrame | None, profile_name: str, *, epsilon: float | None) -> Verdict:
+    try:
+        return judge_claim(claim, table, profile_name, epsilon=epsilon)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise CourseError(f"Claim '{claim.id}' cannot be judged on the table {claim.measurement}.csv of profile "
+                          f"{profile_name} ({type(error).__name__}: {reason_of(error)[:200]}); get the table's file "
+                          "anew, or make it anew.") from error
 
 
 def _row(claim: Claim, epsilon: float | None) -> dict:

@@ -15,6 +15,7 @@ from utils.ledger.session import measured_tables, start_session
 from utils.machine import limit_threads, quiet_libraries
 from utils.paths import NOTEBOOKS, reference_dir
 from utils.profiles import Profile, load_profile
+from utils.profiles.used import remember
 from utils.reporting.style import use_style
 
 
@@ -45,6 +46,7 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
     use_style()
     start_session()
     chosen = tuple(seeds or profile.seeds)
+    remember(profile, chosen)
     display(Markdown(f"**Profile `{profile.profile}`**, seeds {list(chosen)}. {profile.summary}"))
     display(Markdown(cost_card(notebook)))
     display(Markdown(reference_note(profile)))

@@ -3,12 +3,15 @@
 Everything here is computed from tables and from the notebooks' own cells.
 """
 
+import io
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from utils.files import write_text
+from utils.errors import CourseError
+from utils.files import read_text, write_text
 from utils.ledger.claims import PAPERS, claim_link, verdicts
 from utils.ledger.reference import reference_note
 from utils.paths import cache_dir, ensure_dir, reference_dir
@@ -36,6 +39,7 @@ LOOKS = {REPRODUCED: ("#0173b2", ""), HOLDS: ("#0173b2", "||"), SAME_DIRECTION: 
          UNDECIDED: ("#ece133", ".."), NOT_REPRODUCED: ("#de8f05", "xx"), DOES_NOT_HOLD: ("#de8f05", "++"),
          NO_POWER: ("#cccccc", "--"), TOO_FEW: ("#e8e8e8", "oo"), OUT_OF_REACH: ("#ffffff", ""),
          ARITHMETIC: ("#949494", "")}
+NARROW = 3  # % of the axis: a segment that its number does not fit into beside its neighbours'
 
 
 def _verdict_file(profile: Profile, notebook: str) -> Path:
@@ -50,12 +54,23 @@ def keep_own(table: pd.DataFrame, profile: Profile, notebook: str) -> None:
 
 
 def own_kept(profile: Profile) -> pd.DataFrame:
-    """What every notebook that was run here left, in the columns of ``own_verdicts``; older forms are left out."""
+    """What every notebook that was run here left, in the columns of ``own_verdicts``; what cannot be read is not."""
     columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]
-    parts = [pd.read_csv(path) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
-    parts = [part for part in parts if len(part) and list(part.columns) == columns]
+    parts = [_own_part(path, columns) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
+    parts = [part for part in parts if len(part)]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return found.astype({"epsilon": float, "own_effect": float})
+
+
+def _own_part(path: Path, columns: list[str]) -> pd.DataFrame:
+    """What one notebook left; nothing where the file is of an older form, or broken: the notebook can be run again."""
+    try:
+        part = pd.read_csv(io.StringIO(read_text(path)))
+        if list(part.columns) == columns:
+            return part.astype({"claim": str} | dict.fromkeys(columns[1:], float)).drop_duplicates(columns[:2])
+    except (CourseError, FileNotFoundError, ValueError, pd.errors.ParserError):
+        pass
+    return pd.DataFrame(columns=columns)
 
 
 def ledger(profile: Profile) -> pd.DataFrame:
@@ -133,19 +148,22 @@ def chance_note(table: pd.DataFrame) -> str:
 
 @figure("17_verdicts", place="the ledger")
 def verdict_bars(profile: Profile, table: pd.DataFrame) -> Drawn:
-    """The summary as a figure: one bar per paper, a colour and a hatch per verdict, numbers inside.
+    """The summary as a figure: one bar per paper, a colour and a hatch per verdict, numbers of claims inside.
 
     `table` is that of :func:`summary`.
     """
     drawn, (axis,) = panels(1, width=9, height=1.6 + 0.7 * len(table))
     left = pd.Series(0, index=table.index)
-    for verdict, (colour, hatch) in LOOKS.items():
-        axis.barh(table.index, table[verdict], left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6,
+    axis.set_xlim(0, 102)
+    for (verdict, (colour, hatch)), lift in zip(LOOKS.items(), cycle((-0.25, 0, 0.25))):
+        share = 100 * table[verdict] / table["claims"]
+        axis.barh(table.index, share, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6,
                   label=verdict)
-        _numbers(axis, table[verdict], left)
-        left = left + table[verdict]
+        _numbers(axis, table[verdict], left + share / 2, lift=lift * (share < NARROW))
+        left = left + share
     names = [name.split(" (arXiv")[0].split(":")[0] for name in table["paper"]]
-    axis.set(yticks=list(table.index), yticklabels=names, xlabel="claims")
+    axis.set(yticks=list(table.index), xlabel="% of its claims (their numbers in the bars)",
+             yticklabels=[f"{name} ({count})" for name, count in zip(names, table["claims"], strict=True)])
     axis.invert_yaxis()
     axis.grid(visible=False)
     drawn.legend(loc="outside lower center", ncols=4, fontsize="small")
@@ -156,10 +174,11 @@ def verdict_bars(profile: Profile, table: pd.DataFrame) -> Drawn:
                  "arithmetic.", table)
 
 
-def _numbers(axis: Axes, counts: pd.Series, left: pd.Series) -> None:
+def _numbers(axis: Axes, counts: pd.Series, middles: pd.Series, *, lift: pd.Series) -> None:
+    """Each count in the middle of its segment, or `lift` of a bar's height beside it."""
     for place, count in counts.items():
         if count:
-            axis.text(left[place] + count / 2, place, str(count), ha="center", va="center", fontsize="x-small",
+            axis.text(middles[place], place + lift[place], str(count), ha="center", va="center", fontsize="x-small",
                       bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"})
 
 

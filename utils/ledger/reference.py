@@ -1,14 +1,19 @@
 """Reference results: the same measurements with more seeds than a reader waits for, committed with provenance."""
 
-import json
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
-from utils.errors import UsageError
-from utils.files import write_json, write_text
+from utils.errors import CourseError, UsageError, reason_of
+from utils.files import read_json, read_text, write_json, write_text
 from utils.paths import ensure_dir, reference_dir, relative
 from utils.profiles import Profile
+from utils.profiles.used import remember
 from utils.provenance import provenance
 from utils.reporting.registry import MEASUREMENTS, Measurement, nearest
 from utils.reporting.runs import Seeds
@@ -16,6 +21,17 @@ from utils.reporting.selection import marked
 from utils.studies import load_studies
 
 PROVENANCE, COSTS = "provenance.json", "course.json"
+T = TypeVar("T")
+
+
+@dataclass
+class _Cost:
+    seconds: float
+    peak_gib: float
+    trained_runs: int
+
+
+_COSTS = TypeAdapter(dict[str, dict[Literal["cold", "warm"], _Cost]])
 
 
 def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None) -> list[str]:
@@ -31,14 +47,11 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     UsageError
         If the profile's results are no evidence (smoke), or a measurement is unknown.
     """
-    if not profile.evidence:
-        raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
+    check_reference(profile, only)
     seeds = seeds or profile.reference_seeds
     folder = ensure_dir(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
-    load_studies()
-    for name in only or ():
-        measurement_named(name)
+    remember(profile, seeds)
     for name, one in MEASUREMENTS.items():
         if only and name not in only:
             continue
@@ -53,6 +66,17 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     return only or list(MEASUREMENTS)
 
 
+def check_reference(profile: Profile, only: list[str] | None = None) -> None:
+    """UsageError if a reference of this profile, or of these measurements, cannot be made; before any work."""
+    if not profile.evidence:
+        raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
+    load_studies()
+    if only is not None and not only:
+        raise UsageError(f"Expected names of measurements, got none; the names are {', '.join(MEASUREMENTS)}.")
+    for name in only or ():
+        measurement_named(name)
+
+
 def reference_folder(profile: Profile | str) -> Path:
     """Where the results lie that a profile's own are shown beside: for smoke the laptop's, so no part is lacking."""
     name = profile if isinstance(profile, str) else profile.profile
@@ -62,7 +86,21 @@ def reference_folder(profile: Profile | str) -> Path:
 def measured_costs(profile_name: str) -> dict:
     """Notebook -> {"cold": …, "warm": …} as committed in ``data/reference/<profile>/course.json``."""
     path = reference_dir() / profile_name / COSTS
-    return json.loads(path.read_text(encoding="utf-8"))["notebooks"] if path.exists() else {}
+    return _committed(path, _checked_costs) if path.exists() else {}
+
+
+def _checked_costs(content: dict) -> dict:
+    _COSTS.validate_python(content["notebooks"])
+    return content["notebooks"]
+
+
+def _committed(path: Path, take: Callable[[Any], T]) -> T:
+    """What a committed file holds, as `take` finds it there; CourseError if the file is not as it was written."""
+    try:
+        return take(read_json(path))
+    except (ValidationError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CourseError(f"{relative(path)} is not as it was written ({reason_of(error)[:200]}); get the file "
+                          "anew, or make the results anew.") from error
 
 
 def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
@@ -79,7 +117,12 @@ def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
     path = reference_folder(profile) / f"{name}.csv"
     if not path.exists():
         return None
-    return marked(chosen.checked(pd.read_csv(path), f"{relative(path)}"))
+    try:
+        table = pd.read_csv(io.StringIO(read_text(path)))
+        return marked(chosen.checked(table, f"{relative(path)}"))
+    except (ValueError, TypeError, KeyError, pd.errors.ParserError) as error:
+        raise CourseError(f"{relative(path)} is no table ({reason_of(error)[:200]}); get the file anew, or make it "
+                          f"anew with `python -m utils reference --only {name}`.") from error
 
 
 def measurement_named(name: str) -> Measurement:
@@ -96,7 +139,10 @@ def reference_note(profile: Profile | str) -> str:
     if not path.exists():
         name = profile if isinstance(profile, str) else profile.profile
         return f"No reference results are committed for {name}: only your own are drawn."
-    content = json.loads(path.read_text(encoding="utf-8"))
+    return _committed(path, _note)
+
+
+def _note(content: dict) -> str:
     made = content["provenance"]
     return (f"Reference: seeds {content['seeds']}, {made['hardware']['device']} "
             f"({made['hardware']['threads']} threads), {made['date'][:10]}, torch {made['packages']['torch']}.")

@@ -6,10 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from utils.errors import UsageError
+from utils.errors import CourseError, UsageError
+from utils.files import read_text
+from utils.profiles.plain import plain_yaml
 from utils.profiles.schema import Profile
 
 PROFILE_NAMES = ("smoke", "laptop", "gpu", "paper")
@@ -34,35 +35,41 @@ def load_profile(name: str | Path) -> Profile:
     >>> load_profile("laptop").spectra.k
     10
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else Path(__file__).parent / f"{name}.yaml"
-    if path.parent == Path(__file__).parent and path.stem not in PROFILE_NAMES:
-        raise UsageError(f"Unknown profile '{name}'; choose one of {', '.join(PROFILE_NAMES)}, or give a .yaml file.")
+    source = profile_source(name)
+    path = Path(source) if source not in PROFILE_NAMES else Path(__file__).parent / f"{source}.yaml"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = plain_yaml(read_text(path, most=2**20))
     except FileNotFoundError:
         raise UsageError(f"There is no profile file {path}.") from None
-    except OSError as error:
-        raise UsageError(f"The profile file {path} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}.") from error
+    except CourseError as error:
+        raise UsageError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid YAML for a profile: {error}.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold keys and values ({', '.join(Profile.model_fields)}).")
     try:
         # JSON mode is strict about types ("16" is no number) while a list may still become a tuple.
-        return Profile.model_validate_json(json.dumps(content, default=str), strict=True)  # YAML knows dates
+        return Profile.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise UsageError(_sentence(path, error)) from error
 
 
-class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # six times as fast, where built
-    """YAML that refuses a key given twice; PyYAML alone keeps the last one in silence."""
+def profile_source(name: str | Path) -> str:
+    """A profile's name as it is, and a file's as the whole path: what another process, in another folder, can load.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key '{key}' is given twice on or after line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep=deep)
+    Raises
+    ------
+    UsageError
+        If it is neither one of PROFILE_NAMES nor the name of a YAML file.
+    """
+    if str(name) in PROFILE_NAMES:
+        return str(name)
+    if not str(name).endswith((".yaml", ".yml")) or "\0" in str(name):
+        raise UsageError(f"Unknown profile '{name}'; choose one of {', '.join(PROFILE_NAMES)}, or give a .yaml file.")
+    try:
+        return str(Path(name).expanduser().absolute())
+    except RuntimeError as error:
+        raise UsageError(f"There is no profile file {name}, since there is no such home.") from error
 
 
 def _sentence(path: Path, error: ValidationError) -> str:
@@ -80,8 +87,13 @@ def _sentence(path: Path, error: ValidationError) -> str:
                if _key(one["loc"]) == key and len(one["loc"]) == len(first["loc"])]
     reason = " or ".join([reasons[0], *(other.removeprefix("Input should be ") for other in reasons[1:])])
     where = f"key '{key}': " if key else ""
-    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
+    given = "" if isinstance(first["input"], dict) else f" (it is {_short(first['input'])})"
     return f"{path}: {where}{reason[0].lower()}{reason[1:]}{given}."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _key(location: tuple[int | str, ...]) -> str:

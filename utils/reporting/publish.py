@@ -5,15 +5,15 @@ committed ones in ``figures/<profile>/``.
 """
 
 import io
-import json
 import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
 
 from utils.errors import CourseError
-from utils.files import atomic_write, write_json, write_text
+from utils.files import atomic_write, read_json, write_json, write_text
 from utils.paths import ensure_dir, figures_dir, relative
 from utils.profiles import Profile
 from utils.provenance import provenance
@@ -44,6 +44,7 @@ def publish(drawn: Drawn) -> None:
     profile, identifier, figure = drawn.profile, drawn.identifier, drawn.figure
     if not profile.evidence:
         figure.text(0.5, 0.5, STAMP, fontsize=28, color="grey", alpha=0.35, ha="center", va="center", rotation=25)
+    _keep_inside(figure)
     folder = ensure_dir(figure_folder(profile))
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
@@ -61,7 +62,25 @@ def publish(drawn: Drawn) -> None:
     display(Image(png.getvalue(), width=min(900, int(figure.get_size_inches()[0] * 80)), alt=drawn.alt))
     display(Markdown(f"*{drawn.caption}* Table: `{relative(folder / identifier)}.csv`, {len(table)} rows."))
     if drawn.shown is not None:
-        display(drawn.shown.style.hide(axis="index").format(precision=3, na_rep=""))
+        # A name of its own in place of a random one, or the notebook would differ each time that it is executed.
+        styled = drawn.shown.style.set_uuid(identifier).hide(axis="index")
+        display(styled.format(precision=3, na_rep=""))
+
+
+def _keep_inside(figure: Figure) -> None:
+    """Break the titles and axis labels that leave the figure in two, at the space nearest their middle.
+
+    The layout makes room for a label's height alone, so one longer than its panel is cut off at the image's edge.
+    """
+    figure.draw_without_rendering()
+    for text in [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]:
+        box, whole, words = text.get_window_extent(), figure.bbox, text.get_text()
+        outside = box.x0 < whole.x0 or box.x1 > whole.x1 or box.y0 < whole.y0 or box.y1 > whole.y1
+        # A formula between two $ is not broken.
+        spaces = [at for at, letter in enumerate(words) if letter == " " and words[:at].count("$") % 2 == 0]
+        if outside and spaces and "\n" not in words:
+            middle = min(spaces, key=lambda at: abs(at - len(words) / 2))
+            text.set_text(f"{words[:middle]}\n{words[middle + 1:]}")
 
 
 def _check(drawn: Drawn) -> None:
@@ -93,4 +112,7 @@ def found(drawn: Drawn) -> None:
 def published_alt(identifier: str, profile_name: str) -> str:
     """The alt text that a committed figure was published with."""
     path = figures_dir() / profile_name / f"{identifier}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["alt"]
+    try:
+        return str(read_json(path)["alt"])
+    except (FileNotFoundError, KeyError, TypeError) as error:
+        raise CourseError(f"{relative(path)} tells no alt text of figure {identifier}; publish it anew.") from error

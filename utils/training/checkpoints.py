@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from utils.files import atomic_write, sha256_of
+from utils.files import atomic_write, sha256_of, write_text
 from utils.training.metrics import Measure
 from utils.training.weights import trained_tensors
 
@@ -17,20 +17,20 @@ METRICS = "metrics.jsonl"
 
 
 class Checkpoints(TrainerCallback):
-    """At each planned step: save the trained tensors, measure, append to ``metrics.jsonl``.
+    """At each planned step: save the trained tensors, measure, and add a row to ``rows``.
 
-    Time is counted from step begin to step end, so that neither saving nor evaluating is in it. A resumed run drops
-    the rows of steps that it will do again.
+    Time is counted from step begin to step end, so that neither saving nor evaluating is in it. The rows of a resumed
+    run come from its resume point; ``metrics.jsonl`` is written for people and never read.
     """
 
     def __init__(self, folder: Path, steps: list[int], measure: Measure, *, scale: float):
         self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
-        self.rows, self.train_seconds, self.diverged = read_metrics(folder), 0.0, False
+        self.rows: list[dict[str, Any]] = []
+        self.train_seconds, self.diverged = 0.0, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
-        """Drop the rows of steps that a resumed run does again."""
-        self.rows = [row for row in self.rows if row["step"] <= state.global_step]
+        """Go on counting the time of a resumed run."""
         self.train_seconds = self.rows[-1]["train_seconds"] if self.rows else 0.0
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
@@ -68,9 +68,7 @@ class Checkpoints(TrainerCallback):
         row = {"step": step, "train_seconds": round(seconds, 2), **more, **self.measure(model), "file": path.name,
                "sha256": sha256_of(path)}
         self.rows.append(row)
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
-        with atomic_write(self.folder / METRICS) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(self.folder / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
         return True
 
 
@@ -79,10 +77,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}.safetensors"
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """The rows of ``metrics.jsonl``, oldest first; empty where there is none yet."""
-    path = folder / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def missing_checkpoint(folder: Path, rows: list[dict]) -> str | None:
+    """What is wrong with the checkpoints that rows tell of, in a few words; None if all are as they were written."""
+    for row in rows:
+        path = checkpoint_path(folder, row["step"])
+        if not path.exists():
+            return f"{path.name} is missing"
+        if sha256_of(path) != row["sha256"]:
+            return f"{path.name} has other bytes"
+    return None
 
 
 def planned_steps(total: int, count: int) -> list[int]:

@@ -40,8 +40,7 @@ class Cooldowns(Checkpoints):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
-        """Drop what a resumed run cools down again."""
-        self.rows = [row for row in self.rows if row["cooled_from"] <= state.global_step]
+        """Go on counting the hot run's time."""
         self.train_seconds = self.rows[-1]["hot_seconds"] if self.rows else 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,

@@ -32,14 +32,14 @@ from transformers import (
     set_seed,
 )
 
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, fresh_folder, replace_folder, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.archives import fetch
 from utils.sources.committed import write_sums
 from utils.sources.text import news_articles, split_fraction
 from utils.training.targets import lora_pattern
-from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
+from utils.training.trainer import Progress, SealPoints, common_arguments, resume_point
 
 BASE_NAME = "minilm-mlm"
 RECIPE: dict[str, Any] = {
@@ -110,13 +110,13 @@ def token_blocks(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: i
 
 
 class HeldOutCurve(TrainerCallback):
-    """Held-out masked-LM loss every `every` steps, on one fixed masking, kept on disk so that a resume keeps it."""
+    """Held-out masked-LM loss every `every` steps, on one fixed masking; written as it grows, kept in resume points."""
 
     name = "masked-LM base"
 
     def __init__(self, batches: list[dict], every: int, path: Path):
         self.batches, self.every, self.path = batches, every, path
-        self.rows: list[dict[str, Any]] = list(csv.DictReader(path.open())) if path.exists() else []
+        self.rows: list[dict[str, Any]] = []
 
     def loss(self, model: nn.Module) -> float:
         """Held-out loss in nats per token."""
@@ -125,19 +125,23 @@ class HeldOutCurve(TrainerCallback):
     def measure(self, step: int, model: nn.Module) -> float:
         """Measure, keep and say the loss at a step."""
         loss = self.loss(model)
-        self.rows = [row for row in self.rows if int(row["step"]) < step]
         self.rows.append({"step": step, "heldout_loss_nats_per_token": round(loss, 4)})
+        self._write()
+        print(f"{self.name}: step {step}, held-out loss {loss:.3f} nats per token", flush=True)
+        return loss
+
+    def _write(self) -> None:
         with atomic_write(self.path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self.rows[0]))
             writer.writeheader()
             writer.writerows(self.rows)
-        print(f"{self.name}: step {step}, held-out loss {loss:.3f} nats per token", flush=True)
-        return loss
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
                        model: nn.Module, **kwargs: Any) -> None:
-        """Measure before the first step."""
-        if state.global_step == 0:
+        """Measure before the first step, or write what a resume point kept."""
+        if state.global_step:
+            self._write()
+        else:
             self.measure(0, model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
@@ -179,7 +183,8 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
         and ``provenance.json``.
     """
     set_seed(RECIPE["seed"])
-    target = ensure_dir(target or MODELS / BASE_NAME)
+    target = target or MODELS / BASE_NAME
+    ensure_dir(target.parent)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder(), trust_remote_code=False)
     model = BertForMaskedLM.from_pretrained(minilm_folder(), dtype=torch.float32,
@@ -192,27 +197,30 @@ def build_encoder_base(steps: int = 1200, target: Path | None = None) -> Path:
                                  or name == "cls.predictions.bias")
     curve = HeldOutCurve(_fixed_batches(tokenizer), RECIPE["evaluate_every"], scratch / "curve.csv")
     articles = news_articles().query("split == 'train'")["text"].tolist()
+    about = {"base": BASE_NAME, "recipe": RECIPE | {"steps": steps}}
     trainer = MaskedLMTrainer(
         model=model, train_dataset=token_blocks(articles, tokenizer, RECIPE["sequence_length"]),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=RECIPE["mask_probability"]),
-        callbacks=[MarkComplete(), Progress("masked-LM base"), curve],
+        callbacks=[SealPoints(curve, about), Progress("masked-LM base"), curve],
         args=TrainingArguments(**common_arguments(
             scratch, steps=steps, batch_size=RECIPE["batch_size"], learning_rate=RECIPE["learning_rate"],
             warmup_fraction=RECIPE["warmup_fraction"], schedule=RECIPE["schedule"], seed=RECIPE["seed"],
             save_every=RECIPE["evaluate_every"])))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume_point(scratch))
+    trainer.train(resume_from_checkpoint=resume_point(scratch, about=about))
     seconds = time.monotonic() - started
-    _write_base(model, config, target, curve=curve)
     final = float(curve.rows[-1]["heldout_loss_nats_per_token"])
-    write_json(target / "provenance.json", {
+    whole = fresh_folder(target)
+    _write_base(model, config, whole, curve=curve)
+    write_json(whole / "provenance.json", {
         "what": "LoRA adapter and masked-LM head over the packaged all-MiniLM-L6-v2",
         "recipe": RECIPE | {"steps": steps},
         "measured": {"heldout_loss_nats_per_token": final, "heldout_perplexity": round(math.exp(final), 1),
                      "unigram_loss_nats_per_token": round(news_unigram_loss(tokenizer), 4),
                      "seconds_of_the_last_start": round(seconds)},
         "sources": ["minilm", "bbc"], "provenance": provenance()})
-    write_sums(target)
+    write_sums(whole)
+    replace_folder(whole, target)
     shutil.rmtree(scratch)
     return target
 

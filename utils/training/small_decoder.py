@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from utils.files import atomic_write, write_json
+from utils.files import atomic_write, fresh_folder, replace_folder, write_json
 from utils.paths import MODELS, cache_dir, ensure_dir
 from utils.provenance import provenance
 from utils.sources.committed import write_sums
@@ -36,7 +36,7 @@ from utils.training.blocks import block_batches, text_blocks
 from utils.training.masked_lm import HeldOutCurve
 from utils.training.metrics import causal_loss
 from utils.training.ngram import KneserNey
-from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
+from utils.training.trainer import Progress, SealPoints, common_arguments, resume_point
 
 BASE_NAME = "small-decoder"
 RECIPE: dict[str, Any] = {
@@ -63,7 +63,8 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
     Path
         The folder, with the weights as float16.
     """
-    target = ensure_dir(target or MODELS / BASE_NAME)
+    target = target or MODELS / BASE_NAME
+    ensure_dir(target.parent)
     scratch = ensure_dir(cache_dir() / "build" / f"{BASE_NAME}-{steps}")
     tokenizer = _tokenizer(scratch)
     set_seed(RECIPE["seed"])
@@ -75,14 +76,17 @@ def build_decoder_base(steps: int = 4000, target: Path | None = None) -> Path:
         scratch, steps=steps, batch_size=RECIPE["batch_size"], learning_rate=RECIPE["learning_rate"],
         warmup_fraction=RECIPE["warmup_fraction"], schedule=RECIPE["schedule"], seed=RECIPE["seed"],
         save_every=RECIPE["evaluate_every"]) | {"weight_decay": RECIPE["weight_decay"], "max_grad_norm": 1.0}
+    about = {"base": BASE_NAME, "recipe": RECIPE | {"steps": steps}}
     trainer = Trainer(model=model, args=TrainingArguments(**arguments), data_collator=default_data_collator,
                       train_dataset=Dataset.from_dict({"input_ids": train, "labels": train}),
-                      callbacks=[MarkComplete(), Progress("small decoder"), curve])
+                      callbacks=[SealPoints(curve, about), Progress("small decoder"), curve])
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume_point(scratch))
-    _write_base(model, tokenizer, target, curve=curve, steps=steps, seconds=time.monotonic() - started)
-    write_sums(target)
+    trainer.train(resume_from_checkpoint=resume_point(scratch, about=about))
+    whole = fresh_folder(target)
+    _write_base(model, tokenizer, whole, curve=curve, steps=steps, seconds=time.monotonic() - started)
+    write_sums(whole)
+    replace_folder(whole, target)
     shutil.rmtree(scratch)
     return target
 

@@ -226,6 +226,16 @@ def preference_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> 
     return found
 
 
+def every_spec(profile: Profile, seeds: tuple[int, ...] | None = None) -> dict[str, RunSpec]:
+    """Every run that any notebook asks of a profile, by its key; those that others go on from come before them."""
+    specs = [spec for experiment in (*profile.experiments, *profile.decoder_experiments)
+             for spec in run_specs(profile, experiment, seeds)]
+    specs += [spec for chain in continual_specs(profile, seeds) for spec in chain]
+    if profile.preferences:
+        specs += [spec for group in preference_specs(profile, seeds).values() for spec in group]
+    return {spec.key: spec for spec in specs}
+
+
 def _preferences(profile: Profile) -> Preferences:
     if profile.preferences is None:
         raise UsageError(f"Profile {profile.profile} has no section 'preferences'.")

@@ -1,14 +1,16 @@
 """The run store: a specification in, a finished run out; trained once, resumed, verified, shared.
 
 ``cache/runs/<key>/`` holds ``spec.json``, ``metrics.jsonl``, ``checkpoints/*.safetensors``, ``measurements/*.parquet``
-and ``result.json``, which is written last. A run without a valid ``result.json`` is unfinished and goes on from its
-last whole resume point; one whose files do not match their checksums is set aside under ``damaged/`` and done again.
+and ``result.json``, and is sealed for its key (:mod:`utils.sealed`) when all of it is there. A run without a seal is
+unfinished and goes on from its last whole resume point; one that is not what was sealed is set aside under
+``damaged/`` and done again.
 """
 
+import errno
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +24,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from utils.errors import CourseError
-from utils.files import sha256_of, write_json
+from utils.files import os_error_in, worded, write_json
 from utils.low_rank import LowRankUpdate
 from utils.paths import cache_dir, ensure_dir
 from utils.provenance import provenance
+from utils.sealed import MANIFEST, check, seal, set_aside
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
 from utils.tables import cached_table
@@ -35,6 +38,7 @@ from utils.training.train import train
 from utils.training.weights import Tensors, base_matrices, load_into, merged
 
 RESULT = "result.json"
+NO_ROOM = 2**20  # bytes free on a disk that is called full
 
 
 @dataclass
@@ -152,19 +156,8 @@ def base_folder(base: BaseModel) -> Path:
     return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
 
 
-_CHECKSUMS: dict[tuple[Path, int, int], str] = {}
-
-
-def _checksum(path: Path) -> str:
-    """sha256 of a file, computed again only when its size or modification time changed."""
-    state = path.stat()
-    key = (path, state.st_size, state.st_mtime_ns)
-    if key not in _CHECKSUMS:
-        _CHECKSUMS[key] = sha256_of(path)
-    return _CHECKSUMS[key]
-
-
-_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged run may end in
+MAY_COME_AND_GO = ("measurements", "resume")  # beside what is sealed of a run
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged result may end in
 
 
 def _read_result(path: Path) -> dict:
@@ -174,10 +167,15 @@ def _read_result(path: Path) -> dict:
     return result
 
 
-def _is_write_error(error: Exception) -> bool:
-    """safetensors and torch report a full disk under error types that they use for everything."""
-    return isinstance(error, OSError) or any(
-        words in str(error) for words in ("Error while serializing", "PytorchStreamWriter", "inline_container"))
+def _not_written(error: Exception, folder: Path) -> str | None:
+    """Why a run could not be written, in a sentence, if that is what an error says; libraries hide it in theirs."""
+    if (known := os_error_in(error)) is not None:
+        path = Path(known.filename or folder)
+        return worded(known, path, "written" if path.is_relative_to(folder) else "used")
+    if any(words in str(error) for words in ("PytorchStreamWriter", "inline_container")):  # torch tells no reason
+        full = shutil.disk_usage(folder).free < NO_ROOM
+        return worded(OSError(errno.ENOSPC if full else errno.EIO, str(error).splitlines()[0]), folder, "written")
+    return None
 
 
 class RunStore:
@@ -203,28 +201,30 @@ class RunStore:
                 raise CourseError(f"Run {spec.key} starts from {other.spec.key} ({other.spec.method.label} on "
                                   f"{other.spec.task}), which diverged; lower its learning rate in the profile.")
         folder = self.folder / spec.key
-        lock = FileLock(self.folder / f"{spec.key}.lock")
+        if (result := self._whole(folder, spec)) and not (folder / "resume").exists():
+            return Run(spec, folder, base, result, start)  # no lock: the store of a class may be one to read only
+        lock = FileLock(self.folder / f"{spec.key}.lock", mode=0o666)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
         try:
-            result = self._finished(folder) or self._train(spec, base, folder, start=start, reward=reward)
+            result = self._finished(folder, spec) or self._train(spec, base, folder, start=start, reward=reward)
         finally:
             lock.release()  # a traceback that a notebook keeps would keep the lock alive with it
         return Run(spec, folder, base, result, start)
 
     def stored(self, spec: RunSpec) -> bool:
         """Whether the run is finished, without verifying its files."""
-        return (self.folder / spec.key / RESULT).exists()
+        return (self.folder / spec.key / MANIFEST).exists()
 
     def results(self) -> list[tuple[Path, dict]]:
         """Folder and ``result.json`` of every finished run; :meth:`get` deals with the unreadable ones."""
         found = []
-        for path in sorted(self.folder.glob(f"*/{RESULT}")):
+        for path in sorted(self.folder.glob(f"*/{MANIFEST}")):
             try:
-                found.append((path.parent, _read_result(path)))
+                found.append((path.parent, _read_result(path.with_name(RESULT))))
             except _DAMAGED:
                 continue
         return found
@@ -243,29 +243,27 @@ class RunStore:
                            reward=reward.classifier() if reward else None)
             result |= {"provenance": provenance() | {"base_revision": base.revision}}
         except (OSError, RuntimeError, SafetensorError) as error:
-            if not _is_write_error(error):
+            if (sentence := _not_written(error, folder)) is None:
                 raise
-            reason = getattr(error, "strerror", None) or f"is the disk full? ({str(error).splitlines()[0]})"
-            raise CourseError(f"Run {spec.key} could not be written to {folder}: {reason}.") from error
-        shutil.rmtree(folder / "resume", ignore_errors=True)
+            raise CourseError(f"Run {spec.key} is not finished: {sentence}") from error
         write_json(folder / RESULT, result)
+        seal(folder, about={"run": spec.key}, leaving_out=MAY_COME_AND_GO)
+        # Only now: whatever happens before this line, there is a whole point to go on from.
+        shutil.rmtree(folder / "resume", ignore_errors=True)
         return result
 
-    def _finished(self, folder: Path) -> dict | None:
-        """The valid result of a folder; a damaged run is set aside and None returned."""
-        path = folder / RESULT
-        if not path.exists():
-            return None
-        try:
-            result = _read_result(path)
-            damage = next((row["file"] for row in result["measured"]["metrics"]
-                           if _checksum(folder / "checkpoints" / row["file"]) != row["sha256"]), None)
-        except _DAMAGED as error:
-            damage = f"{type(error).__name__} in {RESULT} or its checkpoints"
-        if damage is None:
-            return result
-        aside = self.folder / "damaged" / f"{folder.name}-{time.time_ns()}"
-        aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
-        print(f"Run {folder.name} is damaged ({damage}); it was set aside as {aside} and is done again.", flush=True)
+    def _whole(self, folder: Path, spec: RunSpec) -> dict | None:
+        """The result of a run that is as it was sealed, or None."""
+        if (folder / MANIFEST).exists() and check(folder, about={"run": spec.key}) is None:
+            with suppress(*_DAMAGED):
+                return _read_result(folder / RESULT)
         return None
+
+    def _finished(self, folder: Path, spec: RunSpec) -> dict | None:
+        """The result of a whole run; a damaged one is set aside and None returned. To be called with the lock held."""
+        if (result := self._whole(folder, spec)) is not None:
+            shutil.rmtree(folder / "resume", ignore_errors=True)  # a kill came between the seal and this
+        elif (folder / MANIFEST).exists():
+            reason = check(folder, about={"run": spec.key}) or f"{RESULT} is none"
+            set_aside(folder, reason, then=f"run {spec.key} is done again")
+        return result

@@ -28,13 +28,13 @@ from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training import preferences
 from utils.training.blocks import block_batches, text_blocks
-from utils.training.checkpoints import Checkpoints, planned_steps
+from utils.training.checkpoints import Checkpoints, missing_checkpoint, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
 from utils.training.data import classification_data, evaluation_batches, labelled_batch, same_rows, tokenizer_of
 from utils.training.metrics import Measure, accuracy, causal_loss, predict
 from utils.training.optimisers import Lion, decay_weights
 from utils.training.spec import RunSpec
-from utils.training.trainer import MarkComplete, Progress, common_arguments, resume_point
+from utils.training.trainer import Progress, SealPoints, common_arguments, recorded_rows, resume_point
 from utils.training.variants import AllocateRanks, optimiser_of
 from utils.training.weights import Tensors, load_into, prepare
 
@@ -60,7 +60,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
     """
     kind = task(spec.task).kind
     model, rows, measure, steps, total_parameters = built(spec, base, start)
-    data_sha256 = same_rows(rows, _rows_of(spec, kind))
+    about = {"run": spec.key, "data_sha256": same_rows(rows, _rows_of(spec, kind))}
     checkpoints = _checkpoints(spec, folder, steps, measure=measure, rows=rows)
     hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
@@ -70,7 +70,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
         warmup_fraction=spec.warmup_fraction * steps / hot, schedule=spec.schedule, seed=spec.seed,
         save_every=max(1, math.ceil(hot / 4)) if resumable else hot + 1,
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
-    callbacks = [checkpoints, MarkComplete(), Progress(_label(spec))]
+    callbacks = [SealPoints(checkpoints, about), checkpoints, Progress(_label(spec))]
     callbacks += [] if resumable else [AllocateRanks()]
     trainers: dict[str, Callable[..., Trainer]] = {
         "classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
@@ -79,10 +79,11 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
     trainer.remove_callback(PrinterCallback)
     if device_name() == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer.train(resume_from_checkpoint=resume_point(folder / "resume"))
+    trainer.train(resume_from_checkpoint=resume_point(
+        folder / "resume", about=about, unusable=lambda point: missing_checkpoint(folder, recorded_rows(point))))
     status = "diverged" if checkpoints.diverged else "done"
     return {"run": {"key": spec.key, "spec": spec.model_dump(mode="json"), "status": status, "error": None,
-                    "train_rows": len(rows), "data_sha256": data_sha256},
+                    "train_rows": len(rows), "data_sha256": about["data_sha256"]},
             "measured": {"steps": steps, "train_seconds": round(checkpoints.train_seconds, 2),
                          "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

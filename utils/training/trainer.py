@@ -1,20 +1,23 @@
 """What every run asks of transformers' Trainer: the same arguments, resume points that are whole, and progress."""
 
+import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from utils.files import write_json
 from utils.machine import device_name
 from utils.progress import INTERVAL_S, Lines
+from utils.sealed import MANIFEST, check, seal, set_aside
 
-COMPLETE = "COMPLETE"  # written into a resume point after everything else
-EPOCH_STATE = "epoch_rng_state.safetensors"
+EPOCH_STATE, ROWS = "epoch_rng_state.safetensors", "rows.json"
 
 
 def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate: float, warmup_fraction: float,
@@ -53,49 +56,90 @@ def common_arguments(folder: Path, *, steps: int, batch_size: int, learning_rate
     )
 
 
-class MarkComplete(TrainerCallback):
-    """Mark a resume point as whole, so that one cut short by a kill is never resumed from.
+class Recorder(Protocol):
+    """What collects rows while it trains, and has to have them again when a run goes on."""
 
-    It also keeps the random state that the epoch's order of rows was drawn from. Trainer itself restores only the
-    state at the step, so that a run resumed after its first epoch would see some rows twice and others never.
+    rows: list[dict[str, Any]]
+
+
+class SealPoints(TrainerCallback):
+    """Seal each resume point once all of it is there, so that only a whole one is ever gone on from.
+
+    A point also keeps what Trainer leaves out: the rows recorded so far, and the random state that the epoch's order
+    of rows was drawn from. Trainer itself restores only the state at the step, so that a run resumed after its first
+    epoch would see some rows twice and others never. It has to come before the recorder among the callbacks.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        Its ``rows`` are kept, and put back when a run goes on.
+    about : dict
+        What the points belong to, JSON-ready; see :func:`resume_point`.
     """
 
-    epoch_state: torch.Tensor | None = None
-    kept: Path | None = None
+    def __init__(self, recorder: Recorder, about: dict):
+        self.recorder, self.about = recorder, about
+        self.epoch_state: torch.Tensor | None = None
+        self.kept: torch.Tensor | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
-        """Know where a resumed run keeps the state of its epoch."""
-        self.kept = _point(args, state) / EPOCH_STATE if state.global_step else None
+        """Put the recorded rows back; know the state of the epoch that a run goes on with."""
+        if state.global_step:
+            point = _point(args, state)
+            self.recorder.rows = recorded_rows(point)
+            self.kept = load_file(point / EPOCH_STATE)["state"]
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                        **kwargs: Any) -> None:
         """Put the epoch's random state back, or remember it."""
-        if self.kept is not None and self.kept.exists():
-            torch.set_rng_state(load_file(self.kept)["state"])
+        if self.kept is not None:
+            torch.set_rng_state(self.kept)
         self.kept, self.epoch_state = None, torch.get_rng_state()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write what makes the resume point whole."""
+        """Write what makes the resume point whole, its seal last."""
         # A save at the very end of an epoch goes on with the next one's order, which is not drawn yet.
-        between_epochs = state.epoch == int(state.epoch)
-        kept = torch.get_rng_state() if between_epochs else self.epoch_state
-        if kept is not None:
-            save_file({"state": kept}, _point(args, state) / EPOCH_STATE)
-        (_point(args, state) / COMPLETE).touch()
+        between_epochs = state.epoch == int(state.epoch or 0)
+        kept = torch.get_rng_state() if between_epochs or self.epoch_state is None else self.epoch_state
+        point = _point(args, state)
+        save_file({"state": kept}, point / EPOCH_STATE)
+        write_json(point / ROWS, self.recorder.rows)
+        seal(point, about=self.about)
+
+
+def recorded_rows(point: Path) -> list[dict[str, Any]]:
+    """The rows that a resume point keeps."""
+    return json.loads((point / ROWS).read_text(encoding="utf-8"))
 
 
 def _point(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def resume_point(folder: Path) -> str | None:
-    """The newest whole checkpoint under `folder`, or None; those cut short are removed."""
-    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [point for point in points if (point / COMPLETE).exists()]
-    for point in set(points) - set(whole):
-        shutil.rmtree(point)
-    return str(whole[-1]) if whole else None
+def resume_point(folder: Path, *, about: dict, unusable: Callable[[Path], str | None] = lambda point: None
+                 ) -> str | None:
+    """The newest checkpoint under `folder` that is whole, or None; a damaged one is set aside, which is said.
+
+    Parameters
+    ----------
+    folder : Path
+        Where Trainer writes its checkpoints.
+    about : dict
+        What the points must have been sealed for; one of another run, or of other rows, is none of ours.
+    unusable : callable, optional
+        Takes a whole point; what else stands against going on from it, in a few words, or None.
+    """
+    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for point in points:
+        if not (point / MANIFEST).exists():
+            shutil.rmtree(point)  # cut short while it was written or deleted: nothing is lost that was ever whole
+            continue
+        reason = check(point, about=about) or unusable(point)
+        if reason is None:
+            return str(point)
+        set_aside(point, reason, then="the training goes on from an earlier point, or anew")
+    return None
 
 
 class Progress(TrainerCallback):

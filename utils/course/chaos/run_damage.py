@@ -1,0 +1,122 @@
+"""Damage to runs: a file of a finished or an unfinished run is harmed, and the run still ends with its own numbers.
+
+Every file is tried under every kind of harm. It holds if weights, metrics and a measured table are those of the run
+that was left alone, and if a run whose harmed file counted says so in one sentence.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pandas as pd
+
+from utils.course.chaos.apart import run_apart
+from utils.course.chaos.case import Case
+from utils.course.chaos.kills import difference, kinds, whole
+from utils.training.store import Run, RunStore
+
+KIND = "LoRA python cooled"
+
+
+def _flipped(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[min(len(content) - 1, int(place * len(content)))] ^= 1
+    path.write_bytes(content)
+
+
+def _exchanged(path: Path) -> None:
+    other = next(one for one in sorted(path.parent.iterdir()) if one.is_file() and one != path)
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "its first byte flipped": partial(_flipped, place=0.0), "its middle flipped": partial(_flipped, place=0.5),
+    "its last byte flipped": partial(_flipped, place=1.0), "its end cut off": _cut, "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""), "exchanged with the one beside it": _exchanged,
+    "a folder in its place": _folder}
+
+
+def cases(*, quick: bool) -> list[Case]:
+    """Every file under every harm; with `quick` one harm for each file, of all harms in turn."""
+    found = []
+    for number, (name, state) in enumerate(_files()):
+        harms = list(HARMS)
+        for harm in [harms[number % len(harms)]] if quick else harms:
+            if harm.startswith("exchanged") and "/" not in name:
+                continue  # beside it lies another kind of file, which is the next case's
+            attempt = partial(_harmed, (name, state), HARMS[harm])
+            found.append(Case(f"{state} run, {name}: {harm}", f"{state} run", attempt))
+    return found
+
+
+def _measured(run: Run) -> pd.DataFrame:
+    return run.measured("norms", {"version": 1}, lambda run: pd.DataFrame(
+        {"name": list(run.trained()), "norm": [float(tensor.norm()) for tensor in run.trained().values()]}))
+
+
+@lru_cache(maxsize=2)
+def _template(state: str) -> tuple[Path, pd.DataFrame]:
+    """A store with the run in a state, and the table that is measured on it when it is finished."""
+    left_alone = whole(KIND)
+    store, key = left_alone.store.parent / state, left_alone.run.spec.key
+    shutil.copytree(left_alone.store, store)
+    table = _measured(left_alone.run)
+    if state == "finished":
+        _measured(RunStore(store).get(left_alone.run.spec))
+    else:
+        shutil.rmtree(store / key)
+        resumable = max(place for place, event in enumerate(left_alone.events) if event == "os.rename")
+        run_apart(lambda: RunStore(store).get(left_alone.run.spec), store.parent, kill_at=resumable)
+    return store, table
+
+
+def _files() -> list[tuple[str, str]]:
+    """Every file of the run in either state, by its name in the run's folder."""
+    found = []
+    for state in ("finished", "unfinished"):
+        folder = _template(state)[0] / kinds()[KIND].key
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        found += [(name, state) for name in names if not name.endswith(".part") and name.split("/")[1:2] != [_older()]]
+    return found
+
+
+def _older() -> str:
+    """The resume point that is read only where the newest one is damaged."""
+    points = sorted((_template("unfinished")[0] / kinds()[KIND].key / "resume").iterdir())
+    return points[0].name
+
+
+def _counts(name: str, state: str) -> bool:
+    """Whether a harmed file would be missed: an unfinished run rests on its points and on the checkpoints so far."""
+    return state == "finished" or name.split("/")[0] in ("resume", "checkpoints")
+
+
+def _harmed(which: tuple[str, str], harm: Callable[[Path], object], folder: Path) -> str | None:
+    name, state = which
+    template, table = _template(state)
+    spec, store = kinds()[KIND], folder / "runs"
+    shutil.copytree(template, store)
+    harm(store / spec.key / name)
+    ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
+    if ended.code:
+        return f"it ended with {ended.code}: {ended.output.strip()[-300:]}"
+    run = RunStore(store).get(spec)
+    if problem := difference(run, whole(KIND).run):
+        return problem
+    if not _measured(run).equals(table):
+        return "what was measured on it is other"
+    if _counts(name, state) and "is damaged" not in ended.output:
+        return "it said nothing of the damage"
+    return None
