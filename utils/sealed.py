@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from utils.errors import CourseError
-from utils.files import sha256_of, share, worded, write_json
+from utils.files import fresh_folder, sha256_of, share, worded, write_json
 from utils.paths import ensure_dir, relative
 
 MANIFEST = "SEAL.json"
@@ -61,6 +60,8 @@ def check(folder: Path, *, about: dict | None = None, thorough: bool = False) ->
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise CourseError(worded(error, Path(error.filename or folder), "read")) from error
+        if error.filename == str(folder / MANIFEST):
+            return "it has no seal, as one of an earlier version"
         return f"{Path(error.filename or folder).name} is missing or cannot be read"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not what was written"
@@ -147,20 +148,21 @@ def sealed_folder(folder: Path, build: Callable[[Path], None], *, about: dict | 
     if os.path.lexists(folder) and check(folder, about=about, thorough=thorough) is None:
         return folder
     ensure_dir(folder.parent)
-    with FileLock(f"{folder}.lock", mode=0o666):
-        if os.path.lexists(folder):
-            if (reason := check(folder, about=about, thorough=thorough)) is None:
-                return folder  # another process was faster
-            set_aside(folder, reason)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            build(scratch)
-            seal(scratch, about=about)
-            scratch.rename(folder)
-        except OSError as error:
-            raise CourseError(worded(error, folder, "written")) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with FileLock(f"{folder}.lock", mode=0o666):
+            if os.path.lexists(folder):
+                if (reason := check(folder, about=about, thorough=thorough)) is None:
+                    return folder  # another process was faster
+                set_aside(folder, reason)
+            scratch = fresh_folder(folder)
+            try:
+                build(scratch)
+                seal(scratch, about=about)
+                scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:  # of the lock as well, which another user may have made
+        raise CourseError(worded(error, folder, "written")) from error
     return folder
 
 
