@@ -402,12 +402,12 @@ import json, re, sys
 import torch
 from utils.profiles.schema import ReleasedPair, Spectra
 from utils.studies.released.measure import released_vectors
-from utils.sources import checkpoints
+from utils.sources import weight_file
 
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
-checkpoints.KEPT_OPEN_BYTES = 0  # so that shards are opened for each matrix, as those of 5 GB are
+weight_file.KEPT_OPEN_BYTES = 0  # so that shards are opened for each matrix, as those of 5 GB are
 torch.linalg.eigh(torch.eye(64, dtype=torch.float64) @ torch.eye(64, dtype=torch.float64))
 before = peak()
 spectra = Spectra(k=10, epsilon=0.5, epsilons=(0.3, 0.5, 0.7), k_fractions=(1.0,), showcase_rank=8)

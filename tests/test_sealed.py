@@ -12,7 +12,8 @@ import pytest
 
 from utils import sealed
 from utils.errors import CourseError
-from utils.files import os_error_in, worded
+from utils.files import fresh_folder, os_error_in, worded
+from utils.paths import ensure_dir
 from utils.sealed import MANIFEST, check, seal, sealed_folder, set_aside
 
 FILES = {"config.json": b'{"a": 1}', "model.bin": bytes(range(256)) * 4, "deep/er/text.txt": b"words" * 20}
@@ -227,6 +228,34 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, error):
     if isinstance(error, OSError):
         assert "the disk is full" in str(caught.value) and str(tmp_path / "thing") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
+
+
+def test_what_a_killed_build_left_is_gone_with_the_next_one(tmp_path):
+    left = fresh_folder(tmp_path / "thing")
+    (left / "half").write_bytes(b"of a model")
+    assert content(sealed_folder(tmp_path / "thing", fill)) == FILES
+    assert {path.name for path in tmp_path.iterdir()} == {"thing", "thing.lock"}
+
+
+def test_a_lock_that_this_user_may_not_take_is_one_sentence(shared, become_nobody):
+    shared.parent.chmod(0o777)
+    lock = shared.parent / "other.lock"
+    lock.touch()
+    lock.chmod(0o600)
+    become_nobody()
+    with pytest.raises(CourseError, match="other could not be written: Permission denied"):
+        sealed_folder(shared.parent / "other", fill)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_on_a_full_disk_is_not_said_to_lack_rights(tmp_path, monkeypatch, number):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(CourseError, match="the disk is full") as caught:
+        ensure_dir(tmp_path / "cache")
+    assert "access" not in str(caught.value)
 
 
 def test_two_at_once_make_it_once(tmp_path):

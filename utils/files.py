@@ -36,6 +36,7 @@ _ADVICE = {
     errno.EACCES: "this user has no leave to; ask its owner for it, or set LORA_COURSE_CACHE to a folder of your own",
     errno.EROFS: "the disk may only be read; set LORA_COURSE_CACHE to a folder on another one"}
 _LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
+FULL = {errno.ENOSPC, *(number for number, like in _LIKE.items() if like == errno.ENOSPC)}
 OF_THE_DISK = {*_ADVICE, *_LIKE}  # what the disk or its owner says, and not a network
 
 
@@ -118,6 +119,8 @@ def _is_of_writing(error: OSError, path: Path, temporary: Path) -> bool:
     """Whether an error inside an atomic write came from the file, its folder or its disk."""
     if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
         return False
+    if temporary is None:
+        return True  # it could not even be begun
     return error.filename is None or error.filename in map(str, (path, temporary, *path.parents))
 
 

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from utils.errors import CourseError, UsageError, reason_of
+from utils.files import FULL, worded
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -80,6 +81,8 @@ def ensure_dir(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        if getattr(error, "errno", None) in FULL:
+            raise CourseError(worded(error, folder, "written")) from error
         variable = next((name for name in VARIABLES if folder.is_relative_to(_moved(name))), None)
         otherwise = f", or set {variable} to a folder that you can write" if variable else ""
         raise CourseError(f"The folder {folder} cannot be written ({reason_of(error)}); give yourself write access to "

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from utils.errors import CourseError
-from utils.files import sha256_of, share, worded, write_json
+from utils.files import fresh_folder, sha256_of, share, worded, write_json
 from utils.paths import ensure_dir, relative
 
 MANIFEST = "SEAL.json"
@@ -61,6 +60,8 @@ def check(folder: Path, *, about: dict | None = None, thorough: bool = False) ->
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise CourseError(worded(error, Path(error.filename or folder), "read")) from error
+        if error.filename == str(folder / MANIFEST):
+            return "it has no seal, as one of an earlier version"
         return f"{Path(error.filename or folder).name} is missing or cannot be read"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not what was written"
@@ -78,7 +79,7 @@ def _difference(folder: Path, manifest: dict, thorough: bool) -> str | None:
         return f"{missing} is missing"
     if extra := min(found - sealed.keys(), default=None):
         return f"{extra} was not in it"
-    stamps = {name: _stamp(folder / name) for name in sealed}
+    stamps = {name: _stamp(f"{folder}/{name}") for name in sealed}
     if other := next((name for name, (_, size, *_) in sealed.items() if stamps[name][0] != size), None):
         return f"{other} has {stamps[other][0]} bytes, not {sealed[other][1]}"
     unsure = [name for name, (_, *stamp) in sealed.items() if stamps[name] != tuple(stamp)]
@@ -147,20 +148,21 @@ def sealed_folder(folder: Path, build: Callable[[Path], None], *, about: dict | 
     if os.path.lexists(folder) and check(folder, about=about, thorough=thorough) is None:
         return folder
     ensure_dir(folder.parent)
-    with FileLock(f"{folder}.lock", mode=0o666):
-        if os.path.lexists(folder):
-            if (reason := check(folder, about=about, thorough=thorough)) is None:
-                return folder  # another process was faster
-            set_aside(folder, reason)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            build(scratch)
-            seal(scratch, about=about)
-            scratch.rename(folder)
-        except OSError as error:
-            raise CourseError(worded(error, folder, "written")) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with FileLock(f"{folder}.lock", mode=0o666):
+            if os.path.lexists(folder):
+                if (reason := check(folder, about=about, thorough=thorough)) is None:
+                    return folder  # another process was faster
+                set_aside(folder, reason)
+            scratch = fresh_folder(folder)
+            try:
+                build(scratch)
+                seal(scratch, about=about)
+                scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:  # of the lock as well, which another user may have made
+        raise CourseError(worded(error, folder, "written")) from error
     return folder
 
 
@@ -168,10 +170,10 @@ def _files(folder: Path, leaving_out: Collection[str]) -> set[str]:
     """Names of all files below a folder, as POSIX paths; without the manifest, and what no one put there."""
     found: set[str] = set()
     for here, folders, names in os.walk(folder, onerror=_raised):
-        below = Path(here).relative_to(folder)
-        ignored = _OF_THE_DESKTOP | ({MANIFEST, *leaving_out} if below == Path() else set())
+        below = Path(here).relative_to(folder).as_posix()
+        ignored = _OF_THE_DESKTOP | ({MANIFEST, *leaving_out} if below == "." else set())
         folders[:] = [name for name in folders if name not in ignored]
-        found.update((below / name).as_posix() for name in names if name not in ignored)
+        found.update(name if below == "." else f"{below}/{name}" for name in names if name not in ignored)
     return found
 
 
@@ -179,9 +181,9 @@ def _raised(error: OSError) -> None:
     raise error  # left to itself, os.walk takes what it may not read for empty
 
 
-def _stamp(path: Path) -> tuple[int, int, int, int]:
+def _stamp(path: Path | str) -> tuple[int, int, int, int]:
     """Size, both times and inode of a regular file: any write or exchange changes one of them."""
-    state = path.stat()
+    state = os.stat(path)  # noqa: PTH116  a thousand files of text, each time
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     if not stat.S_ISREG(state.st_mode):

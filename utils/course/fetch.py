@@ -35,7 +35,7 @@ def _fetch_preferences(settings: Preferences) -> None:
 
 
 def _fetch_base(role: str, reference: ModelReference) -> None:
-    base = resolve(reference)
+    base = resolve(reference, thorough=True)
     print(f"{role} {base.name} at {base.revision}: {base.folder}", flush=True)
 
 

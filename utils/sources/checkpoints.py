@@ -7,16 +7,15 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from utils.errors import UsageError
 from utils.low_rank import LowRankUpdate
 from utils.sources import hub
+from utils.sources.weight_file import WeightFile
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 CONFIG, ADAPTER_CONFIG, ADAPTER_STEM = "config.json", "adapter_config.json", "adapter_model"
@@ -26,8 +25,6 @@ _BLOCK = re.compile(r"(?:^|\.)\d+\.")
 _NOT_LINEAR = re.compile(r"embed|norm|lm_head|classifier|pooler|score|relative_attention_bias|rotary|position")
 _TRANSPOSED_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt-sw3"}  # Conv1D keeps (in, out)
 _TRANSPOSED = re.compile(r"\.(?:c_attn|c_proj|c_fc|q_attn)$")
-KEPT_OPEN_BYTES = 400 * 2**20
-_READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Initialisations that rewrite the base weight: the saved factors alone do not say what the tuned weight is.
 _REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _BEYOND_LORA = ("use_qalora", "layer_replication", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
@@ -77,7 +74,7 @@ class Checkpoint:
     def read(self, matrix: str) -> torch.Tensor:
         """A matrix as (out, in), in the type it is stored in."""
         entry = self.entries[matrix]
-        tensor = _Reader.of(entry.file).tensor(entry.tensor)
+        tensor = WeightFile.of(entry.file).tensor(entry.tensor)
         return tensor.T.contiguous() if entry.transposed else tensor
 
 
@@ -106,8 +103,8 @@ class Adapter:
         return [self.folder / ADAPTER_CONFIG, _adapter_file(self.name, self.folder, pickled=True)]
 
     @property
-    def _reader(self) -> "_Reader":
-        return _Reader.of(_adapter_file(self.name, self.folder, pickled=True))
+    def _reader(self) -> WeightFile:
+        return WeightFile.of(_adapter_file(self.name, self.folder, pickled=True))
 
     def read(self, module: str) -> AdapterMatrix:
         """The factors of one module."""
@@ -159,7 +156,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
     config = _json(folder / CONFIG) if (folder / CONFIG).exists() else None
     types, entries, left_out, others = _model_types(config or {}), {}, [], []
     for file in _weight_files(source, folder, allow_pickle):
-        for tensor, (shape, dtype) in _Reader.of(file).shapes().items():
+        for tensor, (shape, dtype) in WeightFile.of(file).shapes().items():
             module = tensor.removesuffix(".weight")
             if len(shape) > 2 and _BLOCK.search(tensor) and not tensor.endswith("bias"):
                 left_out.append(tensor)
@@ -245,31 +242,20 @@ def _folder(source: str, revision: str | None, allow_pickle: bool) -> Path:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The weight files that a folder's index names; none if it has no index.
-
-    Raises
-    ------
-    UsageError
-        If the index is damaged, or names a file that is missing or outside the folder.
-    """
+    """The weight files that a folder's index names, if it has one; UsageError if one is missing or lies elsewhere."""
     index = folder / INDEX
     if not index.exists():
         return []
     places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    if not places or not isinstance(places, dict):
         raise UsageError(f"{index} does not say which file holds which weight; copy the checkpoint again.")
-    names = sorted(set(places.values()))
+    names = sorted(set(map(str, places.values())))
     if outside := [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", name)]:
-        raise UsageError(f"{index} names {some(outside)}, but weights are read from the checkpoint's own folder alone, "
-                         "as .safetensors; copy the checkpoint again from where it is known.")
+        raise UsageError(f"{index} names {some(outside)}, but .safetensors of its own folder alone are read; copy the "
+                         "checkpoint again.")
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UsageError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy the whole checkpoint.")
     return [folder / name for name in names]
-
-
-def whole_weights(file: Path) -> None:
-    """UsageError if a safetensors file is cut off or its header is damaged; the weights themselves are not read."""
-    _Reader.of(file).shapes()
 
 
 def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
@@ -277,10 +263,8 @@ def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
         return files
     if (folder / SINGLE).exists():
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        files = _pickles(source, folder, "pytorch_model*.bin", allow_pickle=allow_pickle)
-    return files
+    return sorted(folder.glob("*.safetensors")) or _pickles(source, folder, "pytorch_model*.bin",
+                                                            allow_pickle=allow_pickle)
 
 
 def _pickles(source: str, folder: Path, pattern: str, *, allow_pickle: bool) -> list[Path]:
@@ -315,7 +299,7 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
         raise UsageError(f"{folder / ADAPTER_CONFIG} gives lora_alpha as {config['lora_alpha']!r}, which is no number.")
     file = _adapter_file(source, folder, pickled=allow_pickle)
     tensors: dict[str, dict[str, str]] = {}
-    for tensor in _Reader.of(file).shapes():
+    for tensor in WeightFile.of(file).shapes():
         found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.(lora_[AB]|lora_magnitude_vector)(?:\.default)?"
                              r"(?:\.weight)?", tensor)
         if found:
@@ -341,68 +325,3 @@ def _json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise UsageError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
     return value
-
-
-class _Reader:
-    """One weight file, safetensors or a pickle that was allowed: names with shapes, and tensors by name.
-
-    Weights are mapped from the file, and mapped pages count as memory for as long as the file is open. So only the last
-    few files stay open, and large ones do not: a 7B pair would fill the memory otherwise.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    @classmethod
-    def of(cls, path: Path) -> "_Reader":
-        """The reader of a file in its present state."""
-        state = path.stat()
-        if path.suffix != ".bin" and state.st_size > KEPT_OPEN_BYTES:
-            return cls(path)
-        return _kept_open(path, state.st_size, state.st_mtime_ns)
-
-    @cached_property
-    def _file(self):
-        try:
-            if self.path.suffix == ".bin":
-                return _unpickled(self.path)
-            return safe_open(self.path, "pt")
-        except SafetensorError as error:
-            raise UsageError(f"{self.path} is truncated or damaged ({error}); copy it again.") from error
-        except UsageError:
-            raise
-        except Exception as error:  # a hostile or cut-off pickle ends in many ways
-            raise UsageError(f"{self.path} cannot be read by torch's restricted loader ({type(error).__name__}): it "
-                             "is damaged, or holds more than tensors, which is never loaded.") from error
-
-    def shapes(self) -> dict[str, tuple[list[int], torch.dtype | str]]:
-        """Shape and type of every tensor; the type's name where it is not a plain floating one."""
-        if isinstance(self._file, dict):
-            tensors = {name: part for name, part in self._file.items() if isinstance(part, torch.Tensor)}
-            return {name: (list(part.shape), part.dtype if part.dtype in _READABLE.values() else str(part.dtype))
-                    for name, part in tensors.items()}
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118  no mapping
-        return {name: (part.get_shape(), _READABLE.get(part.get_dtype(), part.get_dtype()))
-                for name, part in slices.items()}
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor, mapped from the file and not copied."""
-        return self._file[name] if isinstance(self._file, dict) else self._file.get_tensor(name)
-
-
-@lru_cache(maxsize=2)  # one file of each of two checkpoints
-def _kept_open(path: Path, size: int, modified_ns: int) -> _Reader:
-    return _Reader(path)
-
-
-def _unpickled(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a pickle by torch's restricted loader; UsageError if it holds anything else."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        content = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UsageError(f"{path} holds no weights by name, but a {type(content).__name__}; give a model's state dict.")
-    return content

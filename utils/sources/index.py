@@ -17,7 +17,6 @@ from urllib.request import url2pathname
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from utils.errors import CourseError
 from utils.files import atomic_write, sha256_of
@@ -102,10 +101,9 @@ class _Client:
     """Reads pages and files as pip is configured to."""
 
     def __init__(self, settings: dict[str, str]):
-        retry = HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.5, status_forcelist=(500, 502, 503, 504)))
         self.session = requests.Session()
-        self.session.mount("http://", retry)
-        self.session.mount("https://", retry)
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=2))
         self.session.headers["Accept"] = _ACCEPT
         self.session.cert = settings.get("client-cert")
         if proxy := settings.get("proxy"):

