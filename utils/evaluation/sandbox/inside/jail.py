@@ -1,21 +1,19 @@
-"""The program that runs inside the sandbox's process: it locks itself in, then runs what it was given.
+"""The lock that a process of the sandbox puts on itself, before the first line of what it runs.
 
-Started by :mod:`utils.evaluation.sandbox` as ``python -I -S -B jail.py TOKEN_FD``, never imported by it for anything
-but its table of machines; it uses the standard library only. The order matters: limits first, then the file system
-(Landlock), then privileges, last the system calls (seccomp), after which nothing can be undone.
+The order matters: limits and the file system first (Landlock), then privileges, then the calls that take a path (which
+the process outside answers: :mod:`utils.evaluation.sandbox.paths`), last all other system calls (seccomp), after which
+nothing can be undone. It uses the standard library only.
 """
 
+import _socket  # the module behind `socket`, without what that imports
 import ctypes
-import json
 import os
-import platform
 import struct
-import sys
-import sysconfig
 
-READY = b"R"  # the lock is on; what follows on the token's pipe is written by the program's side of it
+LISTENER, READY, REFUSED = b"L", b"R", b"E"  # the calls' listener comes along; the lock is on; it is not, and why
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same numbers on every machine
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+SECCOMP = (317, 277)  # the call, by machine
 SIGKILL = 9
 
 # Landlock's rights on files, by the bit they stand at.
@@ -48,6 +46,13 @@ CALLS = {
     "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "dup3": (292, 24), "pipe2": (293, 59),
     "preadv": (295, 69), "pwritev": (296, 70), "renameat2": (316, 276), "getrandom": (318, 278), "statx": (332, 291),
     "rseq": (334, 293), "faccessat2": (439, 439),
+}
+# Calls that take paths: for each path, which argument is the folder that it starts from (if any), and which the path.
+PATH_CALLS = {
+    "open": ((None, 0),), "stat": ((None, 0),), "lstat": ((None, 0),), "access": ((None, 0),), "chdir": ((None, 0),),
+    "unlink": ((None, 0),), "readlink": ((None, 0),), "rename": ((None, 0), (None, 1)), "openat": ((0, 1),),
+    "newfstatat": ((0, 1),), "statx": ((0, 1),), "faccessat": ((0, 1),), "faccessat2": ((0, 1),),
+    "unlinkat": ((0, 1),), "readlinkat": ((0, 1),), "renameat": ((0, 1), (2, 3)), "renameat2": ((0, 1), (2, 3)),
 }
 # Calls that are let through for some values of one argument only: numbers, which argument.
 IOCTL, FCNTL, KILL, TGKILL, PRLIMIT = ((16, 29), 1), ((72, 25), 1), ((62, 129), 0), ((234, 131), 0), ((302, 261), 0)
@@ -94,8 +99,8 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str, *, rights: int) -> None:
     os.close(folder)
 
 
-def lock_files(libc: ctypes.CDLL, scratch: str) -> None:
-    """Writing beneath `scratch` only; reading there and in Python's and the system's libraries only."""
+def lock_files(libc: ctypes.CDLL, given: dict) -> None:
+    """Writing beneath the scratch folder only, if there is one; reading there and in the libraries given."""
     version = landlock_version(libc)
     handled = HANDLED | (1 << 15 if version >= 5 else 0)
     network = 3 if version >= 4 else 0  # bind and connect by TCP
@@ -103,13 +108,13 @@ def lock_files(libc: ctypes.CDLL, scratch: str) -> None:
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     attribute = struct.pack("=QQQ", handled, network, scoped)[:size]
     ruleset = _must(libc.syscall(LANDLOCK_CREATE, attribute, ctypes.c_size_t(size), ctypes.c_uint32(0)), "Landlock")
-    libraries = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), os.path.join(sys.base_prefix, "lib"),
-                 *(path for path in sys.path if os.path.exists(path)), "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
-                 "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/zero"}
-    for path in libraries:
+    for path in given["readable"]:
         _allow(libc, ruleset, path, rights=READ)
-    _allow(libc, ruleset, "/dev/null", rights=READ_FILE | WRITE_FILE)
-    _allow(libc, ruleset, scratch, rights=SCRATCH)
+    for path in given["listable"]:
+        _allow(libc, ruleset, path, rights=READ_DIR)
+    _allow(libc, ruleset, os.devnull, rights=READ_FILE | WRITE_FILE)
+    if given["scratch"]:
+        _allow(libc, ruleset, given["scratch"], rights=SCRATCH)
     _must(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0), "Landlock could not be switched on")
     os.close(ruleset)
 
@@ -120,72 +125,85 @@ def drop_privileges(libc: ctypes.CDLL) -> None:
     _must(libc.capset(header, none), "Capabilities could not be dropped")
 
 
+ALLOW, ASK, REFUSE, MISSING, KILL_IT = 0x7FFF0000, 0x7FC00000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
+LOAD, EQUAL, GIVE = 0x20, 0x15, 0x06  # of the kernel's 8-byte instructions
+
+
+def _instruction(code: int, value: int, if_true: int = 0, *, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _each(numbers: list[int], answer: int) -> list[bytes]:
+    """One answer to each of these calls, whose number is loaded."""
+    return [part for number in numbers
+            for part in (_instruction(EQUAL, number, 0, if_false=1), _instruction(GIVE, answer))]
+
+
+def path_filter(machine: str) -> bytes:
+    """The seccomp program that has the calls which take a path answered from outside."""
+    column = MACHINES[machine][0]
+    numbers = [CALLS[name][column] for name in PATH_CALLS if CALLS[name][column] is not None]
+    return b"".join([_instruction(LOAD, 0), *_each(numbers, ASK), _instruction(GIVE, ALLOW)])
+
+
 def call_filter(machine: str, process: int) -> bytes:
-    """The seccomp program, in the kernel's 8-byte instructions: refuse every call but those of the tables."""
+    """The seccomp program that refuses every call but those of the tables."""
     column, architecture = MACHINES[machine]
-    load, equal, give = 0x20, 0x15, 0x06
-    allow, refuse, missing, kill = 0x7FFF0000, 0x00050000 | 1, 0x00050000 | 38, 0x80000000
-
-    def instruction(code: int, value: int, if_true: int = 0, *, if_false: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_true, if_false, value)
-
-    program = [instruction(load, 4), instruction(equal, architecture, 1, if_false=0), instruction(give, kill),
-               instruction(load, 0)]
-    for numbers in CALLS.values():
-        if numbers[column] is not None:
-            program += [instruction(equal, numbers[column], 0, if_false=1), instruction(give, allow)]
-    program += [instruction(equal, CLONE3, 0, if_false=1), instruction(give, missing)]
+    numbers = [pair[column] for pair in CALLS.values() if pair[column] is not None]
+    program = [_instruction(LOAD, 4), _instruction(EQUAL, architecture, 1, if_false=0), _instruction(GIVE, KILL_IT),
+               _instruction(LOAD, 0), *_each(numbers, ALLOW), *_each([CLONE3], MISSING)]
     conditions = ((IOCTL, IOCTLS), (FCNTL, FCNTLS), (KILL, (process,)), (TGKILL, (process,)), (PRLIMIT, (0,)))
-    for (numbers, argument), values in conditions:
+    for (call, argument), values in conditions:
         # The kernel reads these arguments as 32 bits, so their lower half is all there is to compare.
-        tests = [instruction(load, 16 + 8 * argument)]
-        for value in values:
-            tests += [instruction(equal, value, 0, if_false=1), instruction(give, allow)]
-        tests += [instruction(give, refuse)]
-        program += [instruction(equal, numbers[column], 0, if_false=len(tests)), *tests]
-    return b"".join([*program, instruction(give, refuse)])
+        tests = [_instruction(LOAD, 16 + 8 * argument), *_each(list(values), ALLOW), _instruction(GIVE, REFUSE)]
+        program += [_instruction(EQUAL, call[column], 0, if_false=len(tests)), *tests]
+    return b"".join([*program, _instruction(GIVE, REFUSE)])
 
 
-def lock_calls(libc: ctypes.CDLL) -> None:
+def _filter(program: bytes) -> tuple[bytes, object]:
+    """The structure that the kernel takes, and what must live as long as it."""
+    kept = ctypes.create_string_buffer(program)
+    return struct.pack("@HP", len(program) // 8, ctypes.addressof(kept)), kept
+
+
+def lock_paths(libc: ctypes.CDLL, machine: str, control: int) -> None:
+    """Hand the calls that take a path to whoever holds the other end of the socket `control`."""
+    structure, _kept = _filter(path_filter(machine))
+    listener = _must(libc.syscall(SECCOMP[MACHINES[machine][0]], 1, 8, structure),
+                     "The calls that take a path could not be handed over")
+    channel = _socket.socket(fileno=control)
+    channel.sendmsg([LISTENER], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", listener))])
+    channel.detach()
+    os.close(listener)  # who holds it answers: not we
+
+
+def lock_calls(libc: ctypes.CDLL, machine: str) -> None:
     """No network, no further process or thread, no signal to others, no change of rights, no program started."""
-    program = ctypes.create_string_buffer(call_filter(platform.machine(), os.getpid()))
-    length = (len(program) - 1) // 8
-    filter_ = struct.pack("@HP", length, ctypes.addressof(program))
-    _must(libc.prctl(PR_SET_SECCOMP, 2, filter_, 0, 0), "seccomp could not be switched on")
+    structure, _kept = _filter(call_filter(machine, os.getpid()))
+    _must(libc.prctl(PR_SET_SECCOMP, 2, structure, 0, 0), "seccomp could not be switched on")
 
 
-def lock(given: dict) -> None:
-    """Everything that keeps the program in, in the only order that works."""
+def _lock(given: dict, control: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     _must(libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "The end of the parent cannot be followed")
     if os.getppid() != given["parent"]:
         os._exit(1)  # it ended before we asked to end with it
     _must(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "Privileges could not be frozen")
-    lock_files(libc, given["scratch"])
+    lock_files(libc, given)
     limit(given["limits"])
     drop_privileges(libc)
-    lock_calls(libc)
+    lock_paths(libc, given["machine"], control)
+    lock_calls(libc, given["machine"])
 
 
-def main(pipe: int) -> None:
-    """Lock this process in, run the program that standard input describes, and tell `pipe` how far it came."""
-    given = json.load(sys.stdin)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.argv = ["program"]
-    token, program, namespace = given["token"].encode(), given["program"], {"__name__": given["name"]}
-    write = os.write  # the program may put anything in the module's place
+def lock(given: dict, control: int) -> None:
+    """Everything that keeps the program in, in the only order that works; returns when told to go on by `control`."""
     try:
-        lock(given)
+        _lock(given, control)
     except Exception as error:
-        sys.exit(f"{error}")
-    write(pipe, READY)
-    exec(compile(program, "<program>", "exec", dont_inherit=True), namespace)
-    write(pipe, token)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+        os.write(control, REFUSED + f"{error}".encode())
+        os._exit(1)
+    os.write(control, READY)
+    if not os.read(control, 1):
+        os._exit(1)  # nobody answers our calls any more
+    os.close(control)
