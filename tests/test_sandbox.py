@@ -312,7 +312,7 @@ def test_files_are_limited():
 @needs_sandbox
 @pytest.mark.parametrize("step", [
     "f = open(name, 'wb'); os.unlink(name); f.write(half); f.flush(); kept.append(f)",
-    "f = open(name, 'wb+'); f.write(half); f.flush(); kept.append(mmap.mmap(f.fileno(), 9)); f.close(); os.unlink(name)",
+    "f = open(name, 'wb+'); f.write(half); f.flush(); kept.append(mmap.mmap(f.fileno(), 9)); f = os.unlink(name)",
     "os.write(os.open('.', os.O_TMPFILE | os.O_RDWR), half)",
     "open(name, 'w').close(); f = open('b', 'wb'); f.write(half); f.flush(); kept.append(f); os.rename(name, 'b')"])
 def test_removed_files_count_as_long_as_they_are_used(step):

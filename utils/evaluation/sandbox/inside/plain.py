@@ -148,4 +148,4 @@ def line_of(error: BaseException) -> str:
     except Exception:  # a class of the program's own may do anything when it is asked for its text
         said = ""
     name = str(type(error).__name__)
-    return (f"{name}: {said}" if said else name)[:200]
+    return (said if isinstance(error, Odd) else f"{name}: {said}" if said else name)[:200]
