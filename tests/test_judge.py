@@ -115,7 +115,7 @@ def test_a_closed_pipe_says_nothing(tmp_path, text):
 def test_a_right_program_passes_and_a_wrong_one_does_not():
     tests = FunctionTests("add", "def check(candidate):\n    for x, y in (2, 3), 'ab':\n"
                                  "        assert candidate(x, y) == x + y")
-    found = judge_many([(f"def add(x, y):\n    print('working')\n    return {value}", tests) for value in ("x + y", "5")])
+    found = judge_many([(f"def add(x, y):\n    print('work')\n    return {value}", tests) for value in ("x + y", "5")])
     assert [verdict.result for verdict in found] == ["passed", "failed: AssertionError"]
     assert [verdict.passed for verdict in found] == [True, False]
     assert 0 < found[0].seconds < 60

@@ -526,7 +526,7 @@ def test_limits_are_positive(values):
 def test_the_filter_names_each_call_once():
     for column in NUMBERS.values():
         numbers = [pair[column] for pair in jail.CALLS.values() if pair[column] is not None]
-        conditional = [pair[0][column] for pair in (jail.IOCTL, jail.FCNTL, jail.KILL, jail.TGKILL, jail.PRLIMIT)]
+        conditional = [call[column] for call, _, _ in jail.CONDITIONS.values()]
         assert len(set(numbers + conditional)) == len(numbers + conditional)
     for machine in NUMBERS:
         program = jail.call_filter(machine, 1)

@@ -27,7 +27,7 @@ WORD = "swordfish"
 WRONG = "failed: AssertionError"
 ELSEWHERE = (Path("/tmp/lora-chaos-escaped"), Path("/dev/shm/lora-chaos-escaped"))
 QUICK_HOSTILE, QUICK_TRUE = 12, 6
-_STATEMENT = string.Template('''import ctypes, os, signal, socket, subprocess
+_STATEMENT = string.Template('''import ctypes, os, signal, socket, subprocess, time
 libc = ctypes.CDLL(None, use_errno=True)
 def must(value):
     if value < 0: raise OSError(ctypes.get_errno(), "refused")

@@ -36,12 +36,10 @@ CALLS = {
     "readlink": (89, None), "umask": (95, 166), "gettimeofday": (96, 169), "getrlimit": (97, 163),
     "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153), "getuid": (102, 174), "getgid": (104, 176),
     "geteuid": (107, 175), "getegid": (108, 177), "getppid": (110, 173), "getpgrp": (111, None),
-    "getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "getpgid": (121, 155),
-    "getsid": (124, 156), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133),
-    "sigaltstack": (131, 132), "gettid": (186, 178), "time": (201, None), "futex": (202, 98),
-    "sched_getaffinity": (204, 123), "getdents64": (217, 61), "set_tid_address": (218, 96),
-    "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115), "exit_group": (231, 94), "openat": (257, 56), "newfstatat": (262, 79),
+    "getgroups": (115, 158), "getresuid": (118, 148), "getresgid": (120, 150), "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "gettid": (186, 178),
+    "time": (201, None), "futex": (202, 98), "getdents64": (217, 61), "set_tid_address": (218, 96),
+    "restart_syscall": (219, 128), "exit_group": (231, 94), "openat": (257, 56), "newfstatat": (262, 79),
     "unlinkat": (263, 35), "renameat": (264, 38), "readlinkat": (267, 78), "faccessat": (269, 48),
     "pselect6": (270, 72), "ppoll": (271, 73), "set_robust_list": (273, 99), "dup3": (292, 24), "pipe2": (293, 59),
     "preadv": (295, 69), "pwritev": (296, 70), "renameat2": (316, 276), "getrandom": (318, 278), "statx": (332, 291),
@@ -54,10 +52,18 @@ PATH_CALLS = {
     "newfstatat": ((0, 1),), "statx": ((0, 1),), "faccessat": ((0, 1),), "faccessat2": ((0, 1),),
     "unlinkat": ((0, 1),), "readlinkat": ((0, 1),), "renameat": ((0, 1), (2, 3)), "renameat2": ((0, 1), (2, 3)),
 }
-# Calls that are let through for some values of one argument only: numbers, which argument.
-IOCTL, FCNTL, KILL, TGKILL, PRLIMIT = ((16, 29), 1), ((72, 25), 1), ((62, 129), 0), ((234, 131), 0), ((302, 261), 0)
-IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # a terminal, its width, bytes waiting, blocking, cloexec
-FCNTLS = (0, 1, 2, 3, 4, 1030)  # duplicate, flags of the descriptor and of the file; not: locks, leases, signals
+# Calls that are let through for some values of one argument only: numbers, which argument, the values; None stands
+# for the process's own number.
+CONDITIONS = {
+    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal, width, waiting, blocking, cloexec
+    "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 1030)),  # duplicate, flags; not: locks, leases, signals, a pipe's size
+    "kill": ((62, 129), 0, (None,)), "tgkill": ((234, 131), 0, (None,)), "prlimit64": ((302, 261), 0, (0, None)),
+    "getpgid": ((121, 155), 0, (0, None)), "getsid": ((124, 156), 0, (0, None)),
+    "sched_getaffinity": ((204, 123), 0, (0, None)),
+    # The system's clocks and one's own; a clock of another process would show whether it is there.
+    "clock_gettime": ((228, 113), 0, tuple(range(12))), "clock_getres": ((229, 114), 0, tuple(range(12))),
+    "clock_nanosleep": ((230, 115), 0, tuple(range(12))),
+}
 CLONE3 = 435  # answered with "not implemented", upon which the C library takes the older call, which is refused
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the numbers, the kernel's name of it
 
@@ -152,10 +158,10 @@ def call_filter(machine: str, process: int) -> bytes:
     numbers = [pair[column] for pair in CALLS.values() if pair[column] is not None]
     program = [_instruction(LOAD, 4), _instruction(EQUAL, architecture, 1, if_false=0), _instruction(GIVE, KILL_IT),
                _instruction(LOAD, 0), *_each(numbers, ALLOW), *_each([CLONE3], MISSING)]
-    conditions = ((IOCTL, IOCTLS), (FCNTL, FCNTLS), (KILL, (process,)), (TGKILL, (process,)), (PRLIMIT, (0,)))
-    for (call, argument), values in conditions:
+    for call, argument, values in CONDITIONS.values():
         # The kernel reads these arguments as 32 bits, so their lower half is all there is to compare.
-        tests = [_instruction(LOAD, 16 + 8 * argument), *_each(list(values), ALLOW), _instruction(GIVE, REFUSE)]
+        allowed = [process if value is None else value for value in values]
+        tests = [_instruction(LOAD, 16 + 8 * argument), *_each(allowed, ALLOW), _instruction(GIVE, REFUSE)]
         program += [_instruction(EQUAL, call[column], 0, if_false=len(tests)), *tests]
     return b"".join([*program, _instruction(GIVE, REFUSE)])
 
