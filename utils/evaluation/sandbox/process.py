@@ -99,20 +99,22 @@ class Locked:
         """
         self.control.settimeout(START_S)
         said, listeners = b"", []
-        with suppress(OSError):
+        try:
             said, listeners, _, _ = socket.recv_fds(self.control, 1, 1, socket.MSG_CMSG_CLOEXEC)
             if listeners:
                 self.ended = os.pidfd_open(self.process.pid)
-                self.gate = Gate(self.process.pid, listeners.pop(), machine=platform.machine(),
-                                 view=self.view, full=self.full)
+                self.gate = Gate(self.process.pid, listeners[0], machine=platform.machine(), view=self.view,
+                                 full=self.full)
+                listeners.clear()
                 said = self.control.recv(1)
-            if said == jail.REFUSED:
-                said += self.control.recv(2000)
+            why = self.control.recv(2000) if said == jail.REFUSED else b""
+        except OSError as error:  # the process ended, or its memory may not be read here
+            said, why = b"", str(error).encode()
         for descriptor in listeners:
             os.close(descriptor)
         if said != jail.READY or self.gate is None:
             self.end()
-            why = said.removeprefix(jail.REFUSED) or self.drain(2000).strip().rpartition(b"\n")[2]
+            why = why or self.drain(2000).strip().rpartition(b"\n")[2]
             raise CourseError("The sandbox could not be locked, so the program was not run: "
                               f"{printable(why.decode(errors='replace')) or 'no answer'}.")
 

@@ -55,7 +55,7 @@ PATH_CALLS = {
 # Calls that are let through for some values of one argument only: numbers, which argument, the values; None stands
 # for the process's own number.
 CONDITIONS = {
-    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal, width, waiting, blocking, cloexec
+    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal, width, waiting, flags
     "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 1030)),  # duplicate, flags; not: locks, leases, signals, a pipe's size
     "kill": ((62, 129), 0, (None,)), "tgkill": ((234, 131), 0, (None,)), "prlimit64": ((302, 261), 0, (0, None)),
     "getpgid": ((121, 155), 0, (0, None)), "getsid": ((124, 156), 0, (0, None)),
