@@ -58,6 +58,10 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     runs_.add_argument("--prune", nargs="*", metavar="RUN", help="delete runs that no profile which is here or was run "
                                                                  "here asks for any more; or the runs that are named")
     runs_.add_argument("--all", action="store_true", help="with --prune: also runs of which no profile is known")
+    chaos = command("chaos", "faults on purpose: kills, damage, crowds, bad input, hostile programs", profile=False)
+    chaos.add_argument("--quick", action="store_true", help="a few cases of every part, as the tests try them")
+    chaos.add_argument("--only", type=_campaign_parts, metavar="PARTS", help="such as kills,crowds")
+    chaos.add_argument("--publish", action="store_true", help="write CAMPAIGN.md and its record to be committed")
     return parser
 
 
@@ -121,6 +125,10 @@ def _numbers(text: str) -> list[str]:
 
 def _names(text: str) -> list[str]:
     return _parts(text, "names no measurement; give names such as sensitivity, or leave --only out for all of them")
+
+
+def _campaign_parts(text: str) -> list[str]:
+    return _parts(text, "names no part of the campaign; give parts such as kills,crowds, or leave --only out")
 
 
 def _parts(text: str, otherwise: str) -> list[str]:

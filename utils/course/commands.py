@@ -196,3 +196,19 @@ def runs(options) -> None:
         print(f"set aside as damaged: {folder.name}, {mib:g} MiB; --prune deletes it")
     if options.prune is not None:
         prune(store, table, named=options.prune, unknown_too=options.all)
+
+
+def chaos(options) -> int:
+    """Try faults on purpose; 1 if one of them did not hold."""
+    if options.quick and options.publish:
+        raise UsageError("A quick campaign is not published; leave one of --quick and --publish out.")
+    from utils.course.chaos.campaign import campaign, tallied, write_report
+    from utils.machine import set_up_process
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not live on in forked processes
+    set_up_process()
+    tried = campaign(quick=options.quick, only=options.only or ())
+    print(tallied(tried).to_string(index=False))
+    if options.publish:
+        print(f"written: {write_report(tried)}")
+    return 1 if any(one.problem for one in tried) else 0

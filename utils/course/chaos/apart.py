@@ -38,7 +38,7 @@ def run_apart(action: Callable[[], object], folder: Path, *, kill_at: int | None
     folder : Path
         Of the case; what is printed, and the events, are kept there while the process runs.
     kill_at : int, optional
-        The change of a file, counted from 0, before which the process is killed.
+        The change of a file in `folder`, counted from 0, before which the process is killed.
     kill_after_s : float, optional
         Seconds after which it is killed.
     """
@@ -46,7 +46,7 @@ def run_apart(action: Callable[[], object], folder: Path, *, kill_at: int | None
     sys.stdout.flush()
     sys.stderr.flush()
     if (process := os.fork()) == 0:
-        _child(action, printed, counted, kill_at=kill_at)
+        _child(action, printed, counted, kill_at=kill_at, folder=folder)
     timer = threading.Timer(LONGEST_S if kill_after_s is None else kill_after_s, os.kill, (process, signal.SIGKILL))
     timer.start()
     _, status = os.waitpid(process, 0)
@@ -56,7 +56,8 @@ def run_apart(action: Callable[[], object], folder: Path, *, kill_at: int | None
     return Ended(os.waitstatus_to_exitcode(status), printed.read_text(encoding="utf-8", errors="replace"), events)
 
 
-def _child(action: Callable[[], object], printed: Path, counted: Path, *, kill_at: int | None) -> None:
+def _child(action: Callable[[], object], printed: Path, counted: Path, *, kill_at: int | None,
+           folder: Path) -> None:
     """The forked process's whole life; it never returns."""
     code = 1
     try:
@@ -64,7 +65,7 @@ def _child(action: Callable[[], object], printed: Path, counted: Path, *, kill_a
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
-        seen = _count(kill_at)
+        seen = _count(folder, kill_at)
         action()
         changes = tuple(seen)
         counted.write_text(" ".join(changes), encoding="utf-8")
@@ -75,13 +76,13 @@ def _child(action: Callable[[], object], printed: Path, counted: Path, *, kill_a
         os._exit(code)  # nothing of the parent's, such as pytest's own end, may happen here
 
 
-def _count(kill_at: int | None) -> list[str]:
-    """Note every change of a file from here on; at number `kill_at` the process kills itself before making it."""
+def _count(folder: Path, kill_at: int | None) -> list[str]:
+    """Note every change of a file in `folder` from here on; before number `kill_at` the process kills itself."""
     seen: list[str] = []
+    within = f"{folder.resolve()}{os.sep}"
 
     def hook(event: str, arguments: tuple) -> None:
-        changes = event in WRITES or (event == "open" and _writes(arguments))
-        if changes:
+        if (event in WRITES or (event == "open" and _writes(arguments))) and _path(event, arguments).startswith(within):
             if len(seen) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             seen.append(event)
@@ -93,3 +94,12 @@ def _count(kill_at: int | None) -> list[str]:
 def _writes(arguments: tuple) -> bool:
     flags = arguments[2]
     return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _path(event: str, arguments: tuple) -> str:
+    """What a change is made to; deleting a tree names its files relative to a folder that is open."""
+    path, opened = arguments[0], arguments[-1] if event in WRITES else -1
+    if not isinstance(path, str | bytes | os.PathLike):
+        return ""
+    here = Path(f"/proc/self/fd/{opened}").readlink() if isinstance(opened, int) and opened >= 0 else Path.cwd()
+    return str(here / os.fsdecode(path))

@@ -22,7 +22,7 @@ from utils.sources.tasks import task
 from utils.training.spec import RunSpec, every_spec
 from utils.training.store import Run, RunStore
 
-QUICK = ("full movies", "LoRA python cooled", "dpo answers from a run")
+QUICK = ("LoRA python cooled", "dpo answers from a run")
 DELETED = ("full mathematics", "dpo answers from a run")  # killed at every deletion that they make
 EVENTS, TIMES = 2, 1  # moments of either sort for each kind of run
 
@@ -56,7 +56,7 @@ def _name(spec: RunSpec) -> str:
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """All kills; with `quick` a few of three kinds of run."""
+    """All kills; with `quick` a few of two kinds of run."""
     chosen = [name for name in kinds() if not quick or name in QUICK]
     found = []
     for name in chosen:

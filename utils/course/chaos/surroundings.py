@@ -17,8 +17,10 @@ from utils.course.chaos.case import Case
 from utils.ledger import claims, page
 from utils.ledger.reference import COSTS as COSTS_FILE
 from utils.paths import DATA
+from utils.sealed import MANIFEST
 
 Text = str | bytes
+RUN = "cache/runs/0123456789abcdef"
 Make = Callable[[Path], Any]
 CELLS = '"metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 COST = '{"notebooks": {"00_one": {"cold": {"seconds": "x", "peak_gib": 1, "trained_runs": 0}}}}'
@@ -153,7 +155,7 @@ def cases(*, quick: bool) -> list[Case]:
     made += broken("a reference table", TABLES, ["claims"], kind="reference", status=(1,), variables=_its_reference,
                    make=lambda text: _reference(_first_table(), text))
     made += broken("a result", RESULTS, ["runs"], kind="results", status=(0,),
-                   make=lambda text: _put("cache/runs/0123456789abcdef/result.json", text))
+                   make=lambda text: _both(_put(f"{RUN}/result.json", text), _put(f"{RUN}/{MANIFEST}", "{}")))
     made += broken("the reader's verdicts", TABLES, ["claims"], kind="results", status=(0,), patches=_judged_before,
                    make=lambda text: _put("cache/verdicts/laptop/04.csv", text))
     made += broken("a record of a profile", JSON, ["runs"], kind="results", status=(0,),
