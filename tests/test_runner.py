@@ -1,22 +1,26 @@
 """The course runner on small notebooks under fault, and every notebook of the course at the smoke profile."""
 
+import _thread
 import csv
 import json
 import os
 import re
+import threading
 import time
 import xml.etree.ElementTree
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from matplotlib import image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from utils.course import doctor, publish, runner
+from utils.course import doctor, kernels, publish, runner
 from utils.course.kernels import kernel_config
 from utils.course.runner import Outcome, Watch, check_completed, execute, notebook_paths, run_course
+from utils.course.turns import only_one
 from utils.errors import CourseError, UsageError
 from utils.paths import NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import load_profile
@@ -100,6 +104,91 @@ def test_kernels_that_start_at_once_do_not_meet(course):
     address = Path(nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text.strip())
     assert address.name == "kernel" and address.parent.name.startswith("course-") and not address.parent.exists()
     assert set(ROOT.glob("kernel-ipc-*")) <= before
+
+
+def test_where_a_sockets_path_would_be_too_long_another_folder_is_taken(tmp_path, monkeypatch):
+    """Linux takes 107 bytes, and a batch system's TMPDIR alone can have more."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(kernels.tempfile, "gettempdir", lambda: str(long))
+    with kernel_config() as config:
+        address = config.KernelManager.ip
+        assert len(f"{address}-5") <= 107 and Path(address).parent.is_dir() and not address.startswith(str(long))
+    monkeypatch.setattr(kernels.os, "access", lambda name, how: name == str(long))
+    with kernel_config() as config:
+        assert "KernelManager" not in config, "ports, where there is no folder"
+
+
+def test_what_a_killed_course_left_of_its_kernels_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "_socket_parent", lambda: tmp_path)
+    names = {"gone": f"course-{2**22 + 1}-abcdefgh", "young": f"course-{2**22 + 2}-abcdefgh",
+             "mine": f"course-{os.getpid()}-abcdefgh", "other": "course-notes"}
+    for kind, name in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernel-1").touch()
+        if kind != "young":
+            os.utime(tmp_path / name, (time.time() - 90000,) * 2)
+    with kernel_config():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {names[kind] for kind in ("young", "mine", "other")}
+
+
+def test_an_interruption_ends_the_kernel_and_all_that_it_started(course, tmp_path, capfd):
+    mark = tmp_path / "started"
+    course("00_one", "import subprocess, time\nfirst = subprocess.Popen(['sleep', '300'])\n"
+                     f"open({str(mark)!r}, 'w').write(str(first.pid))\ntime.sleep(300)")
+
+    def interrupt() -> None:
+        while not (mark.exists() and mark.read_text()):
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert not psutil.pid_exists(int(mark.read_text())), "a process of the notebook lives on"
+    assert [child for child in psutil.Process().children() if "ipykernel" in " ".join(child.cmdline())] == []
+    assert capfd.readouterr().err == "" and partial("00_one").exists()
+
+
+def test_a_second_course_at_the_same_profile_is_refused_in_a_sentence(course, tmp_path):
+    course("00_one", counted(tmp_path / "one"))
+    with only_one(cache_dir() / "course" / "smoke", "A course"), pytest.raises(
+            CourseError, match="A course at profile smoke is under way already in another process"):
+        start()
+    assert count(tmp_path / "one") == 0
+    start()
+    assert count(tmp_path / "one") == 1
+
+
+def test_braces_and_spaces_in_a_path_are_no_parameters(course, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "a {PROFILE} {} b"))
+    folder = tmp_path / "{0} notebooks"
+    course("00_one", "print(PROFILE)")
+    runner.NOTEBOOKS.rename(folder)
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
+    start()
+    assert nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text == "smoke\n"
+
+
+def test_a_folder_without_notebooks_is_no_course(course):
+    with pytest.raises(CourseError, match="There are no notebooks in "):
+        start()
+    course("00_one")
+    with pytest.raises(UsageError, match="Expected numbers of notebooks, got none"):
+        start(only=[])
+    assert notebook_paths(["00", "00"]) == [runner.NOTEBOOKS / "00_one.ipynb"]
+
+
+def test_a_disk_that_is_full_is_told_with_the_notebook(course, monkeypatch):
+    course("00_one")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", full)
+    with pytest.raises(CourseError, match=r"00_one.ipynb failed: No space left on device. \(as far as it got: "):
+        start()
 
 
 def test_only_some_notebooks(course, tmp_path):
@@ -206,8 +295,10 @@ def test_a_course_cut_short_goes_on_where_it_stopped(course, tmp_path):
     assert not (executed("00_one").parent / "state.json").exists()
 
 
-@pytest.mark.parametrize("change", ["none", "parameters", "notebook", "half a state", "a list", "another's"])
-def test_an_interrupted_pass_of_something_else_is_not_believed(course, monkeypatch, change):
+@pytest.mark.parametrize("change", ["none", "parameters", "notebook", "half a state", "a list", "another's",
+                                    "outcomes of words", "profile", "code", "figures", "an output that is gone"])
+def test_an_interrupted_pass_of_something_else_is_not_believed(course, tmp_path, monkeypatch, change):
+    """A profile file that was edited keeps its name; what its notebooks show is another's all the same."""
     path, ran = course("00_one"), []
     course("01_two")
 
@@ -228,7 +319,16 @@ def test_an_interrupted_pass_of_something_else_is_not_believed(course, monkeypat
         state.write_text(state.read_text()[:50])
     elif change in ("a list", "another's"):
         state.write_text("[1]" if change == "a list" else '{"fingerprint": "0", "done": {}}')
-    start(**({"seeds": [1]} if change == "parameters" else {}))
+    elif change == "outcomes of words":
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"done": {"00_one": {"notebook": 1, "x": "y"}}}))
+    elif change == "figures":
+        monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "elsewhere"))
+    elif change == "code":
+        monkeypatch.setattr(runner, "sha256_of", lambda path: "of other code")
+    elif change == "an output that is gone":
+        executed("00_one").unlink()
+    profile = SMOKE.model_copy(update={"summary": "Edited."}) if change == "profile" else SMOKE
+    run_course(profile, profile_name="smoke", **({"seeds": [1]} if change == "parameters" else {}))
     assert ran[2:] == (["01_two"] if change == "none" else ["00_one", "01_two"])
 
 
@@ -271,13 +371,13 @@ def test_costs_are_recorded_cold_and_warm(course):
     assert set(costs["01_two"]) == {"cold"} and runner.measured_costs("laptop") == {}
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 10.0, "01_two": 4.0}
     (cache_dir() / "runs" / "key").mkdir(parents=True)
-    (cache_dir() / "runs" / "key" / "result.json").touch()
+    (cache_dir() / "runs" / "key" / "SEAL.json").touch()
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
 
 
 def test_runs_that_a_notebook_trained_are_counted(course):
     runs = str(cache_dir() / "runs" / "key")
-    course("00_one", f"import os\nos.makedirs({runs!r}, exist_ok=True)\nopen({runs + '/result.json'!r}, 'w').close()")
+    course("00_one", f"import os\nos.makedirs({runs!r}, exist_ok=True)\nopen({runs + '/SEAL.json'!r}, 'w').close()")
     assert [start()[0].trained_runs, start()[0].trained_runs] == [1, 0]
 
 

@@ -86,12 +86,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         If the file cannot be written. An error of the block that has nothing to do with writing, such as a lost
         connection or another file that is missing, comes through as it is.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         if (kind := kind_of(path)) not in (None, "a file", "a link"):
             raise CourseError(f"{path} could not be written: it is {kind}.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, mode = _temporary(path)
+        mode = _created(temporary)
         yield temporary
         with temporary.open("r+b") as stream:  # Windows syncs only what it may write
             os.fsync(stream.fileno())
@@ -102,22 +102,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise
         raise CourseError(worded(error, path, "written")) from error
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> tuple[Path, int]:
-    """An empty file beside `path`, named after it and this process, and the mode that the umask leaves it."""
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+def _created(path: Path) -> int:
+    """Make an empty file; the mode that the umask left it."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
-        return temporary, stat.S_IMODE(os.fstat(handle).st_mode)
+        return stat.S_IMODE(os.fstat(handle).st_mode)
     finally:
         os.close(handle)
 
 
-def _is_of_writing(error: OSError, path: Path, temporary: Path | None) -> bool:
+def _is_of_writing(error: OSError, path: Path, temporary: Path) -> bool:
     """Whether an error inside an atomic write came from the file, its folder or its disk."""
     if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
         return False

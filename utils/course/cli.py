@@ -44,6 +44,8 @@ def _run(arguments: list[str]) -> int:
             options = build_parser(prog, __doc__.splitlines()[0], RUNS).parse_args(arguments)
             settle()
             return options.run(options) or 0
+    except SystemExit as end:  # argparse's, after --help
+        return int(end.code or 0)
     except KeyboardInterrupt as stop:
         with deaf():
             end_children([child for child in psutil.Process().children() if child not in before])

@@ -21,15 +21,16 @@ def doctor(options) -> int:
 
 def fetch(options) -> None:
     """Bring sources by name, or all that a profile needs."""
+    profile = None if options.source else _profile(options)
     from utils.course.fetch import fetch_profile, fetch_sources
     from utils.machine import set_up_process
 
     set_up_process()
     _tidy()
-    if options.source:
+    if profile is None:
         fetch_sources(options.source)
     else:
-        fetch_profile(_profile(options))
+        fetch_profile(profile)
 
 
 def _tidy() -> None:
@@ -144,6 +145,7 @@ def build_base(options) -> None:
 
 def reference(options) -> None:
     """Measure with the reference seeds; write tables and ledger."""
+    profile = _profile(options)
     from utils.course.doctor import require
     from utils.course.turns import only_one
     from utils.ledger.page import write_ledger
@@ -151,7 +153,6 @@ def reference(options) -> None:
     from utils.machine import set_up_process
     from utils.paths import cache_dir
 
-    profile = _profile(options)
     check_reference(profile, options.only)
     require(profile)
     set_up_process()
@@ -164,9 +165,9 @@ def reference(options) -> None:
 
 def claims(options) -> None:
     """Print the ledger, and write it if that is asked for."""
+    profile = _profile(options)
     from utils.ledger.page import as_text, chance_note, ledger, summary, write_ledger
 
-    profile = _profile(options)
     table = ledger(profile)
     print(as_text(table), end="\n\n")
     print(summary(table).to_string(index=False), chance_note(table), sep="\n\n")

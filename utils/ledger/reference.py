@@ -119,6 +119,8 @@ def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
         return None
     try:
         table = pd.read_csv(io.StringIO(read_text(path)))
+        if table.empty:  # none is written without rows
+            raise ValueError("it has no rows")
         return marked(chosen.checked(table, f"{relative(path)}"))
     except (ValueError, TypeError, KeyError, pd.errors.ParserError) as error:
         raise CourseError(f"{relative(path)} is no table ({reason_of(error)[:200]}); get the file anew, or make it "

@@ -23,6 +23,7 @@ from utils.training.data import tokenizer_of
 from utils.training.store import Run, base_folder
 
 VERSION = 1
+JUDGE = 2  # 1 had the tests share a process with what they test
 EXPERIMENT = "instruction"
 ENTROPY_TEXTS, ENTROPY_TOKENS = 24, 128
 COMMON = 8  # samples that unique counts are rarefied to
@@ -130,8 +131,8 @@ def _checked(base: BaseModel, run: Run | None, profile: Profile, *, temperature:
         return check(drawn, run_code=True)[["passed", "result"]]
 
     tag = {name: settings.model_dump(mode="json")[name] for name in ("problems", "samples", "max_new_tokens", "top_p")}
-    outcome = _kept(base, run, f"checked-{temperature:g}", settings=tag | {"temperature": temperature},
-                    compute=compute)
+    outcome = _kept(base, run, f"checked-{temperature:g}",
+                    settings=tag | {"temperature": temperature, "judge": JUDGE}, compute=compute)
     return drawn.assign(passed=outcome["passed"].astype("boolean"), result=outcome["result"])
 
 
