@@ -357,5 +357,5 @@ def test_what_the_page_on_security_says_stands_there():
     named = set(re.findall(r"`([\w./-]+\.(?:py|yml|yaml|txt)|data/models)`", text))
     named -= {"setup.py"}  # of the packages
     assert len(named) >= 4 and all((ROOT / name).exists() for name in named)
-    command = (ROOT / "utils/course/cli.py").read_text(encoding="utf-8")
-    assert all(option in command for option in set(re.findall(r"`(--[\w-]+)`", text)))
+    command = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "utils" / "course").glob("*.py"))
+    assert all(f'"{option}"' in command for option in set(re.findall(r"`(--[\w-]+)`", text)))
