@@ -36,7 +36,7 @@ def pipe():
         os.close(end)
 
 
-@pytest.mark.parametrize("value", PLAIN, ids=repr)
+@pytest.mark.parametrize("value", PLAIN, ids=range(len(PLAIN)))
 def test_plain_values_arrive_as_they_are(pipe, value):
     plain.send(pipe[1], plain.encode(value))
     found = plain.decode(plain.receive(pipe[0]))
