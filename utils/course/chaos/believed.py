@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
 
 from utils.errors import CourseError
@@ -36,7 +37,7 @@ class Thing:
     kind: str
     ask: Callable[[Path], object]
     files: tuple[str, ...]
-    healed: bool = True  # else refused, or known as another one
+    outcome: Literal["healed", "refused", "another"] = "healed"  # another: refused too, or known as another one
     extra: bool = False  # whether one file more is damage
     large: bool = False  # whether making it takes so long that a few kinds of damage are enough
     sums: str = ""  # the file that tells of the others; a change in it that says the same may go unsaid
@@ -227,14 +228,14 @@ def things(*, real: bool) -> list[Thing]:
               sums=MANIFEST, around=_few_questions),
         Thing("committed model", _small_decoder, tuple(f"committed/small-decoder/{name}"
                                                        for name in (*_DECODER, committed.SUMS)),
-              healed=False, sums=committed.SUMS, around=_own_committed_models),
+              outcome="refused", sums=committed.SUMS, around=_own_committed_models),
         Thing("committed adapter", _masked_lm_parts, tuple(
             f"committed/minilm-mlm/{name}" for name in ("adapter_model.safetensors", "adapter_config.json",
                                                         "head.safetensors", committed.SUMS)),
-              healed=False, sums=committed.SUMS, around=_own_committed_models),
-        Thing("model of one's own", _local, tuple(f"own model/{name}" for name in _DECODER), healed=False),
-        Thing("snapshot of the Hub", _snapshot, tuple(f"{_SNAPSHOT}/{name}" for name in _DECODER), healed=False,
+              outcome="refused", sums=committed.SUMS, around=_own_committed_models),
+        Thing("model of one's own", _local, tuple(f"own model/{name}" for name in _DECODER), outcome="another"),
+        Thing("snapshot of the Hub", _snapshot, tuple(f"{_SNAPSHOT}/{name}" for name in _DECODER), outcome="refused",
               around=_own_hub),
-        Thing("rows of a data set", _rows, ("labels.json", "other.json"), healed=False, sums="other.json",
+        Thing("rows of a data set", _rows, ("labels.json", "other.json"), outcome="refused", sums="other.json",
               around=_labels),
     ]

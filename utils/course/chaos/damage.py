@@ -112,11 +112,11 @@ def _damaged(folder: Path, *, thing: Thing, file: str, harm: Harm) -> str | None
         try:
             found, said = ask()
         except CourseError as error:
-            return _not_one_sentence(error, refused=not thing.healed)
+            return _not_one_sentence(error, refused=thing.outcome != "healed")
         if found == whole and quiet and not said:
             return None
-        if not thing.healed:
-            return None if found != whole and isinstance(found, str) else "it was believed in silence"
+        if thing.outcome != "healed":
+            return None if found != whole and thing.outcome == "another" else "it was believed in silence"
         if found != whole:
             return "it came out otherwise than before"
         if said.count("\n") != 1 or "damaged" not in said or "set aside" not in said:
@@ -188,7 +188,7 @@ def cases(*, quick: bool) -> list[Case]:
             found += [Case(f"{thing.kind}, {Path(file).name}: {name}", thing.kind,
                            partial(_damaged, thing=thing, file=file, harm=harm)) for name, harm in harms.items()
                       if len(thing.files) > 1 or not ("another" in name or name == "gone")]  # gone, it is fetched anew
-    makeable = [thing for thing in tried if thing.healed]
+    makeable = [thing for thing in tried if thing.outcome == "healed"]
     for thing in makeable[:1] if quick else makeable:
         for number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             name = f"{thing.kind}: {errno.errorcode[number]} while it is made"
