@@ -22,6 +22,7 @@ from utils.course.kernels import kernel_config
 from utils.course.runner import Outcome, Watch, check_completed, execute, notebook_paths, run_course
 from utils.course.turns import only_one
 from utils.errors import CourseError, UsageError
+from utils.files import sha256_of
 from utils.paths import NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import load_profile
 from utils.reporting.publish import STAMP
@@ -324,7 +325,7 @@ def test_an_interrupted_pass_of_something_else_is_not_believed(course, tmp_path,
     elif change == "figures":
         monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "elsewhere"))
     elif change == "code":
-        monkeypatch.setattr(runner, "sha256_of", lambda path: "of other code")
+        monkeypatch.setattr(runner, "sha256_of", lambda path: "other" if path.suffix == ".py" else sha256_of(path))
     elif change == "an output that is gone":
         executed("00_one").unlink()
     profile = SMOKE.model_copy(update={"summary": "Edited."}) if change == "profile" else SMOKE
