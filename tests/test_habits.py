@@ -223,7 +223,7 @@ def test_the_workflows_commands_exist(command):
     assert words[:2] == ["python", "-m"], f"`{command}` is of no kind that this test knows how to try"
     module, rest = words[2], words[3:]
     if module == "utils":
-        cli._parser().parse_args(rest)
+        cli.command_line().parse_args(rest)
     elif module == "pip":
         assert rest[0] == "install"
         if re.fullmatch(r"[\w-]+==[\d.]+", rest[1]):  # a tool of that workflow alone, pinned
@@ -245,7 +245,7 @@ def test_the_workflows_commands_exist(command):
 
 def test_a_command_with_a_wrong_option_would_be_noticed():
     with pytest.raises(UsageError):
-        cli._parser().parse_args(["fetch", "--profil-e", "smoke"])
+        cli.command_line().parse_args(["fetch", "--profil-e", "smoke"])
 
 
 def test_windows_runs_what_the_readme_says_without_make():
@@ -304,7 +304,7 @@ def test_contributing_names_files_and_commands_that_exist():
     ours = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith(".venv/bin/python -m utils ")]
     assert ours
     for words in ours:
-        cli._parser().parse_args(words)
+        cli.command_line().parse_args(words)
     for line in lines:
         if line.startswith("make "):
             assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), line

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from utils.course import commands
-from utils.course.arguments import build_parser
+from utils.course.arguments import Parser, build_parser
 from utils.course.streams import Stopped, deaf, end_children, say_error, signals_stop, unread_output
 from utils.errors import CourseError, reason_of
 from utils.paths import settle
@@ -35,13 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def command_line() -> Parser:
+    """The parser of all commands, which says one sentence where it cannot take what it is given."""
+    called = Path(sys.argv[0]).stem  # the console script is this command line under a name of its own
+    return build_parser(called if called == "lora-course" else "python -m utils", __doc__.splitlines()[0], RUNS)
+
+
 def _run(arguments: list[str]) -> int:
     before = set(psutil.Process().children())
     try:
         with signals_stop():
-            called = Path(sys.argv[0]).stem  # the console script is this command line under a name of its own
-            prog = called if called == "lora-course" else "python -m utils"
-            options = build_parser(prog, __doc__.splitlines()[0], RUNS).parse_args(arguments)
+            options = command_line().parse_args(arguments)
             settle()
             return options.run(options) or 0
     except SystemExit as end:  # argparse's, after --help
