@@ -108,7 +108,7 @@ def test_a_file_of_claims_that_nothing_reads_is_named(file, tmp_path):
     (tmp_path / "one" / "claim.toml").rename(tmp_path / "one" / ".kept.toml")
     assert len(file({})) == 1, "what an editor keeps is no file of claims"
     (tmp_path / "one" / "claims.toml").write_bytes(b"# \xe4")
-    with pytest.raises(CourseError, match="one/claims.toml is not TOML: 'utf-8' codec"):
+    with pytest.raises(CourseError, match="one/claims.toml is not UTF-8"):
         claims.__wrapped__()
 
 

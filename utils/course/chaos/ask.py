@@ -17,6 +17,10 @@ from utils.paths import ROOT
 
 # Words that no sentence for people may hold.
 _UNSEEMLY = ("Traceback", "unexpected", "Exception ignored", "<unicode string>")
+_AS_IN_A_TERMINAL = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)"""
 Patch = tuple[Any, str, Any]
 
 
@@ -114,8 +118,11 @@ def tracked() -> dict[Path, tuple[int, int] | None]:
 
 def in_a_process(folder: Path, arguments: list[str], *, variables: dict[str, str] | None = None, script: str = "",
                  **given) -> subprocess.Popen:
-    """The command line in a process of its own, in the repository's root; `script` runs before it there."""
-    code = f"import sys\n{script}\nfrom utils.course.cli import main\nsys.exit(main(sys.argv[1:]))"
+    """The command line in a process of its own, in the repository's root; `script` runs before it there.
+
+    Signals mean there what they mean in a terminal, whatever this process was told to ignore, as by ``nohup``.
+    """
+    code = f"{_AS_IN_A_TERMINAL}\n{script}\nfrom utils.course.cli import main\nsys.exit(main(sys.argv[1:]))"
     own = {"LORA_COURSE_CACHE": str(folder / "cache"), "LORA_COURSE_FIGURES": str(folder / "figures"),
            "LORA_COURSE_SKIP_HARDWARE": "1", "PYTHONPATH": str(ROOT)}
     environment = {name: value for name, value in (dict(os.environ) | own | (variables or {})).items() if value != ""}

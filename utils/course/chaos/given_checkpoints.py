@@ -163,7 +163,7 @@ ADAPTERS: dict[str, Make] = {
     lambda folder: (folder / "adapter/adapter_model.safetensors").unlink(),
 }
 # Odd, and yet it is clear what is meant: such a one may be counted.
-MAY_PASS = {"a rank of 2.5", "another rank than its factors", "alpha true", "rsLoRA in words",
+MAY_PASS = {"a rank of 2.5", "an empty index", "another rank than its factors", "alpha true", "rsLoRA in words",
             "an initialisation that is a mapping", "a base that is a number", "alpha null", "no rank", "alpha 10^300",
             "settings that are a list", "factors of rank 0", "an index of a folder", "weights of one dimension"}
 

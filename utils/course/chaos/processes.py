@@ -72,7 +72,7 @@ def _fault(done: subprocess.CompletedProcess, *, status: int, lines: int, before
     return "A tracked file was changed" if tracked() != before else None
 
 
-def _begun(folder: Path, *, course: bool, mark: str = "mark", wait: bool = True, **given) -> subprocess.Popen:
+def _begun(folder: Path, *, course: bool, mark: str = "mark", wait: bool = True, first: str = "") -> subprocess.Popen:
     """A process in the midst of a cell, or of a command."""
     path = folder / mark
     if course:
@@ -80,7 +80,7 @@ def _begun(folder: Path, *, course: bool, mark: str = "mark", wait: bool = True,
         script, words = MOVED.format(folder=str(folder / "notebooks")), ["course", "--profile", "smoke"]
     else:
         script, words = WORKS.format(mark=str(path)), ["doctor"]
-    process = in_a_process(folder, words, script=script, **given)
+    process = in_a_process(folder, words, script=f"{first}\n{script}")
     deadline = time.monotonic() + PATIENCE_S
     while wait and not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -92,7 +92,7 @@ def _signalled(number: signal.Signals, *, course: bool) -> Callable[[Path], str 
         before, process = tracked(), _begun(folder, course=course)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        output, said = process.communicate(timeout=PATIENCE_S)
+        output, said = _told(process)
         if left := [child for child in children if child.is_running()]:
             _end(left)
             return f"{len(left)} of its processes live on"
@@ -106,6 +106,15 @@ def _signalled(number: signal.Signals, *, course: bool) -> Callable[[Path], str 
     return attempt
 
 
+def _told(process: subprocess.Popen) -> tuple[bytes, bytes]:
+    """What a process said on both streams until it ended; one that does not end is made to."""
+    try:
+        return process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        _end([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+        return process.communicate()
+
+
 def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
@@ -113,7 +122,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _nohup(folder: Path) -> str | None:
-    process = _begun(folder, course=False, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = _begun(folder, course=False, first="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.send_signal(signal.SIGHUP)
     time.sleep(1.0)
     alive = process.poll() is None
@@ -126,7 +135,7 @@ def _beside_another(folder: Path) -> str | None:
     before, first = tracked(), _begun(folder, course=True)
     try:
         second = _begun(folder, course=True, mark="other", wait=False)
-        output, said = second.communicate(timeout=PATIENCE_S)
+        output, said = _told(second)
         if b"is under way already in another process" not in said:
             return f"The second said {said[-300:]!r}"
         if first.poll() is not None:
@@ -135,7 +144,7 @@ def _beside_another(folder: Path) -> str | None:
         return _fault(done, status=1, lines=1, before=before)
     finally:
         first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=PATIENCE_S)
+        _told(first)
 
 
 def _unread_course(folder: Path) -> str | None:
