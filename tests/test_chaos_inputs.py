@@ -42,7 +42,7 @@ def test_an_answer_that_is_not_as_it_should_be_is_told(status, said, fault):
 def test_a_change_of_a_tracked_file_is_told(tmp_path, monkeypatch):
     (tmp_path / "tracked").write_text("one")
     monkeypatch.setattr(ask, "_tracked_names", lambda: (tmp_path / "tracked",))
-    monkeypatch.setattr(ask, "main", lambda words: (tmp_path / "tracked").write_text("another"))
+    monkeypatch.setattr(ask.runpy, "run_module", lambda *_, **__: (tmp_path / "tracked").write_text("another"))
     status, said = answer(["x"])
     assert status == -1 and "tracked was changed, which is tracked" in said
 

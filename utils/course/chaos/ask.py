@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 from utils.course.chaos.case import Case
-from utils.course.cli import main
 from utils.paths import ROOT
 
 # Words that no sentence for people may hold.
@@ -73,7 +73,12 @@ def answer(arguments: list[str]) -> tuple[int, str]:
     before, said = tracked(), io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            status = main(arguments)
+            # By the door that people take, and not by the module behind it, which has this campaign among its commands.
+            with mock.patch.object(sys, "argv", [sys.argv[0], *arguments]):
+                runpy.run_module("utils", run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
         except BaseException as error:
             return -1, f"{type(error).__name__} came through: {error}\n"
     changed = [name for name, state in tracked().items() if before.get(name) != state]

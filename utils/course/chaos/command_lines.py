@@ -14,6 +14,9 @@ LINES = """
 
 coarse
 course|extra
+chaos|--only|
+chaos|--only|nothing
+chaos|--quick|--publish
 doctor|--colour
 doctor|--profile
 fetch|--source
