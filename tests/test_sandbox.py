@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import CourseError, UsageError
+from utils.errors import CourseError, UsageError, printable
 from utils.evaluation.code import human_eval_problems
 from utils.evaluation.sandbox import Limits, paths, process, run, run_many, run_python, sandbox_available, scratch
 from utils.evaluation.sandbox.inside import jail
-from utils.evaluation.sandbox.text import printable
 
 needs_sandbox = pytest.mark.skipif(not sandbox_available(), reason=sandbox_available().reason)
 QUICK = Limits(wall_seconds=2, cpu_seconds=2)

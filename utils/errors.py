@@ -1,4 +1,4 @@
-"""The two ways the project fails on purpose, and how a reason becomes one line that any terminal can show."""
+"""The two ways the project fails on purpose, and how any text becomes one that a terminal can show."""
 
 
 class CourseError(Exception):
@@ -11,6 +11,20 @@ class UsageError(CourseError):
     """The request itself was wrong (unknown name, impossible value). Exit status 2."""
 
     exit_status = 2
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    r"""A text in which everything but printable characters, and those of `keep`, is written as an escape.
+
+    So NUL, bells, terminal sequences, marks that turn the direction of writing, and halves of surrogate pairs are seen
+    and do nothing.
+
+    Examples
+    --------
+    >>> printable("red: \x1b[31m, é\n")
+    'red: \\x1b[31m, é\n'
+    """
+    return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
 
 
 def one_line(text: str, limit: int = 1200) -> str:
@@ -31,7 +45,7 @@ def one_line(text: str, limit: int = 1200) -> str:
     """
     if len(text) > limit:
         text = f"{text[:limit // 2]} … {text[-limit // 2:]}"
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return printable(text, keep="")
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,12 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from utils.errors import CourseError
+from utils.errors import CourseError, printable
 from utils.evaluation.sandbox.inside import jail
 from utils.evaluation.sandbox.paths import Gate, View, libraries
 from utils.evaluation.sandbox.results import Limits, Status
 from utils.evaluation.sandbox.scratch import used_bytes
-from utils.evaluation.sandbox.text import printable
 
 INSIDE = Path(jail.__file__).parent
 LOOK_EVERY_S = 0.02  # at the scratch folder's size

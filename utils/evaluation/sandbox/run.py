@@ -12,14 +12,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
-from utils.errors import CourseError, UsageError
+from utils.errors import CourseError, UsageError, printable
 from utils.evaluation.sandbox.inside import jail
 from utils.evaluation.sandbox.inside.roles import ENDED
 from utils.evaluation.sandbox.paths import View
 from utils.evaluation.sandbox.process import Locked, follow
 from utils.evaluation.sandbox.results import Availability, Execution, FunctionTests, Limits, Verdict
 from utils.evaluation.sandbox.scratch import scratch_folder, sweep
-from utils.evaluation.sandbox.text import printable
 from utils.progress import track
 
 DEFAULT = Limits()
