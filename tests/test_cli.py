@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
@@ -222,6 +223,7 @@ def test_doctor_names_a_version_that_is_not_the_pinned_one(monkeypatch):
 
 def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatch):
     given = {}
+    monkeypatch.setattr("utils.ledger.claims.verdicts", lambda profile: pd.DataFrame(columns=["notebook", "verdict"]))
     monkeypatch.setattr("utils.course.runner.run_course", lambda profile, **options: given.update(options) or [])
     assert main(["course", "--profile", "smoke", "--only", "4,05", "--seeds", "0, 2", "--timeout", "9",
                  "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0

@@ -119,8 +119,6 @@ def _is_of_writing(error: OSError, path: Path, temporary: Path) -> bool:
     """Whether an error inside an atomic write came from the file, its folder or its disk."""
     if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
         return False
-    if temporary is None:
-        return True  # it could not even be begun
     return error.filename is None or error.filename in map(str, (path, temporary, *path.parents))
 
 

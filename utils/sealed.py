@@ -21,7 +21,7 @@ from utils.errors import CourseError
 from utils.files import fresh_folder, sha256_of, share, worded, write_json
 from utils.paths import ensure_dir, relative
 
-MANIFEST = "SEAL.json"
+MANIFEST, DAMAGED = "SEAL.json", "damaged"
 _FORMAT = 1
 _OF_THE_DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # a file manager leaves these wherever it looks
 _TICK_S = 0.02  # two writes within one tick of the file system's clock have the same time
@@ -128,7 +128,7 @@ def changed_since(record: Path, files: dict[str, Path], first: Callable[[Path, s
 
 def set_aside(path: Path, reason: str, *, then: str = "it is made again") -> Path:
     """Move what is damaged to ``damaged/`` beside it, say so in one sentence, and return where it lies now."""
-    aside = path.parent / "damaged" / f"{path.name}-{time.time_ns()}"
+    aside = path.parent / DAMAGED / f"{path.name}-{time.time_ns()}"
     try:
         aside.parent.mkdir(exist_ok=True)
         path.rename(aside)

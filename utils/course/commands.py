@@ -186,11 +186,11 @@ def runs(options) -> None:
     """Print what the store holds; delete what is asked for, or what nothing asks for."""
     if options.all and options.prune != []:
         raise UsageError("--all goes with --prune without names of runs: it deletes runs of which no profile is known.")
-    from utils.course.inventory import list_runs, prune, set_aside
+    from utils.course.inventory import damaged_runs, list_runs, prune
     from utils.training.store import RunStore
 
     store = RunStore()
-    table, aside = list_runs(store), set_aside(store)
+    table, aside = list_runs(store), damaged_runs(store)
     print(table.to_string(index=False) if len(table) else f"The store at {store.folder} is empty.")
     for folder, mib in aside:
         print(f"set aside as damaged: {folder.name}, {mib:g} MiB; --prune deletes it")

@@ -12,11 +12,10 @@ from utils.files import read_json
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles.used import Used, remembered
 from utils.reporting.registry import nearest
-from utils.sealed import MANIFEST
+from utils.sealed import DAMAGED, MANIFEST
 from utils.training.spec import RunSpec, every_spec
 from utils.training.store import RESULT, RunStore
 
-DAMAGED = "damaged"  # the store's own folder for what it has set aside
 COLUMNS = ["run", "source", "base", "task", "method", "r", "learning_rate", "seed", "status", "accuracy", "mib"]
 
 
@@ -26,12 +25,12 @@ def list_runs(store: RunStore) -> pd.DataFrame:
     A run whose result cannot be read has the status "unreadable" and nothing else; whoever asks for it trains it anew.
     """
     rows = []
-    for path in sorted(store.folder.glob(f"*/{MANIFEST}")):
+    for folder in store.finished():
         try:
-            row = _row(read_json(path.with_name(RESULT)))
+            row = _row(read_json(folder / RESULT))
         except (CourseError, FileNotFoundError, KeyError, TypeError, IndexError, AttributeError):
             row = {"status": "unreadable"}
-        rows.append({"run": path.parent.name} | row | {"mib": _mib(path.parent)})
+        rows.append({"run": folder.name} | row | {"mib": _mib(folder)})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -52,7 +51,7 @@ def _mib(folder: Path) -> float:
     return round(total / 2**20, 1)
 
 
-def set_aside(store: RunStore) -> list[tuple[Path, float]]:
+def damaged_runs(store: RunStore) -> list[tuple[Path, float]]:
     """What the store has set aside as damaged: folder and MiB of each."""
     folder = store.folder / DAMAGED
     return [(path, _mib(path)) for path in sorted(folder.iterdir())] if folder.is_dir() else []
@@ -132,7 +131,7 @@ def prune(store: RunStore, runs: pd.DataFrame, *, named: list[str], unknown_too:
     if unknown and not unknown_too:
         print(f"kept {len(unknown)} runs of which no profile is known ({', '.join(sorted(unknown)[:5])}"
               f"{', …' if len(unknown) > 5 else ''}); --prune --all deletes them, --prune RUN one of them")
-    for folder, _ in set_aside(store):
+    for folder, _ in damaged_runs(store):
         _remove(folder)
         print(f"deleted {DAMAGED}/{folder.name}")
 

@@ -3,7 +3,6 @@
 A 7B pair never has to fit into memory: headers say what is there, and each weight is read by its name.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from utils.errors import UsageError
+from utils.errors import CourseError, UsageError
+from utils.files import read_json
 from utils.low_rank import LowRankUpdate
 from utils.sources import hub
 from utils.sources.weight_file import WeightFile
@@ -319,9 +319,9 @@ def _adapter_file(source: str, folder: Path, *, pickled: bool) -> Path:
 
 def _json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}); copy the checkpoint again.") from error
+        value = read_json(path)
+    except CourseError as error:
+        raise UsageError(str(error)) from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} should hold a JSON object, but holds a {type(value).__name__}.")
     return value

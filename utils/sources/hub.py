@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from utils.errors import CourseError, UsageError
+from utils.errors import CourseError, UsageError, reason_of
 from utils.files import OF_THE_DISK, worded
 from utils.paths import cache_dir
 from utils.sealed import changed_since
@@ -134,6 +134,5 @@ def dataset_split(name: str, config: str | None, split: str, *, rows: int | None
         raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) is neither in the cache nor "
                           "within reach; connect once and run `python -m utils fetch --profile gpu`.") from error
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) could not be read: {reason}."
-                          ) from error
+        raise CourseError(f"The Hub data set {name} ({config or 'default'}, {split}) could not be read: "
+                          f"{reason_of(error)[:200]}.") from error

@@ -18,7 +18,7 @@ from urllib.request import url2pathname
 import requests
 from requests.adapters import HTTPAdapter
 
-from utils.errors import CourseError
+from utils.errors import CourseError, reason_of
 from utils.files import atomic_write, sha256_of
 
 PYPI = "https://pypi.org/simple"
@@ -183,4 +183,4 @@ def _local(url: str) -> Path | None:
 
 def _plain(error: Exception) -> str:
     """One line of an error, without the credentials that a URL may carry."""
-    return re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
+    return re.sub(r"//[^/@\s]*@", "//", reason_of(error))

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from utils.errors import CourseError
+from utils.errors import CourseError, reason_of
 from utils.files import canonical_json, worded, write_json
 from utils.paths import cache_dir
 from utils.profiles.schema import TaskSizes
@@ -30,9 +30,8 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged one ends in as many ways as there are kinds
-        reason = " ".join(str(error).split())[:200]
-        raise CourseError(f"The tokenizer in {folder} could not be read ({type(error).__name__}: {reason}); copy the "
-                          "model's folder again from where it is from.") from error
+        raise CourseError(f"The tokenizer in {folder} could not be read ({type(error).__name__}: "
+                          f"{reason_of(error)[:200]}); copy the model's folder again from where it is from.") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -157,7 +157,6 @@ def base_folder(base: BaseModel) -> Path:
 
 
 MAY_COME_AND_GO = ("measurements", "resume")  # beside what is sealed of a run
-_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged result may end in
 
 
 def _read_result(path: Path) -> dict:
@@ -219,15 +218,9 @@ class RunStore:
         """Whether the run is finished, without verifying its files."""
         return (self.folder / spec.key / MANIFEST).exists()
 
-    def results(self) -> list[tuple[Path, dict]]:
-        """Folder and ``result.json`` of every finished run; :meth:`get` deals with the unreadable ones."""
-        found = []
-        for path in sorted(self.folder.glob(f"*/{MANIFEST}")):
-            try:
-                found.append((path.parent, _read_result(path.with_name(RESULT))))
-            except _DAMAGED:
-                continue
-        return found
+    def finished(self) -> list[Path]:
+        """The folders of all finished runs, in order, without verifying their files."""
+        return [path.parent for path in sorted(self.folder.glob(f"*/{MANIFEST}"))]
 
     def _base(self, spec: RunSpec) -> BaseModel:
         base = resolve(spec.base)
@@ -255,7 +248,7 @@ class RunStore:
     def _whole(self, folder: Path, spec: RunSpec) -> dict | None:
         """The result of a run that is as it was sealed, or None."""
         if (folder / MANIFEST).exists() and check(folder, about={"run": spec.key}) is None:
-            with suppress(*_DAMAGED):
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 return _read_result(folder / RESULT)
         return None
 

@@ -169,7 +169,8 @@ MAY_PASS = {"a rank of 2.5", "an empty index", "another rank than its factors", 
 
 
 QUICK = ("a whole pair", "a tuned model: weights with a NaN", "a tuned model: half a file", "a base: other names",
-         "a tuned model: a pickle that runs code", "an adapter: alpha in words", "an adapter: one factor alone")
+         "a tuned model: a pickle that runs code", "a base: a deep index", "an adapter: alpha in words",
+         "an adapter: one factor alone")
 
 
 def cases(*, quick: bool) -> list[Case]:

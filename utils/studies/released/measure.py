@@ -22,7 +22,7 @@ import torch
 import xxhash
 from torch import nn
 
-from utils.errors import CourseError, UsageError
+from utils.errors import CourseError, UsageError, reason_of
 from utils.evaluation.language import text_loss
 from utils.files import canonical_json
 from utils.machine import compute_dtype, device_name
@@ -367,8 +367,7 @@ def _one_sentence(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CourseError(f"{name} could not be loaded as a {what}: {reason}.") from error
+        raise CourseError(f"{name} could not be loaded as a {what}: {reason_of(error)[:200]}.") from error
 
 
 def _tokenizer(opened: CheckpointPair):
