@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from utils.course.chaos.damage import HARMS, cases
+from utils.course.chaos.damage import cases
+from utils.course.chaos.harms import HARMS
 
 QUICK = cases(quick=True)
 

@@ -15,7 +15,6 @@ from unittest import mock
 from utils.course.chaos.case import Case
 from utils.paths import ROOT
 
-# Words that no sentence for people may hold.
 _UNSEEMLY = ("Traceback", "unexpected", "Exception ignored", "<unicode string>")
 _AS_IN_A_TERMINAL = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,12 +84,17 @@ def answer(arguments: list[str]) -> tuple[int, str]:
     return (-1, f"{changed[0]} was changed, which is tracked\n") if changed else (status, said.getvalue())
 
 
+def unseemly(said: str) -> str | None:
+    """The first word in an answer that no sentence for people may hold."""
+    return next((word for word in _UNSEEMLY if word in said), None)
+
+
 def fault_of(status: int, said: str, *, allowed: tuple[int, ...]) -> str | None:
     """What was wrong with an answer; None if it is as it should be."""
     lines, errors = said.splitlines(), [line for line in said.splitlines() if line.startswith("error: ")]
     if status not in allowed:
         return f"It ended with {status}, not {' or '.join(map(str, allowed))}: {said.strip()[-300:]}"
-    if word := next((word for word in _UNSEEMLY if word in said), None):
+    if word := unseemly(said):
         return f"It said '{word}': {said.strip()[-300:]}"
     if status == 0:
         return f"It ended with 0 and an error: {errors[0]}" if errors else None

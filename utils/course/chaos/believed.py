@@ -77,11 +77,14 @@ def _stand_in_package(folder: Path, *, form: str) -> Iterator[None]:
     entry = archives.Archive(package="toy", version="1.0", file=file, licence="none", keep=("toy/",), inner=inner,
                              sha256=hashlib.sha256(content).hexdigest())
 
-    def served(*_: object, target: Path | None = None, **__: object) -> None:
-        (target or _[1]).write_bytes(content)
+    def served(entry: archives.Archive, target: Path) -> None:
+        target.write_bytes(content)
+
+    def indexed(package: str, file: str, *, sha256: str, target: Path) -> None:
+        target.write_bytes(content)
 
     with patch.object(archives, "archives", lambda: {"toy": entry}), patch.object(archives, "_pip_download", served), \
-            patch.object(archives.index, "download", served):
+            patch.object(archives.index, "download", indexed):
         yield
 
 

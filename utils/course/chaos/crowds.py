@@ -1,7 +1,7 @@
 """Crowds: two, four and eight processes want the same thing at once, and the one that makes it may be killed.
 
 What they want is a run, a table, or a source that has to be unpacked. It holds if every process that was not killed
-ends with the same answer, and nothing half-written stays.
+ends with the same answer, and, where none was killed, nothing half-written stays.
 """
 
 import os
@@ -54,12 +54,13 @@ def _crowd(action: Callable[[], object], folder: Path, *, size: int, number: int
     return ended
 
 
-def _failed(ended: list[Ended], *, number: int) -> str | None:
+def _failed(ended: list[Ended], folder: Path, *, number: int) -> str | None:
     killed = [one for one in ended if one.code == -9]
     if len(killed) > number % 2:
         return f"{len(killed)} processes were killed or never ended"
-    return next((f"a process ended with {one.code}: {one.output.strip()[-300:]}" for one in ended
-                 if one.code not in (0, -9)), None)
+    failed = next((f"a process ended with {one.code}: {one.output.strip()[-300:]}" for one in ended
+                   if one.code not in (0, -9)), None)
+    return failed if failed or killed else _left_over(folder)
 
 
 def _left_over(folder: Path) -> str | None:
@@ -72,7 +73,7 @@ def _one_run(folder: Path, *, size: int, number: int) -> str | None:
     spec = left_alone.run.spec
     shutil.copytree(left_alone.store, store, ignore=lambda _, names: {spec.key} & set(names))
     ended = _crowd(lambda: RunStore(store).get(spec), folder, size=size, number=number, longest_s=3.0)
-    return _failed(ended, number=number) or difference(RunStore(store).get(spec), left_alone.run)
+    return _failed(ended, folder, number=number) or difference(RunStore(store).get(spec), left_alone.run)
 
 
 def _one_table(folder: Path, *, size: int, number: int) -> str | None:
@@ -84,7 +85,7 @@ def _one_table(folder: Path, *, size: int, number: int) -> str | None:
         cached_table(path, {"number": number}, table.copy).to_pickle(copies / f"{os.getpid()}.pickle")
 
     ended = _crowd(want, folder, size=size, number=number, longest_s=0.2)
-    if problem := _failed(ended, number=number):
+    if problem := _failed(ended, folder, number=number):
         return problem
     answers = [*map(pd.read_pickle, sorted(copies.iterdir())), cached_table(path, {"number": number}, pd.DataFrame)]
     return None if all(answer.equals(table) for answer in answers) else "the table is another"
@@ -99,7 +100,7 @@ def _one_folder(folder: Path, *, size: int, number: int) -> str | None:
 
     ended = _crowd(lambda: sealed_folder(target, build, about={"number": number}), folder, size=size, number=number,
                    longest_s=0.2)
-    if problem := _failed(ended, number=number):
+    if problem := _failed(ended, folder, number=number):
         return problem
     sealed_folder(target, build, about={"number": number})
     wrong = [part for part in range(20) if (target / f"part-{part}").read_bytes() != bytes([number, part]) * 50_000]

@@ -7,7 +7,6 @@ with one. Every cache of the campaign has a name with braces, blanks and letters
 import errno
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
@@ -16,74 +15,10 @@ from unittest.mock import patch
 
 from utils.course.chaos.believed import CACHE, Thing, package_anew, things
 from utils.course.chaos.case import Case
+from utils.course.chaos.harms import HARMS, QUICK_HARMS, Harm, stranger
 from utils.errors import CourseError
 
 NOBODY = 65534
-Harm = Callable[[Path, Path], object]  # takes the file, and another one beside it
-
-
-# Damage ---------------------------------------------------------------------------------------------------------------
-
-
-def _changed(path: Path, change: Callable[[bytearray], object], *, keep_time: bool = False) -> None:
-    before, content = path.stat(), bytearray(path.read_bytes())
-    change(content)
-    path.write_bytes(content)
-    if keep_time:
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def _flip(content: bytearray, *, share: float) -> None:
-    place = min(len(content) - 1, int(len(content) * share))
-    content[place] ^= 1
-
-
-def _swapped(path: Path, other: Path) -> None:
-    aside = path.with_name("aside")
-    path.rename(aside)
-    other.rename(path)
-    aside.rename(other)
-
-
-def _folder_instead(path: Path, _: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def _link_instead(path: Path, _: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.with_name("nowhere"))
-
-
-def _emptied(content: bytearray) -> None:
-    content[:] = bytes(len(content))
-
-
-QUICK_HARMS: dict[str, Harm] = {
-    "a bit flipped": lambda path, _: _changed(path, partial(_flip, share=0.5)),
-    "cut in half": lambda path, _: path.write_bytes(path.read_bytes()[:path.stat().st_size // 2]),
-    "empty": lambda path, _: path.write_bytes(b""),
-    "gone": lambda path, _: path.unlink(),
-    "changed places with another": _swapped,
-}
-HARMS: dict[str, Harm] = QUICK_HARMS | {
-    "a bit flipped, the time put back": lambda path, _: _changed(path, partial(_flip, share=0.7), keep_time=True),
-    "the first bit flipped": lambda path, _: _changed(path, partial(_flip, share=0)),
-    "the last bit flipped": lambda path, _: _changed(path, partial(_flip, share=1)),
-    "one byte short": lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
-    "one byte too long": lambda path, _: path.write_bytes(path.read_bytes() + b"\n"),
-    "zeros of the same length": lambda path, _: _changed(path, _emptied),
-    "a copy of another": lambda path, other: shutil.copyfile(other, path),
-    "a folder in its place": _folder_instead,
-    "a link into nowhere in its place": _link_instead,
-}
-
-
-def _stranger(path: Path, _: Path) -> None:
-    path.with_name("stranger" + path.suffix).write_bytes(path.read_bytes())
-
-
-# Tries ----------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -184,7 +119,7 @@ def cases(*, quick: bool) -> list[Case]:
     for thing in tried:
         for file in thing.files[:1] if quick else thing.files:
             harms = dict(list(QUICK_HARMS.items())[:2] if quick else QUICK_HARMS if thing.large else HARMS)
-            harms |= {"one file more beside it": _stranger} if thing.extra and file == thing.files[0] else {}
+            harms |= {"one file more beside it": stranger} if thing.extra and file == thing.files[0] else {}
             found += [Case(f"{thing.kind}, {Path(file).name}: {name}", thing.kind,
                            partial(_damaged, thing=thing, file=file, harm=harm)) for name, harm in harms.items()
                       if len(thing.files) > 1 or not ("another" in name or name == "gone")]  # gone, it is fetched anew

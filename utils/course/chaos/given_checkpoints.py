@@ -1,7 +1,6 @@
 """Checkpoints and adapters that nothing can be counted in."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,8 +71,7 @@ def _index(weight_map: Any) -> Make:
 def _pickled(content: Any) -> Make:
     def make(folder: Path) -> None:
         (folder / "tuned" / "model.safetensors").unlink()
-        with (folder / "tuned" / "pytorch_model.bin").open("wb") as stream:
-            pickle.dump(content, stream)
+        torch.save(content, folder / "tuned" / "pytorch_model.bin")
 
     return make
 

@@ -1,6 +1,5 @@
 """Signals, pipes and terminals: what only a process of its own can show."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from utils.course.chaos.ask import in_a_process, tracked
+from utils.course.chaos.ask import in_a_process, tracked, unseemly
 from utils.course.chaos.case import Case
 from utils.course.chaos.surroundings import one_notebook
+from utils.course.streams import end_children
 from utils.paths import ROOT
 
 SLEEPS = ("import pathlib, subprocess, time\nsubprocess.Popen(['sleep', '300'])\npathlib.Path({mark!r}).touch()\n"
@@ -67,7 +67,7 @@ def _fault(done: subprocess.CompletedProcess, *, status: int, lines: int, before
     said = done.stderr.decode(errors="replace")
     if done.returncode != status:
         return f"It ended with {done.returncode}, not {status}: {said.strip()[-300:]}"
-    if said.count("\n") != lines or "Traceback" in said or "unexpected" in said or "Exception ignored" in said:
+    if said.count("\n") != lines or unseemly(said):
         return f"It said {said.count(chr(10))} lines, not {lines}: {said.strip()[-300:]!r}"
     return "A tracked file was changed" if tracked() != before else None
 
@@ -94,7 +94,7 @@ def _signalled(number: signal.Signals, *, course: bool) -> Callable[[Path], str 
         process.send_signal(number)
         output, said = _told(process)
         if left := [child for child in children if child.is_running()]:
-            _end(left)
+            end_children(left, patience_s=0)
             return f"{len(left)} of its processes live on"
         if said != f"Interrupted; the same command {'goes on from here' if course else 'starts afresh'}.\n".encode():
             return f"It said {said[-300:]!r}"
@@ -111,14 +111,8 @@ def _told(process: subprocess.Popen) -> tuple[bytes, bytes]:
     try:
         return process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
-        _end([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+        end_children([psutil.Process(process.pid)], patience_s=0)
         return process.communicate()
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
 
 
 def _nohup(folder: Path) -> str | None:

@@ -1,11 +1,10 @@
 """Damage to runs: a file of a finished or an unfinished run is harmed, and the run still ends with its own numbers.
 
-Every file is tried under every kind of harm. It holds if weights, metrics and a measured table are those of the run
+Every file is tried under eight kinds of harm. It holds if weights, metrics and a measured table are those of the run
 that was left alone, and if a run whose harmed file counted says so in one sentence.
 """
 
 import shutil
-from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from utils.course.chaos.apart import run_apart
 from utils.course.chaos.case import Case
+from utils.course.chaos.harms import HARMS, Harm
 from utils.course.chaos.kills import difference, kinds, whole
 from utils.sealed import MANIFEST
 from utils.training.store import Run, RunStore
@@ -20,42 +20,17 @@ from utils.training.store import Run, RunStore
 KIND = "LoRA python cooled"
 
 
-def _flipped(path: Path, place: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[min(len(content) - 1, int(place * len(content)))] ^= 1
-    path.write_bytes(content)
-
-
-def _exchanged(path: Path) -> None:
-    other = next(one for one in sorted(path.parent.iterdir()) if one.is_file() and one != path)
-    content = path.read_bytes()
-    path.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def _folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-HARMS: dict[str, Callable[[Path], object]] = {
-    "its first byte flipped": partial(_flipped, place=0.0), "its middle flipped": partial(_flipped, place=0.5),
-    "its last byte flipped": partial(_flipped, place=1.0), "its end cut off": _cut, "missing": Path.unlink,
-    "empty": lambda path: path.write_bytes(b""), "exchanged with the one beside it": _exchanged,
-    "a folder in its place": _folder}
+# Every one of them costs a training, so that these are enough.
+CHOSEN = ("the first bit flipped", "a bit flipped", "the last bit flipped", "cut in half", "gone", "empty",
+          "changed places with another", "a folder in its place")
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """Every file under every harm; with `quick` every third file under one of them, in turn."""
+    """Every file under every harm; with `quick` every seventh file under one of them, in turn."""
     found = []
-    for number, (name, state) in list(enumerate(_files()))[::3 if quick else 1]:
-        harms = list(HARMS)
-        for harm in [harms[number % len(harms)]] if quick else harms:
-            if harm.startswith("exchanged") and "/" not in name:
+    for number, (name, state) in enumerate(_files()[::7 if quick else 1]):
+        for harm in [CHOSEN[number % len(CHOSEN)]] if quick else CHOSEN:
+            if "another" in harm and "/" not in name:
                 continue  # beside it lies another kind of file, which is the next case's
             attempt = partial(_harmed, (name, state), HARMS[harm])
             found.append(Case(f"{state} run, {name}: {harm}", f"{state} run", attempt))
@@ -110,13 +85,18 @@ def _counts(name: str, state: str, path: Path) -> bool:
     return sealed and (state == "finished" or name.split("/")[0] in ("resume", "checkpoints"))
 
 
-def _harmed(which: tuple[str, str], harm: Callable[[Path], object], folder: Path) -> str | None:
+def _beside(path: Path) -> Path:
+    return next((one for one in sorted(path.parent.iterdir()) if one.is_file() and one != path), path)
+
+
+def _harmed(which: tuple[str, str], harm: Harm, folder: Path) -> str | None:
     name, state = which
     template, table = _template(state)
     spec, store = kinds()[KIND], folder / "runs"
     shutil.copytree(template, store)
-    harm(store / spec.key / name)
-    to_be_said = _counts(name, state, store / spec.key / name)
+    path = store / spec.key / name
+    harm(path, _beside(path))
+    to_be_said = _counts(name, state, path)
     ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
     if ended.code:
         return f"it ended with {ended.code}: {ended.output.strip()[-300:]}"
