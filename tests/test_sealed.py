@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from utils import sealed
-from utils.errors import CourseError
-from utils.files import fresh_folder, os_error_in, worded
-from utils.paths import ensure_dir
+from utils.errors import CourseError, os_error_in
+from utils.files import fresh_folder
+from utils.paths import ensure_dir, worded
 from utils.sealed import MANIFEST, check, seal, sealed_folder, set_aside
 
 FILES = {"config.json": b'{"a": 1}', "model.bin": bytes(range(256)) * 4, "deep/er/text.txt": b"words" * 20}

@@ -1,5 +1,8 @@
 """The two ways the project fails on purpose, and how any text becomes one that a terminal can show."""
 
+import os
+import re
+
 
 class CourseError(Exception):
     """Something went wrong that the reader can act on; the message is one sentence. Exit status 1."""
@@ -57,3 +60,15 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """The system's own error in one that a library raised for it; safetensors only quotes its number.
+
+    >>> os_error_in(ValueError("I/O error: No space left on device (os error 28)")).errno
+    28
+    """
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None

@@ -1,6 +1,5 @@
 """Files that are either whole or absent: checksums, atomic writes, canonical JSON, and reading with care."""
 
-import errno
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 
 from utils.errors import CourseError, UsageError, reason_of
+from utils.paths import worded
 
 # What a write that never ended leaves behind: the name of the file, the number of the process, something random.
 _PART = re.compile(r"\..*\.(?:(?P<writer>\d+)-)?[a-z0-9_]{8}\.part")
@@ -29,47 +29,6 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space, or set LORA_COURSE_CACHE to a folder on another disk",
-    errno.EACCES: "this user has no leave to; ask its owner for it, or set LORA_COURSE_CACHE to a folder of your own",
-    errno.EROFS: "the disk may only be read; set LORA_COURSE_CACHE to a folder on another one"}
-_LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
-FULL = {errno.ENOSPC, *(number for number, like in _LIKE.items() if like == errno.ENOSPC)}
-OF_THE_DISK = {*_ADVICE, *_LIKE}  # what the disk or its owner says, and not a network
-
-
-def worded(error: OSError, path: Path, done: str) -> str:
-    """One sentence that says truthfully why something could not be done to a file, and what helps.
-
-    Parameters
-    ----------
-    error : OSError
-    path : Path
-        The file or folder, as the reader knows it.
-    done : str
-        What was to be done, as a participle: "read", "written", "set aside".
-
-    Examples
-    --------
-    >>> worded(OSError(errno.EIO, "Input/output error"), Path("a.bin"), "read")
-    'a.bin could not be read: Input/output error.'
-    """
-    advice = _ADVICE.get(_LIKE.get(error.errno, error.errno))
-    return f"{path} could not be {done}: {reason_of(error)}{f' ({advice})' if advice else ''}."
-
-
-def os_error_in(error: BaseException) -> OSError | None:
-    """The system's own error in one that a library raised for it; safetensors only quotes its number.
-
-    >>> os_error_in(ValueError("I/O error: No space left on device (os error 28)")).errno == errno.ENOSPC
-    True
-    """
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 @contextmanager
@@ -207,7 +166,7 @@ def fresh_folder(target: Path) -> Path:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise CourseError(f"{scratch} could not be made: {reason_of(error)}.") from error
+        raise CourseError(worded(error, scratch, "made")) from error
     return scratch
 
 
@@ -235,7 +194,7 @@ def replace_folder(scratch: Path, target: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        raise CourseError(f"{target} could not be replaced by {scratch}: {reason_of(error)}.") from error
+        raise CourseError(worded(error, target, f"replaced by {scratch}")) from error
 
 
 def restore_folder(target: Path) -> None:
@@ -308,7 +267,7 @@ def read_text(path: Path, *, most: int = 2**26) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CourseError(f"{path} cannot be read: {reason_of(error)}.") from error
+        raise CourseError(worded(error, path, "read")) from error
     except UnicodeDecodeError as error:
         raise CourseError(f"{path} is not UTF-8 ({reason_of(error)}); write it anew.") from error
 

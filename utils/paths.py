@@ -1,11 +1,11 @@
-"""Where things lie: the repository's own folders, and the two that a test or a class may move."""
+"""Where things lie: the repository's own folders, those that a test or a class may move, and why one cannot be used."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from utils.errors import CourseError, UsageError, reason_of
-from utils.files import FULL, worded
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -16,6 +16,15 @@ MODELS = DATA / "models"
 
 VARIABLES = {"LORA_COURSE_CACHE": DATA / "cache", "LORA_COURSE_FIGURES": ROOT / "figures",
              "LORA_COURSE_REFERENCE": DATA / "reference"}
+
+
+# What helps against an error, and what kind of folder would; the errors that a disk or its owner has, and no network.
+_ADVICE = {
+    errno.ENOSPC: ("the disk is full; free some space", "on another disk"),
+    errno.EACCES: ("this user has no leave to; ask its owner for it", "of your own"),
+    errno.EROFS: ("the disk may only be read", "on another one")}
+_LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
+OF_THE_DISK = {*_ADVICE, *_LIKE}
 
 
 def cache_dir() -> Path:
@@ -81,9 +90,34 @@ def ensure_dir(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        if getattr(error, "errno", None) in FULL:
+        if getattr(error, "errno", None) in OF_THE_DISK:
             raise CourseError(worded(error, folder, "written")) from error
-        variable = next((name for name in VARIABLES if folder.is_relative_to(_moved(name))), None)
-        otherwise = f", or set {variable} to a folder that you can write" if variable else ""
-        raise CourseError(f"The folder {folder} cannot be written ({reason_of(error)}); give yourself write access to "
-                          f"it{otherwise}.") from error
+        raise CourseError(f"The folder {folder} cannot be written ({reason_of(error)}); see what lies there"
+                          f"{_otherwise(folder, 'that you can write')}.") from error
+
+
+def worded(error: OSError, path: Path, done: str) -> str:
+    """One sentence that says truthfully why something could not be done to a file, and what helps.
+
+    Parameters
+    ----------
+    error : OSError
+    path : Path
+        The file or folder, as the reader knows it.
+    done : str
+        What was to be done, as a participle: "read", "written", "set aside".
+
+    Examples
+    --------
+    >>> worded(OSError(errno.EIO, "Input/output error"), Path("a.bin"), "read")
+    'a.bin could not be read: Input/output error.'
+    """
+    helps, where = _ADVICE.get(_LIKE.get(error.errno, error.errno), ("", ""))
+    advice = f" ({helps}{_otherwise(path, where)})" if helps else ""
+    return f"{path} could not be {done}: {reason_of(error)}{advice}."
+
+
+def _otherwise(path: Path, where: str) -> str:
+    """The variable that moves a path to another folder, as the end of a sentence; nothing if none does."""
+    variable = next((name for name in VARIABLES if path.absolute().is_relative_to(_moved(name))), None)
+    return f", or set {variable} to a folder {where}" if variable else ""

@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from utils.errors import CourseError
-from utils.files import fresh_folder, sha256_of, share, worded, write_json
-from utils.paths import ensure_dir, relative
+from utils.files import fresh_folder, sha256_of, share, write_json
+from utils.paths import ensure_dir, relative, worded
 
 MANIFEST, DAMAGED = "SEAL.json", "damaged"
 _FORMAT = 1

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from utils.errors import CourseError, UsageError, reason_of
+from utils.errors import CourseError, UsageError
 from utils.files import read_json
+from utils.paths import worded
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles.used import Used, remembered
 from utils.reporting.registry import nearest
@@ -159,4 +160,4 @@ def _remove(folder: Path) -> None:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
-        raise CourseError(f"{folder} could not be deleted: {reason_of(error)}.") from error
+        raise CourseError(worded(error, folder, "deleted")) from error

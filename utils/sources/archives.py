@@ -22,8 +22,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from utils.errors import CourseError, UsageError
-from utils.files import OF_THE_DISK, atomic_write, sha256_of, worded
-from utils.paths import cache_dir, ensure_dir
+from utils.files import atomic_write, sha256_of
+from utils.paths import OF_THE_DISK, cache_dir, ensure_dir, worded
 from utils.sealed import sealed_folder, set_aside
 from utils.sources import index
 

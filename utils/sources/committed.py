@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from utils.errors import CourseError
-from utils.files import sha256_of, worded, write_text
-from utils.paths import MODELS, relative
+from utils.files import sha256_of, write_text
+from utils.paths import MODELS, relative, worded
 
 SUMS = "SHA256SUMS"
 _READ = ("*.json", "*.safetensors")  # what a base is built from; the curve and the sums themselves are not

@@ -22,8 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from utils.errors import CourseError, UsageError, reason_of
-from utils.files import OF_THE_DISK, worded
-from utils.paths import cache_dir
+from utils.paths import OF_THE_DISK, cache_dir, worded
 from utils.sealed import changed_since
 
 # Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.

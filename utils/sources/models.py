@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from utils.errors import CourseError, UsageError
-from utils.files import sha256_of, worded
-from utils.paths import MODELS, cache_dir
+from utils.files import sha256_of
+from utils.paths import MODELS, cache_dir, worded
 from utils.profiles.schema import ModelReference
 from utils.sealed import sealed_folder, sums
 from utils.sources import archives, hub

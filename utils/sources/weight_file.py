@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utils.errors import UsageError
-from utils.files import worded
+from utils.paths import worded
 
 KEPT_OPEN_BYTES = 400 * 2**20
 _READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

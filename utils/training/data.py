@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from utils.errors import CourseError, reason_of
-from utils.files import canonical_json, worded, write_json
-from utils.paths import cache_dir
+from utils.files import canonical_json, write_json
+from utils.paths import cache_dir, worded
 from utils.profiles.schema import TaskSizes
 from utils.sources.tasks import load_task
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from utils.errors import CourseError
-from utils.files import os_error_in, worded, write_json
+from utils.errors import CourseError, os_error_in
+from utils.files import write_json
 from utils.low_rank import LowRankUpdate
-from utils.paths import cache_dir, ensure_dir
+from utils.paths import cache_dir, ensure_dir, worded
 from utils.provenance import provenance
 from utils.sealed import MANIFEST, check, seal, set_aside
 from utils.sources.models import BaseModel, resolve
