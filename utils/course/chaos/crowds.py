@@ -17,6 +17,7 @@ import pandas as pd
 from utils.course.chaos.apart import Ended, run_apart
 from utils.course.chaos.case import Case
 from utils.course.chaos.kills import difference, whole
+from utils.files import atomic_write
 from utils.sealed import check, sealed_folder
 from utils.tables import cached_table
 from utils.training.store import RunStore
@@ -62,11 +63,6 @@ def _failed(ended: list[Ended], *, number: int) -> str | None:
                  if one.code not in (0, -9)), None)
 
 
-def _left_over(folder: Path) -> str | None:
-    found = next((path for path in folder.rglob("*") if path.name.startswith(".") and path.suffix == ".part"), None)
-    return f"{found.name} was left half-written" if found else None
-
-
 def _one_run(folder: Path, *, size: int, number: int) -> str | None:
     left_alone, store = whole(KIND), folder / "runs"
     spec = left_alone.run.spec
@@ -81,12 +77,14 @@ def _one_table(folder: Path, *, size: int, number: int) -> str | None:
     copies.mkdir()
 
     def want() -> None:
-        cached_table(path, {"number": number}, table.copy).to_pickle(copies / f"{os.getpid()}.pickle")
+        answer = cached_table(path, {"number": number}, table.copy)
+        with atomic_write(copies / f"{os.getpid()}.pickle") as temporary:
+            answer.to_pickle(temporary)
 
     ended = _crowd(want, folder, size=size, number=number, longest_s=0.2)
     if problem := _failed(ended, number=number):
         return problem
-    answers = [*map(pd.read_pickle, sorted(copies.iterdir())), cached_table(path, {"number": number}, pd.DataFrame)]
+    answers = [*map(pd.read_pickle, sorted(copies.glob("[0-9]*.pickle"))), cached_table(path, {"number": number}, pd.DataFrame)]
     return None if all(answer.equals(table) for answer in answers) else "the table is another"
 
 
