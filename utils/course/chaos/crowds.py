@@ -84,8 +84,9 @@ def _one_table(folder: Path, *, size: int, number: int) -> str | None:
     ended = _crowd(want, folder, size=size, number=number, longest_s=0.2)
     if problem := _failed(ended, number=number):
         return problem
-    answers = [*map(pd.read_pickle, sorted(copies.glob("[0-9]*.pickle"))), cached_table(path, {"number": number}, pd.DataFrame)]
-    return None if all(answer.equals(table) for answer in answers) else "the table is another"
+    answers = [pd.read_pickle(answer) for answer in sorted(copies.glob("[0-9]*.pickle"))]
+    kept = cached_table(path, {"number": number}, pd.DataFrame)
+    return None if all(answer.equals(table) for answer in [*answers, kept]) else "the table is another"
 
 
 def _one_folder(folder: Path, *, size: int, number: int) -> str | None:
