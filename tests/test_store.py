@@ -351,6 +351,15 @@ def test_a_run_whose_points_are_all_damaged_starts_anew(store, spec, resumed, fi
     assert resumed.steps == list(range(1, 9))
 
 
+@pytest.mark.parametrize("name", ["checkpoints/step-000004.safetensors", "spec.json", METRICS, RESULT])
+def test_a_folder_in_a_files_place_is_set_aside(store, spec, resumed, finished, capsys, name):
+    path = resumed.folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert "it is no file" in capsys.readouterr().out or name.startswith("checkpoints")
+
+
 @pytest.mark.parametrize("harm", ["one bit", "missing"])
 def test_a_damaged_checkpoint_of_an_unfinished_run_is_made_again(store, spec, resumed, finished, harm):
     HARM[harm](resumed.folder / "checkpoints" / "step-000002.safetensors")

@@ -32,7 +32,7 @@ from utils.sealed import MANIFEST, check, seal, set_aside
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
 from utils.tables import cached_table
-from utils.training.checkpoints import checkpoint_path
+from utils.training.checkpoints import METRICS, checkpoint_path
 from utils.training.spec import RunSpec
 from utils.training.train import train
 from utils.training.weights import Tensors, base_matrices, load_into, merged
@@ -156,7 +156,7 @@ def base_folder(base: BaseModel) -> Path:
     return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
 
 
-MAY_COME_AND_GO = ("measurements", "resume")  # beside what is sealed of a run
+MAY_COME_AND_GO = ("measurements", "resume", "damaged")  # beside what is sealed of a run
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged result may end in
 
 
@@ -237,6 +237,9 @@ class RunStore:
         return base
 
     def _train(self, spec: RunSpec, base: BaseModel, folder: Path, *, start: Run | None, reward: Run | None) -> dict:
+        for path in (folder / "spec.json", folder / METRICS, folder / RESULT, *(folder / "checkpoints").glob("*.*")):
+            if path.is_dir():  # it can be neither read nor replaced
+                set_aside(path, "it is no file")
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
             result = train(spec, base, folder, start=start.tuned_matrices() if start else None,
