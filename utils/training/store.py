@@ -219,6 +219,12 @@ class RunStore:
         """Whether the run is finished, without verifying its files."""
         return (self.folder / spec.key / MANIFEST).exists()
 
+    def result(self, spec: RunSpec) -> dict | None:
+        """What is stored of a finished run, without verifying it; None if there is nothing that can be read."""
+        with suppress(*_DAMAGED):
+            return _read_result(self.folder / spec.key / RESULT) if self.stored(spec) else None
+        return None
+
     def results(self) -> list[tuple[Path, dict]]:
         """Folder and ``result.json`` of every finished run; :meth:`get` deals with the unreadable ones."""
         found = []
