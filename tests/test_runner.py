@@ -355,7 +355,7 @@ def test_a_gpu_profile_asks_for_its_gpu(monkeypatch):
 def test_a_containers_limit_counts(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     limit.write_text(f"{2 * 2**30}\n")
-    monkeypatch.setattr(doctor, "CGROUP_LIMITS", (limit,))
+    monkeypatch.setattr("utils.machine.CGROUP_LIMITS", (limit,))
     assert doctor.machine()["memory_gib"] == 2.0
     limit.write_text("max\n")
     assert doctor.machine()["memory_gib"] != 2.0

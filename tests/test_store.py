@@ -351,6 +351,15 @@ def test_a_run_whose_points_are_all_damaged_starts_anew(store, spec, resumed, fi
     assert resumed.steps == list(range(1, 9))
 
 
+@pytest.mark.parametrize("name", ["checkpoints/step-000004.safetensors", "spec.json", METRICS, RESULT])
+def test_a_folder_in_a_files_place_is_set_aside(store, spec, resumed, finished, capsys, name):
+    path = resumed.folder / name
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert "it is no file" in capsys.readouterr().out or name.startswith("checkpoints")
+
+
 @pytest.mark.parametrize("harm", ["one bit", "missing"])
 def test_a_damaged_checkpoint_of_an_unfinished_run_is_made_again(store, spec, resumed, finished, harm):
     HARM[harm](resumed.folder / "checkpoints" / "step-000002.safetensors")
@@ -493,6 +502,14 @@ def test_rows_that_are_not_those_of_the_runs_before_are_refused(store, spec, mon
         store.get(spec(learning_rate=1e-3, seed=5, steps=4))
     shorter = spec(sizes=TaskSizes(train_rows=16, test_rows=16, max_length=32), steps=1, checkpoints=1)
     assert store.get(shorter).steps == [1], "other rows by its own specification"
+
+
+def test_one_unreadable_result_does_not_hide_the_others(store, finished):
+    for key in ("kept", "broken", "empty"):
+        shutil.copytree(finished[LORA].folder, store.folder / key)
+    shorten(store.folder / "broken" / RESULT)
+    (store.folder / "empty" / RESULT).write_text("{}")
+    assert [folder.name for folder, _ in store.results()] == ["kept"]
 
 
 # --- diverged

@@ -3,9 +3,12 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import psutil
 import torch
+
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def device_name() -> str:
@@ -47,11 +50,23 @@ def set_up_process() -> None:
 def limit_threads() -> None:
     """Use as many threads as this process may run on, or fewer where ``OMP_NUM_THREADS`` asks for fewer.
 
-    Containers often report more cores than they grant, and more threads than cores run far slower than one.
+    More threads than cores run far slower than one.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(min(cores, int(asked)) if asked.isdigit() and int(asked) else cores)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on; containers often report more than they grant."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_limit_gib() -> float:
+    """The memory of this machine, or what a container may have of it, in GiB."""
+    limits = [int(path.read_text()) for path in CGROUP_LIMITS
+              if path.exists() and path.read_text().strip().isdigit()]
+    return min([psutil.virtual_memory().total, *limits]) / 2**30
 
 
 def peak_memory_gib() -> float:

@@ -36,6 +36,7 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     fetch = command("fetch", "bring everything a profile needs to this machine")
     fetch.add_argument("--source", nargs="+", default=[], help="packaged sources by name, instead of a profile's")
     _course_options(command("course", "run the notebooks in order"))
+    _train_options(command("train", "train the runs that a profile lacks, side by side"))
     _intruder_options(command("intruders", "count intruder dimensions between any two checkpoints", profile=False))
     benchmark = command("bench", "measure the fast paths against the plain ways, as ratios", profile=False)
     benchmark.add_argument("--rounds", type=_positive, default=3, help="repetitions of each comparison (3)")
@@ -73,6 +74,14 @@ def _course_options(parser: argparse.ArgumentParser) -> None:
                         help="a further parameter, refused unless every notebook that is run declares it")
     parser.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox (notebook 11)")
     parser.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
+    parser.add_argument("--reference", action="store_true", help="the runs of the reference results, with its seeds")
+    parser.add_argument("--workers", type=_positive, help="runs at a time; one per core, or per GPU, by default")
+    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the share of machine I of N")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
 
 
 def _intruder_options(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +154,14 @@ def _seeds(text: str) -> list[int]:
     if not whole or len({*map(int, parts)}) < len(parts):
         raise _refused(text, "is not a list of different whole numbers such as 0,1,2")
     return [int(part) for part in parts]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise _refused(text, "is no shard I/N with I from 1 to N, such as 2/8")
+    return part, parts
 
 
 def _positive(text: str) -> int:

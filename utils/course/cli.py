@@ -1,4 +1,4 @@
-"""``python -m utils``: doctor, fetch, course, intruders, bench, build-base, reference, claims, where, runs, chaos.
+"""``python -m utils``: fetch, course, train, reference, claims, where, runs, intruders, bench, chaos and some more.
 
 Exit status 0 done, 1 failed, 2 misuse, 128 + n stopped by signal n (130 by Ctrl-C). One sentence on stderr says what
 was wrong and what to do. Output that nobody reads any more stops no work.
@@ -16,10 +16,11 @@ from utils.course.streams import Stopped, deaf, end_children, say_error, signals
 from utils.errors import CourseError, reason_of
 from utils.paths import settle
 
-RUNS = {"doctor": commands.doctor, "fetch": commands.fetch, "course": commands.course, "intruders": commands.intruders,
+RUNS = {"doctor": commands.doctor, "fetch": commands.fetch, "course": commands.course, "train": commands.train,
+        "intruders": commands.intruders,
         "bench": commands.bench, "build-base": commands.build_base, "reference": commands.reference,
         "claims": commands.claims, "where": commands.where, "runs": commands.runs, "chaos": commands.chaos}
-GO_ON = ("fetch", "course", "intruders", "build-base", "reference")  # they keep what they have done
+GO_ON = ("fetch", "course", "train", "intruders", "build-base", "reference")  # they keep what they have done
 
 
 def main(arguments: list[str] | None = None) -> int:

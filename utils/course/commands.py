@@ -81,6 +81,43 @@ def _summary(profile, outcomes) -> None:
     print(f"Figures:   {figure_folder(profile)}")
 
 
+def train(options) -> int:
+    """Train what a profile lacks, side by side; 1 if a run failed."""
+    profile = _profile(options)
+    import time
+
+    from utils.course.doctor import require
+    from utils.machine import set_up_process
+    from utils.profiles.used import remember
+    from utils.training.plan import makespan, plan, shard
+    from utils.training.pool import default_workers, fitting_workers, summary, train_side_by_side
+    from utils.training.spec import every_spec
+    from utils.training.store import RunStore
+
+    require(profile)
+    set_up_process()
+    _tidy()
+    seeds = tuple(options.seeds) if options.seeds else None
+    if options.reference:
+        profile, seeds = profile.with_reference_runs(), seeds or profile.reference_seeds
+    remember(profile, seeds or profile.seeds)
+    planned = shard(plan(every_spec(profile, seeds).values(), RunStore()), *options.shard)
+    workers = fitting_workers(planned, options.workers or default_workers(), print)
+    if not planned:
+        print("Every run is there; nothing is to be trained.")
+        return 0
+    print(f"{len(planned)} runs to train, {workers} at a time: about {makespan(planned, workers)[0] / 60:.0f} min.")
+    if options.dry_run:
+        for one in planned:
+            print(f"{one.spec.key} {one.spec.task}, {one.spec.method.label}, seed {one.spec.seed}: about "
+                  f"{one.seconds:.0f} s, {one.peak_gib:.1f} GiB{', after others' if one.after else ''}")
+        return 0
+    started = time.monotonic()
+    outcomes = train_side_by_side(planned, workers=workers)
+    print("\n".join(summary(outcomes, time.monotonic() - started)))
+    return 1 if outcomes.failed else 0
+
+
 def intruders(options) -> None:
     """Count between two checkpoints; say, write and draw it."""
     from utils.course.intruders import analyse, draw, summary

@@ -5,15 +5,11 @@ import os
 import platform
 import re
 import shutil
-from pathlib import Path
-
-import psutil
 
 from utils.errors import CourseError
+from utils.machine import available_cores, memory_limit_gib
 from utils.paths import ROOT, cache_dir, ensure_dir, relative
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
-
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def pins() -> dict[str, str]:
@@ -40,13 +36,8 @@ def machine() -> dict:
     """Python, cores, memory (a container's limit if lower), free disk at the cache, and the GPU."""
     import torch
 
-    memory = psutil.virtual_memory().total
-    for path in CGROUP_LIMITS:
-        if path.exists() and path.read_text().strip().isdigit():
-            memory = min(memory, int(path.read_text()))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    return {"python": platform.python_version(), "cores": cores, "memory_gib": round(memory / 2**30, 1),
+    return {"python": platform.python_version(), "cores": available_cores(), "memory_gib": round(memory_limit_gib(), 1),
             "disk_gib": round(shutil.disk_usage(ensure_dir(cache_dir())).free / 2**30, 1),
             "gpu": gpu.name if gpu else None, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else 0.0}
 

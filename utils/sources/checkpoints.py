@@ -15,6 +15,7 @@ from utils.errors import CourseError, UsageError
 from utils.files import read_json
 from utils.low_rank import LowRankUpdate
 from utils.sources import hub
+from utils.sources.adapter_settings import check_settings
 from utils.sources.weight_file import WeightFile
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -114,6 +115,8 @@ class Adapter:
                 raise UsageError(f"The adapter {self.name} has no {part} matrix of numbers for '{module}'; save it "
                                  "again with PEFT, or give a merged copy.")
         b, a, magnitude = parts["lora_B"], parts["lora_A"], parts.get("lora_magnitude_vector")
+        if not len(a):
+            raise UsageError(f"The adapter {self.name} has factors of rank 0 for '{module}'; save it again with PEFT.")
         if b.shape[1] != len(a) or (magnitude is not None and magnitude.shape != b.shape[:1]):
             shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
             raise UsageError(f"The parts that adapter {self.name} has for '{module}' do not fit together: {shapes}.")
@@ -125,11 +128,7 @@ class Adapter:
         if pattern:
             from peft.utils.other import get_pattern_key
 
-            try:
-                alpha = pattern.get(get_pattern_key(pattern.keys(), module), alpha)
-            except re.error as error:
-                raise UsageError(f"{self.folder / ADAPTER_CONFIG} has an alpha_pattern that is no regular expression "
-                                 f"({error}).") from error
+            alpha = pattern.get(get_pattern_key(pattern.keys(), module), alpha)
         return alpha / r**0.5 if self.config.get("use_rslora") else alpha / r
 
 
@@ -295,8 +294,7 @@ def _open_adapter(source: str, folder: Path, allow_pickle: bool) -> Adapter:
     if beyond := [name for name in _BEYOND_LORA if config.get(name)]:
         raise UsageError(f"{source} uses {beyond[0]}, which is more than scale * B A; merge it with PEFT's "
                          "`merge_and_unload` and give the merged copy.")
-    if not isinstance(config.get("lora_alpha", 8), (int, float)):
-        raise UsageError(f"{folder / ADAPTER_CONFIG} gives lora_alpha as {config['lora_alpha']!r}, which is no number.")
+    check_settings(config, folder / ADAPTER_CONFIG)
     file = _adapter_file(source, folder, pickled=allow_pickle)
     tensors: dict[str, dict[str, str]] = {}
     for tensor in WeightFile.of(file).shapes():

@@ -81,7 +81,7 @@ def missing_checkpoint(folder: Path, rows: list[dict]) -> str | None:
     """What is wrong with the checkpoints that rows tell of, in a few words; None if all are as they were written."""
     for row in rows:
         path = checkpoint_path(folder, row["step"])
-        if not path.exists():
+        if not path.is_file():
             return f"{path.name} is missing"
         if sha256_of(path) != row["sha256"]:
             return f"{path.name} has other bytes"

@@ -32,7 +32,7 @@ from utils.sealed import MANIFEST, check, seal, set_aside
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import task
 from utils.tables import cached_table
-from utils.training.checkpoints import checkpoint_path
+from utils.training.checkpoints import METRICS, checkpoint_path
 from utils.training.spec import RunSpec
 from utils.training.train import train
 from utils.training.weights import Tensors, base_matrices, load_into, merged
@@ -156,7 +156,8 @@ def base_folder(base: BaseModel) -> Path:
     return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
 
 
-MAY_COME_AND_GO = ("measurements", "resume")  # beside what is sealed of a run
+MAY_COME_AND_GO = ("measurements", "resume", "damaged")  # beside what is sealed of a run
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged result may end in
 
 
 def _read_result(path: Path) -> dict:
@@ -218,9 +219,23 @@ class RunStore:
         """Whether the run is finished, without verifying its files."""
         return (self.folder / spec.key / MANIFEST).exists()
 
+    def result(self, spec: RunSpec) -> dict | None:
+        """What is stored of a finished run, without verifying it; None if there is nothing that can be read."""
+        with suppress(*_DAMAGED):
+            return _read_result(self.folder / spec.key / RESULT) if self.stored(spec) else None
+        return None
+
     def finished(self) -> list[Path]:
         """The folders of all finished runs, in order, without verifying their files."""
         return [path.parent for path in sorted(self.folder.glob(f"*/{MANIFEST}"))]
+
+    def results(self) -> list[tuple[Path, dict]]:
+        """Folder and ``result.json`` of every finished run; :meth:`get` deals with the unreadable ones."""
+        found = []
+        for folder in self.finished():
+            with suppress(*_DAMAGED):
+                found.append((folder, _read_result(folder / RESULT)))
+        return found
 
     def _base(self, spec: RunSpec) -> BaseModel:
         base = resolve(spec.base)
@@ -230,6 +245,9 @@ class RunStore:
         return base
 
     def _train(self, spec: RunSpec, base: BaseModel, folder: Path, *, start: Run | None, reward: Run | None) -> dict:
+        for path in (folder / "spec.json", folder / METRICS, folder / RESULT, *(folder / "checkpoints").glob("*.*")):
+            if path.is_dir():  # it can be neither read nor replaced
+                set_aside(path, "it is no file")
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         try:
             result = train(spec, base, folder, start=start.tuned_matrices() if start else None,
@@ -248,7 +266,7 @@ class RunStore:
     def _whole(self, folder: Path, spec: RunSpec) -> dict | None:
         """The result of a run that is as it was sealed, or None."""
         if (folder / MANIFEST).exists() and check(folder, about={"run": spec.key}) is None:
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(*_DAMAGED):
                 return _read_result(folder / RESULT)
         return None
 

@@ -17,6 +17,8 @@ course|extra
 chaos|--only|
 chaos|--only|nothing
 chaos|--quick|--publish
+train|--shard|0/2
+train|--workers|0
 doctor|--colour
 doctor|--profile
 fetch|--source

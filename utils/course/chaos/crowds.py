@@ -17,6 +17,7 @@ import pandas as pd
 from utils.course.chaos.apart import Ended, run_apart
 from utils.course.chaos.case import Case
 from utils.course.chaos.kills import difference, whole
+from utils.files import atomic_write
 from utils.sealed import check, sealed_folder
 from utils.tables import cached_table
 from utils.training.store import RunStore
@@ -82,13 +83,16 @@ def _one_table(folder: Path, *, size: int, number: int) -> str | None:
     copies.mkdir()
 
     def want() -> None:
-        cached_table(path, {"number": number}, table.copy).to_pickle(copies / f"{os.getpid()}.pickle")
+        answer = cached_table(path, {"number": number}, table.copy)
+        with atomic_write(copies / f"{os.getpid()}.pickle") as temporary:
+            answer.to_pickle(temporary)
 
     ended = _crowd(want, folder, size=size, number=number, longest_s=0.2)
     if problem := _failed(ended, folder, number=number):
         return problem
-    answers = [*map(pd.read_pickle, sorted(copies.iterdir())), cached_table(path, {"number": number}, pd.DataFrame)]
-    return None if all(answer.equals(table) for answer in answers) else "the table is another"
+    answers = [pd.read_pickle(answer) for answer in sorted(copies.glob("[0-9]*.pickle"))]
+    kept = cached_table(path, {"number": number}, pd.DataFrame)
+    return None if all(answer.equals(table) for answer in [*answers, kept]) else "the table is another"
 
 
 def _one_folder(folder: Path, *, size: int, number: int) -> str | None:

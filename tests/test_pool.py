@@ -1,0 +1,209 @@
+"""Runs side by side: what is planned, in which order, what fits, and that what comes out does not depend on it."""
+
+import pathlib
+import random
+import time
+
+import pytest
+import torch
+
+from utils.course.cli import main
+from utils.errors import UsageError
+from utils.profiles import load_profile
+from utils.profiles.schema import ModelReference, TaskSizes
+from utils.sources.models import resolve
+from utils.training import pool as module
+from utils.training.plan import Costs, Planned, makespan, plan, shard
+from utils.training.pool import Outcomes, fitting_workers, summary, train_side_by_side
+from utils.training.spec import Method, RunSpec, every_spec
+from utils.training.store import RunStore
+
+
+@pytest.fixture
+def spec(tiny_base):
+    """A specification on the tiny base: 4 steps of 4 rows."""
+    reference = ModelReference(source="local", name=str(tiny_base))
+
+    def build(**changes) -> RunSpec:
+        return RunSpec(**{
+            "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
+            "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": Method(kind="full"),
+            "learning_rate": 1e-2, "schedule": "linear", "warmup_fraction": 0.0, "steps": 4, "epochs": None,
+            "batch_size": 4, "checkpoints": 1, "seed": 0} | changes)
+
+    return build
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own, for this process and those that it starts."""
+    from utils.paths import cache_dir
+
+    shared = cache_dir()
+    for name in ("archives", "sources", "texts"):
+        (shared / name).mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(shared / name)
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def task(name: str, seconds: float, *, after: tuple[str, ...] = (), chain: float | None = None, gib: float = 1.0):
+    """A planned run that is only a name."""
+    class Named:
+        key = name
+
+    return Planned(Named(), seconds, gib, frozenset(after), seconds if chain is None else chain)
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_holds_what_is_missing_after_what_it_waits_for(tmp_path, spec):
+    store = RunStore(tmp_path / "runs")
+    first = spec()
+    second = spec(start=first, seed=1)
+    third = spec(start=second, seed=2)
+    alone = spec(learning_rate=1e-3)
+    planned = plan([third, alone, second], store, Costs())
+    after = {one.spec.key: one.after for one in planned}
+    assert after == {first.key: frozenset(), second.key: {first.key}, third.key: {second.key}, alone.key: frozenset()}
+    assert planned[0].spec.key == first.key, "the longest chain begins first"
+    one = {planned_one.spec.key: planned_one for planned_one in planned}
+    assert one[first.key].chain_seconds == pytest.approx(3 * one[alone.key].seconds)
+    store.get(alone)
+    assert alone.key not in {left.spec.key for left in plan([third, alone], store, Costs())}
+
+
+def test_costs_are_those_of_finished_runs_of_the_same_shape(spec):
+    costs, one = Costs(), spec()
+    guessed = costs.of(one)
+    costs.learn(one.model_dump(mode="json"), {"train_seconds": 8.0, "steps": 4, "peak_gib": 2.5})
+    assert costs.of(spec(steps=40, seed=3)) == (80.0, 2.5) and guessed != (8.0, 2.5)
+    other = spec(method=Method(kind="lora", r=4, lora_alpha=8))
+    assert costs.of(other) != (8.0, 2.5), "another kind of method says nothing"
+    costs.learn(other.model_dump(mode="json"), {"train_seconds": 4.0, "steps": 4, "peak_gib": 1.5})
+    assert costs.of(spec(method=Method(kind="lora", r=8, lora_alpha=8))) == (4.0, 1.5), "of the nearest kind"
+
+
+def test_every_run_of_a_profile_is_planned_once_and_starts_come_first():
+    smoke = load_profile("smoke").with_reference_runs()
+    specs = every_spec(smoke, (0, 1))
+    planned = plan(specs.values(), RunStore(module.cache_dir() / "nothing"), Costs())
+    keys = [one.spec.key for one in planned]
+    assert len(keys) == len(set(keys)) >= len(specs)
+    assert all(one.after <= set(keys) for one in planned) and any(one.after for one in planned)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 5])
+def test_shards_hold_every_run_once_and_no_chain_is_torn(parts):
+    planned = [task(f"{chain}-{step}", 1.0 + chain, after=(f"{chain}-{step - 1}",) if step else ())
+               for chain in range(7) for step in range(3)]
+    shards = [shard(planned, part, parts) for part in range(1, parts + 1)]
+    assert sorted(one.spec.key for some in shards for one in some) == sorted(one.spec.key for one in planned)
+    for some in shards:
+        keys = {one.spec.key for one in some}
+        assert all(one.after <= keys for one in some)
+    with pytest.raises(UsageError, match="Expected a shard from 1/3 to 3/3, got 4/3"):
+        shard(planned, 4, 3)
+
+
+def test_a_week_on_paper_comes_near_the_bound_that_no_order_can_beat():
+    """10,000 runs of a minute to three hours in chains of up to six, over 64 workers."""
+    drawn, planned = random.Random(0), []
+    while len(planned) < 10_000:
+        length, name = drawn.choice([1, 1, 1, 2, 6]), len(planned)
+        seconds = [drawn.lognormvariate(6.5, 1.0) for _ in range(length)]
+        planned += [task(f"{name}-{step}", seconds[step], after=(f"{name}-{step - 1}",) if step else (),
+                         chain=sum(seconds[step:])) for step in range(length)]
+    started = time.monotonic()
+    spent, bound = makespan(planned, 64)
+    assert bound <= spent <= 1.1 * bound and time.monotonic() - started < 2.0
+    assert makespan(planned, 1)[0] == pytest.approx(sum(one.seconds for one in planned))
+    assert makespan([], 4) == (0.0, 0.0)
+
+
+# The pool -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_runs_side_by_side_are_those_that_one_process_makes(cache, spec):
+    specs = [spec(seed=seed) for seed in (0, 1)] + [spec(seed=2, start=spec(seed=0))]
+    alone = RunStore(cache / "alone")
+    torch.set_num_threads(1)
+    expected = {one.key: alone.get(one).trained() for one in specs}
+    lines: list[str] = []
+    outcomes = train_side_by_side(plan(specs, RunStore()), workers=2, say=lines.append)
+    assert set(outcomes.done) == {one.key for one in specs} and not outcomes.failed
+    for one in specs:
+        found = RunStore().get(one).trained()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected[one.key].items())
+    assert len(lines) == 3 and lines[-1].startswith("[3/3] movies, full, seed ") and "min left" in lines[-1]
+    assert plan(specs, RunStore()) == [] and not list((cache / "logs").iterdir())
+
+
+@pytest.mark.process
+def test_a_run_that_fails_stops_nothing_but_what_waits_for_it(cache, spec):
+    broken = spec(base_revision="0" * 16)
+    waits, fine = spec(start=broken, seed=4), spec(seed=5)
+    outcomes = train_side_by_side(plan([waits, fine], RunStore(), Costs()), workers=2, say=lambda line: None)
+    assert set(outcomes.done) == {fine.key} and set(outcomes.left_out) == {waits.key}
+    assert "build the specification anew" in outcomes.failed[broken.key]
+    told = "\n".join(summary(outcomes, 60.0))
+    assert "1 runs trained in 1.0 min." in told and "not trained: 1 runs that wait for another" in told
+
+
+class _Process:
+    """A process that ends when it is asked, without being one."""
+
+    started: list["_Process"] = []
+
+    def __init__(self, target, args):
+        self.key, self.sentinel, self.exitcode = args[0], object(), 1
+        _Process.started.append(self)
+
+    def start(self):
+        pass
+
+    join = terminate = start
+
+
+def test_memory_decides_how_many_run_at_a_time(monkeypatch, spec, cache):
+    """Two of 3 GiB do not fit into 5; one that expects more than all memory is trained alone all the same."""
+    at_once: list[int] = []
+    monkeypatch.setattr(_Process, "started", [])
+    monkeypatch.setattr(module, "wait", lambda sentinels, timeout: at_once.append(len(sentinels)) or sentinels[:1])
+    pool = module._Pool([Planned(spec(seed=seed), 1.0, gib) for seed, gib in enumerate([3.0, 3.0, 1.0, 9.0])],
+                        workers=4, budget=5.0, say=lambda line: None)
+    pool.context = type("Context", (), {"Process": _Process})
+    pool.run()
+    assert len(_Process.started) == 4 and max(at_once) == 2
+    assert len(pool.outcomes.failed) == 4, "no such process trained anything"
+
+
+def test_fewer_at_a_time_than_asked_for_is_said(monkeypatch, spec):
+    monkeypatch.setattr(module, "free_memory_gib", lambda: 5.0)
+    lines: list[str] = []
+    assert fitting_workers([Planned(spec(), 1.0, 2.0)], 4, lines.append) == 4
+    assert "Memory bears 2 of the largest runs at a time (2.0 GiB each)" in lines[0]
+    assert fitting_workers([Planned(spec(), 1.0, 1.0)], 4, lines.append) == 4 and len(lines) == 1
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--shard", "0/3"], "is no shard I/N"), (["--shard", "4/3"], "is no shard I/N"), (["--shard", "x"], "is no shard"),
+    (["--workers", "0"], "is not a whole number of 1 or more"), (["--seeds", "a"], "is not a list")])
+def test_bad_words_are_one_sentence(capsys, words, sentence):
+    assert main(["train", "--profile", "smoke", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_the_command_says_what_it_would_train_and_ends_in_1_where_a_run_failed(monkeypatch, capsys, spec, cache):
+    monkeypatch.setattr("utils.training.spec.every_spec", lambda profile, seeds: {one.key: one for one in [spec()]})
+    assert main(["train", "--profile", "smoke", "--dry-run"]) == 0
+    assert "1 runs to train" in (printed := capsys.readouterr().out) and spec().key in printed
+    assert not pathlib.Path(cache / "runs" / spec().key).exists()
+    monkeypatch.setattr(module, "train_side_by_side", lambda planned, workers: Outcomes(failed={"a": "a run: why"}))
+    assert main(["train", "--profile", "smoke"]) == 1
+    assert "failed: a run: why" in capsys.readouterr().out
+    monkeypatch.setattr(RunStore, "stored", lambda self, one: True)
+    assert main(["train", "--profile", "smoke"]) == 0 and "Every run is there" in capsys.readouterr().out
