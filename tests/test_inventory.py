@@ -105,6 +105,15 @@ def test_what_was_set_aside_is_listed_and_goes(store, capsys):
     assert "deleted damaged/0123-4" in capsys.readouterr().out and not damaged.exists()
 
 
+def test_a_file_among_what_was_set_aside_goes_too_and_what_is_gone_is_deleted(tmp_path):
+    """A file manager's file there ended the pruning, and so did a second pruning at the same time."""
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in (".DS_Store", "link", "gone"):
+        inventory._remove(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "7", "{}", '{"run": []}', "[" * 100_000, '{"run": {"spec": 3}}',
                                   "\0", '{"run": {"spec": {}}, "measured": {"metrics": {}}}',
                                   '{"run": {"spec": {"base": 1}}, "measured": {"metrics": [3]}}'])

@@ -12,7 +12,7 @@ import pytest
 
 from utils import sealed
 from utils.errors import CourseError, os_error_in
-from utils.files import fresh_folder
+from utils.files import fresh_folder, sweep
 from utils.paths import ensure_dir, worded
 from utils.sealed import MANIFEST, check, seal, sealed_folder, set_aside
 
@@ -100,7 +100,8 @@ def test_every_damage_is_set_aside_said_in_one_sentence_and_made_again(made, cap
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"format": 1}', '{"format": 1, "about": null, "files": []}',
                                   '{"format": 1, "about": null, "leaving_out": [], "files": {"config.json": 3}}',
                                   '{"format": 1, "about": null, "leaving_out": [], "files": {"config.json": []}}',
-                                  '{"format": 1, "about": null, "leaving_out": 3, "files": {}}', "\udcff"])
+                                  '{"format": 1, "about": null, "leaving_out": 3, "files": {}}', "\udcff",
+                                  "[" * 100_000])
 def test_a_damaged_manifest_is_damage(made, text):
     (made / MANIFEST).write_bytes(text.replace("null, \"l", json.dumps(ABOUT) + ", \"l").encode(errors="replace"))
     assert check(made, about=ABOUT)
@@ -157,11 +158,46 @@ def test_what_is_left_out_may_change_and_what_a_desktop_leaves_is_no_damage(tmp_
     seal(tmp_path, leaving_out=("measurements", "note.txt"))
     (tmp_path / "measurements").mkdir()
     (tmp_path / "measurements" / "table").write_text("later")
-    for name in ("note.txt", ".DS_Store", "deep/Thumbs.db"):
+    for name in ("note.txt", ".DS_Store", "deep/Thumbs.db", "deep/._text.txt", "text.txt~", ".nfs00000000012"):
         (tmp_path / name).write_text("later")
     assert check(tmp_path) is None
     (tmp_path / "deep" / "note.txt").write_text("only the one at the top was left out")
     assert check(tmp_path) == "deep/note.txt was not in it"
+
+
+def test_a_write_that_did_not_end_is_no_part_of_it(tmp_path):
+    """A kill left one in a run, the run was sealed with it, and a day later, when it was swept, it was damaged."""
+    fill(tmp_path)
+    half = tmp_path / "deep" / f".text.txt.{2**22 + 1}-0123abcd.part"
+    half.write_text("half")
+    seal(tmp_path)
+    assert sweep(tmp_path, older_s=0.0) == 1 and check(tmp_path) is None
+    (tmp_path / f".{MANIFEST}.{os.getpid()}-0123abcd.part").write_text("another process notes the new stamps")
+    assert check(tmp_path) is None
+
+
+def test_one_that_was_sealed_with_a_half_by_an_earlier_version_is_whole_without_it(tmp_path):
+    fill(tmp_path)
+    seal(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["files"][".text.txt.12-0123abcd.part"] = ["0" * 64, 1, 1, 1, 1]
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert check(tmp_path) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_for_a_manifest_is_not_waited_for(made):
+    replaced_by_pipe(made / MANIFEST)
+    assert "no seal" in check(made)
+
+
+def test_the_sentence_on_damage_is_one_line_whatever_the_files_are_called(tmp_path, capsys):
+    fill(tmp_path / "thing")
+    seal(tmp_path / "thing")
+    (tmp_path / "thing" / "a\nb\x1b").touch()
+    set_aside(tmp_path / "thing", check(tmp_path / "thing"))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "\\x1b" in said
 
 
 def test_others_may_read_it(tmp_path):

@@ -1,6 +1,7 @@
 """The run store: trained once, resumed to the same numbers, verified, shared between processes, honest under fault."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -357,7 +358,7 @@ def test_a_folder_in_a_files_place_is_set_aside(store, spec, resumed, finished, 
     path.unlink(missing_ok=True)
     path.mkdir()
     assert_same_run(store.get(spec()), finished[LORA])
-    assert "it is no file" in capsys.readouterr().out or name.startswith("checkpoints")
+    assert f"{Path(name).name} is no file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("harm", ["one bit", "missing"])
@@ -382,6 +383,28 @@ def test_points_of_another_run_are_not_gone_on_from(store, spec, resumed, finish
     del resumed.steps[:]
     assert_same_run(store.get(other), alone)
     assert resumed.steps == list(range(1, 9)) and "was made from or for something else" in capsys.readouterr().out
+
+
+def test_what_is_no_point_is_not_gone_on_from(tmp_path):
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-9 (copy)").touch()
+    (tmp_path / "checkpoint-8").touch()
+    (tmp_path / "checkpoint-7").symlink_to(tmp_path / "nowhere")
+    assert resume_point(tmp_path, about={}) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9 (copy)", "checkpoint-best"]
+
+
+@pytest.mark.parametrize("name", ["spec.json", "checkpoints/step-000002.safetensors", "checkpoints", ""])
+def test_an_unfinished_run_with_something_in_a_files_place_is_done_anew(store, spec, resumed, finished, capsys, name):
+    path = resumed.folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.touch()
+    else:
+        path.unlink()
+        path.mkdir()
+    assert_same_run(store.get(spec()), finished[LORA])
+    assert resumed.steps == list(range(1, 9)) and f"run {spec().key} is done anew" in capsys.readouterr().out
 
 
 def test_resume_points_are_ordered_by_number(tmp_path):
@@ -486,6 +509,26 @@ def test_a_copied_store_is_whole_and_needs_no_leave_to_write(store, spec, finish
     no_training(monkeypatch)
     monkeypatch.setattr(module, "FileLock", lambda *_, **__: pytest.fail("a lock was taken in order to read"))
     assert store.get(spec()).result == finished[LORA].result
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["whole", "killed after its seal"])
+def test_a_store_on_a_disk_that_is_only_read_gives_its_runs(store, spec, finished, monkeypatch, left):
+    shutil.copytree(finished[LORA].folder, store.folder / spec().key)
+    if left:
+        (store.folder / spec().key / "resume").mkdir()
+    no_training(monkeypatch)
+    monkeypatch.setattr(module, "ensure_dir", lambda folder: pytest.fail("it was to be written"))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert RunStore(store.folder).get(spec()).result == finished[LORA].result
+
+
+def test_a_run_done_again_is_measured_again(store, spec, finished):
+    """Without its seal a run is trained anew; what was measured on the weights before stood beside the new ones."""
+    run = store.get(spec(steps=2, checkpoints=1))
+    assert len(run.measured("thing", {}, lambda run: pd.DataFrame({"value": [1]}))) == 1
+    (run.folder / MANIFEST).unlink()
+    again = store.get(run.spec).measured("thing", {}, lambda run: pd.DataFrame({"value": [2]}))
+    assert again["value"].tolist() == [2]
 
 
 def test_rows_that_are_not_those_of_the_runs_before_are_refused(store, spec, monkeypatch):

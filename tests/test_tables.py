@@ -2,8 +2,10 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,6 +90,24 @@ def test_a_file_under_another_name_is_not_this_one(path):
     cached_table(path, SETTINGS, counted())
     moved = path.replace(path.with_stem("other"))
     assert stored_table(moved, SETTINGS) is None
+
+
+def test_a_file_of_another_runs_folder_is_not_this_ones_but_a_cache_may_be_moved(tmp_path):
+    """A measurement that was copied from one run's folder into another's was believed."""
+    mine, other, moved = (tmp_path / name / "measurements" / "norms.parquet" for name in ("a/key", "a/other", "b/key"))
+    cached_table(mine, SETTINGS, counted())
+    for copy in (other, moved):
+        copy.parent.mkdir(parents=True)
+        shutil.copy(mine, copy)
+    assert stored_table(other, SETTINGS) is None and stored_table(moved, SETTINGS) is not None
+
+
+@pytest.mark.parametrize("place", [Path.mkdir, os.mkfifo] if hasattr(os, "mkfifo") else [Path.mkdir])
+def test_what_is_no_file_makes_room_for_the_table(path, capsys, place):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path)
+    assert_same(cached_table(path, SETTINGS, counted()), FRAME)
+    assert "it is no file" in capsys.readouterr().out and path.is_file()
 
 
 def test_there_is_nothing_before_the_first(path):

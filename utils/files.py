@@ -143,6 +143,11 @@ def sweep(folder: Path, *, recursive: bool = True, older_s: float = 86400.0) -> 
     return count
 
 
+def is_part(name: str) -> bool:
+    """Whether a file's name is one that :func:`atomic_write` gives to what is not whole yet."""
+    return _PART.fullmatch(name) is not None
+
+
 def _is_writing(writer: str | None, path: Path) -> bool:
     """Whether the process that began a file still runs; a younger one has only inherited its number."""
     try:

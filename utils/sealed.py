@@ -7,6 +7,7 @@ costs one `stat` per file as a rule. What does not fit its seal is set aside, sa
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -14,16 +15,19 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from utils.errors import CourseError
-from utils.files import fresh_folder, sha256_of, share, write_json
+from utils.errors import CourseError, one_line
+from utils.files import fresh_folder, is_part, sha256_of, share, write_json
 from utils.paths import ensure_dir, relative, worded
 
 MANIFEST, DAMAGED = "SEAL.json", "damaged"
 _FORMAT = 1
-_OF_THE_DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # a file manager leaves these wherever it looks
+# What file managers, macOS's archives, network disks, editors and Jupyter leave wherever they look. No name of the
+# course's begins or ends like these, and nothing that it reads by a pattern may.
+_OF_OTHERS = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.ipynb_checkpoints|\.(_|nfs|fuse_hidden).*|.*~", re.S)
 _TICK_S = 0.02  # two writes within one tick of the file system's clock have the same time
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO}  # other errors say nothing of the bytes
 
@@ -53,7 +57,7 @@ def check(folder: Path, *, about: dict | None = None, thorough: bool = False) ->
     Raises CourseError if this user may not read it, or reading fails for another reason than damage.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _json(folder / MANIFEST)
         if manifest["format"] != _FORMAT or manifest["about"] != about:
             return "it was made from or for something else"
         return _difference(folder, manifest, thorough)
@@ -63,18 +67,19 @@ def check(folder: Path, *, about: dict | None = None, thorough: bool = False) ->
         if error.filename == str(folder / MANIFEST):
             return "it has no seal, as one of an earlier version"
         return f"{Path(error.filename or folder).name} is missing or cannot be read"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was written"
 
 
 def sums(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file of a sealed folder that was checked; nothing is summed for it."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _json(folder / MANIFEST)
     return {name: sha256 for name, (sha256, *_) in manifest["files"].items()}
 
 
 def _difference(folder: Path, manifest: dict, thorough: bool) -> str | None:
-    sealed, found = manifest["files"], _files(folder, manifest["leaving_out"])
+    found = _files(folder, manifest["leaving_out"])
+    sealed = {name: entry for name, entry in manifest["files"].items() if not any(map(_passed_over, name.split("/")))}
     if missing := min(sealed.keys() - found, default=None):
         return f"{missing} is missing"
     if extra := min(found - sealed.keys(), default=None):
@@ -101,9 +106,9 @@ def changed_since(record: Path, files: dict[str, Path], first: Callable[[Path, s
     takes a new file and its sha256, and says whether it is what its origin says it is.
     """
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = _json(record)
         known = {name: (str(sha256), *map(int, stamp)) for name, (sha256, *stamp) in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         known = {}  # seen for the first time, once more
     if missing := min(known.keys() - files, default=None):
         return f"{missing} is missing"
@@ -134,7 +139,8 @@ def set_aside(path: Path, reason: str, *, then: str = "it is made again") -> Pat
         path.rename(aside)
     except OSError as error:
         raise CourseError(f"{path} is damaged ({reason}), and {worded(error, path, 'set aside')}") from error
-    print(f"{relative(path)} is damaged ({reason}); it was set aside as {relative(aside)}, and {then}.", flush=True)
+    said = f"{relative(path)} is damaged ({reason}); it was set aside as {relative(aside)}, and {then}."
+    print(one_line(said), flush=True)  # the reason may name a file that no one of ours named
     return aside
 
 
@@ -166,14 +172,25 @@ def sealed_folder(folder: Path, build: Callable[[Path], None], *, about: dict | 
     return folder
 
 
+def _json(path: Path) -> Any:
+    _stamp(path)  # reading a pipe would wait forever
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _passed_over(name: str) -> bool:
+    """Whether a file or folder may come and go anywhere: others' traces, and writes that have not ended."""
+    return is_part(name) or _OF_OTHERS.fullmatch(name) is not None
+
+
 def _files(folder: Path, leaving_out: Collection[str]) -> set[str]:
     """Names of all files below a folder, as POSIX paths; without the manifest, and what no one put there."""
     found: set[str] = set()
     for here, folders, names in os.walk(folder, onerror=_raised):
         below = Path(here).relative_to(folder).as_posix()
-        ignored = _OF_THE_DESKTOP | ({MANIFEST, *leaving_out} if below == "." else set())
-        folders[:] = [name for name in folders if name not in ignored]
-        found.update(name if below == "." else f"{below}/{name}" for name in names if name not in ignored)
+        ignored = {MANIFEST, *leaving_out} if below == "." else set()
+        folders[:] = [name for name in folders if name not in ignored and not _passed_over(name)]
+        found.update(name if below == "." else f"{below}/{name}" for name in names
+                     if name not in ignored and not _passed_over(name))
     return found
 
 

@@ -5,6 +5,7 @@ fit; what is returned is always what was read back, so the first answer equals e
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from utils.errors import CourseError
 from utils.files import atomic_write, canonical_json
 from utils.paths import relative
+from utils.sealed import set_aside
 
 FORMAT = 1  # raise it when a file's layout changes: older files then count as none
 _SEAL = b"lora-course-sha256:"
@@ -49,6 +51,8 @@ def cached_table(path: Path, settings: dict, compute: Callable[[], pd.DataFrame]
     CourseError
         If a column holds anything else, such as dictionaries, or the file cannot be written.
     """
+    if os.path.lexists(path) and not path.is_file():  # neither read nor replaced, and a pipe would be waited for
+        set_aside(path, "it is no file", then="the table is computed anew")
     found = stored_table(path, settings)
     if found is not None:
         return found
@@ -71,8 +75,12 @@ def stored_table(path: Path, settings: dict) -> pd.DataFrame | None:
 
 
 def _tag(path: Path, settings: dict) -> bytes:
-    """What a file must have been written for. Its name is part of it: a file that was moved is not another's."""
-    return canonical_json({"format": FORMAT, "table": path.stem, "settings": settings}).encode()
+    """What a file must have been written for. Its place is part of it: a file that was moved is not another's.
+
+    The two folders above it name the run or the base; those above them may be moved.
+    """
+    place = [*path.absolute().parts[-3:-1], path.stem]
+    return canonical_json({"format": FORMAT, "table": place, "settings": settings}).encode()
 
 
 def _packed(frame: pd.DataFrame, tag: bytes, name: str) -> bytes:

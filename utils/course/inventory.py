@@ -155,9 +155,14 @@ def _delete(store: RunStore, key: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder; it is no run from the first moment, for its seal goes first."""
+    """Delete a folder; it is no run from the first moment, for its seal goes first. A file among them goes too."""
     try:
+        if folder.is_symlink() or not folder.is_dir():
+            folder.unlink()
+            return
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
+    except FileNotFoundError:
+        return  # another process deletes it as well
     except OSError as error:
         raise CourseError(worded(error, folder, "deleted")) from error

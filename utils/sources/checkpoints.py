@@ -262,12 +262,12 @@ def _weight_files(source: str, folder: Path, allow_pickle: bool) -> list[Path]:
         return files
     if (folder / SINGLE).exists():
         return [folder / SINGLE]  # some repositories carry the same weights a second time under another name
-    return sorted(folder.glob("*.safetensors")) or _pickles(source, folder, "pytorch_model*.bin",
+    return sorted(folder.glob("[!.]*.safetensors")) or _pickles(source, folder, "pytorch_model*.bin",
                                                             allow_pickle=allow_pickle)
 
 
 def _pickles(source: str, folder: Path, pattern: str, *, allow_pickle: bool) -> list[Path]:
-    files = sorted(folder.glob(pattern))
+    files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
     if not files:
         # Of a Hub model pickles are not even downloaded without the flag.
         raise UsageError(f"{source} holds no safetensors weights; give a folder that `save_pretrained` wrote"

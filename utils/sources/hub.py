@@ -40,7 +40,7 @@ def model_snapshot(name: str, revision: str | None = None) -> Path:
     """
     folder = _snapshot(name, revision, MODEL_FILES,
                        advice="run `python -m utils fetch --profile gpu`, or use the laptop profile")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("[!.]*.safetensors")):
         raise CourseError(f"The Hub model {name} has no safetensors weights; pickled weights are not loaded.")
     return folder
 

@@ -69,7 +69,7 @@ def resolve(reference: ModelReference, *, thorough: bool = False) -> BaseModel:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a checkpoint folder; CourseError if it holds none."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    files = sorted(folder.glob("[!.]*.safetensors")) if folder.is_dir() else []
     if not files:
         raise CourseError(f"{folder} holds no safetensors weights; give a folder that `save_pretrained` wrote.")
     return files

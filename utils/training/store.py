@@ -8,6 +8,7 @@ unfinished and goes on from its last whole resume point; one that is not what wa
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -156,7 +157,7 @@ def base_folder(base: BaseModel) -> Path:
     return cache_dir() / "measurements" / f"{base.name.replace('/', '--')}-{base.revision}"
 
 
-MAY_COME_AND_GO = ("measurements", "resume", "damaged")  # beside what is sealed of a run
+MAY_COME_AND_GO = ("measurements", "resume")  # beside what is sealed of a run
 _DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged result may end in
 
 
@@ -178,6 +179,15 @@ def _not_written(error: Exception, folder: Path) -> str | None:
     return None
 
 
+def _misplaced(folder: Path) -> str | None:
+    """What of an unfinished run is no file, or no folder, where it has to be one; in a few words, or None."""
+    folders = [folder, *(folder / name for name in ("checkpoints", *MAY_COME_AND_GO))]
+    files = [*(folder / name for name in ("spec.json", METRICS, RESULT)), *folder.glob("checkpoints/step-*")]
+    wrong = [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+    wrong += [path for path in files if os.path.lexists(path) and not path.is_file()]
+    return f"{wrong[0].name} is no {'folder' if wrong[0] in folders else 'file'}" if wrong else None
+
+
 class RunStore:
     """Finds or trains runs under one folder; ``cache/runs`` by default."""
 
@@ -187,7 +197,8 @@ class RunStore:
     @cached_property
     def folder(self) -> Path:
         """Where the runs lie, each in a folder named by its key; made when it is first asked for."""
-        return ensure_dir(self._folder or cache_dir() / "runs")
+        folder = self._folder or cache_dir() / "runs"
+        return folder if os.path.isdir(folder) else ensure_dir(folder)  # noqa: PTH112  an impossible name is none
 
     def get(self, spec: RunSpec) -> Run:
         """The finished run of a specification, trained now if it is not stored.
@@ -201,14 +212,17 @@ class RunStore:
                 raise CourseError(f"Run {spec.key} starts from {other.spec.key} ({other.spec.method.label} on "
                                   f"{other.spec.task}), which diverged; lower its learning rate in the profile.")
         folder = self.folder / spec.key
-        if (result := self._whole(folder, spec)) and not (folder / "resume").exists():
-            return Run(spec, folder, base, result, start)  # no lock: the store of a class may be one to read only
+        # No lock, and no tidying, where one only reads: the store of a class may be such a one.
+        if (result := self._whole(folder, spec)) and not ((folder / "resume").exists() and os.access(folder, os.W_OK)):
+            return Run(spec, folder, base, result, start)
         lock = FileLock(self.folder / f"{spec.key}.lock", mode=0o666)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"Another process is training {spec.key}; waiting for it.", flush=True)
             lock.acquire()
+        except OSError as error:
+            raise CourseError(worded(error, self.folder, "written")) from error
         try:
             result = self._finished(folder, spec) or self._train(spec, base, folder, start=start, reward=reward)
         finally:
@@ -245,10 +259,8 @@ class RunStore:
         return base
 
     def _train(self, spec: RunSpec, base: BaseModel, folder: Path, *, start: Run | None, reward: Run | None) -> dict:
-        for path in (folder / "spec.json", folder / METRICS, folder / RESULT, *(folder / "checkpoints").glob("*.*")):
-            if path.is_dir():  # it can be neither read nor replaced
-                set_aside(path, "it is no file")
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        shutil.rmtree(folder / "measurements", ignore_errors=True)  # of weights that this run once had
         try:
             result = train(spec, base, folder, start=start.tuned_matrices() if start else None,
                            reward=reward.classifier() if reward else None)
@@ -277,4 +289,6 @@ class RunStore:
         elif (folder / MANIFEST).exists():
             reason = check(folder, about={"run": spec.key}) or f"{RESULT} is none"
             set_aside(folder, reason, then=f"run {spec.key} is done again")
+        elif odd := _misplaced(folder):
+            set_aside(folder, odd, then=f"run {spec.key} is done anew")
         return result

@@ -1,6 +1,7 @@
 """What every run asks of transformers' Trainer: the same arguments, resume points that are whole, and progress."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from utils.machine import device_name
 from utils.progress import INTERVAL_S, Lines
 from utils.sealed import MANIFEST, check, seal, set_aside
 
+_POINT = re.compile(r"checkpoint-(\d+)")
 EPOCH_STATE, ROWS = "epoch_rng_state.safetensors", "rows.json"
 
 
@@ -130,8 +132,11 @@ def resume_point(folder: Path, *, about: dict, unusable: Callable[[Path], str | 
     unusable : callable, optional
         Takes a whole point; what else stands against going on from it, in a few words, or None.
     """
-    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for point in points:
+    points = {int(found[1]): path for path in folder.glob("checkpoint-*") if (found := _POINT.fullmatch(path.name))}
+    for _, point in sorted(points.items(), reverse=True):
+        if point.is_symlink() or not point.is_dir():
+            point.unlink()
+            continue
         if not (point / MANIFEST).exists():
             shutil.rmtree(point)  # cut short while it was written or deleted: nothing is lost that was ever whole
             continue

@@ -80,6 +80,7 @@ def _deletions() -> Iterator[Case]:
 def whole(name: str) -> Whole:
     """A kind's run, trained without a kill in a store of its own, for this process's lifetime."""
     folder = Path(mkdtemp(prefix="chaos-"))
+    (folder / "runs").mkdir()  # as it is there where it is killed: the changes of files are counted
     spec, store = kinds()[name], RunStore(folder / "runs")
     for other in (spec.start, spec.reward):
         if other is not None:

@@ -1,10 +1,12 @@
 """Damage to runs: a file of a finished or an unfinished run is harmed, and the run still ends with its own numbers.
 
-Every file is tried under eight kinds of harm. It holds if weights, metrics and a measured table are those of the run
-that was left alone, and if a run whose harmed file counted says so in one sentence.
+Every file is tried under eight kinds of harm; and what copying, kills and other programs leave in a run's folder is put
+there. It holds if weights, metrics and a measured table are those of the run that was left alone, and if a run whose
+harmed file counted says so in one sentence.
 """
 
 import shutil
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from utils.course.chaos.apart import run_apart
 from utils.course.chaos.case import Case
 from utils.course.chaos.harms import HARMS, Harm
 from utils.course.chaos.kills import difference, kinds, whole
+from utils.files import sweep
 from utils.sealed import MANIFEST
+from utils.tables import cached_table
 from utils.training.store import Run, RunStore
 
 KIND = "LoRA python cooled"
@@ -35,7 +39,80 @@ def cases(*, quick: bool) -> list[Case]:
                 continue  # beside it lies another kind of file, or none; a table that is not there is measured
             attempt = partial(_harmed, (name, state), HARMS[harm])
             found.append(Case(f"{state} run, {name}: {harm}", f"{state} run", attempt))
-    return found
+    left = [Case(f"{state} run: {name}", f"left in an {state} run" if state == "unfinished" else "left in a run",
+                 partial(_left_in, state, leave, damage="in the place of" in name))
+            for state, left in LEFT.items() for name, leave in left.items()]
+    return found + (left[::4] if quick else left)
+
+
+def _files_of_others(run: Path) -> None:
+    for name in ("._result.json", "checkpoints/._step", "result.json~", "checkpoints/.nfs000000000001", ".DS_Store"):
+        (run / name).write_bytes(b"Mac OS X")
+
+
+def _halves(run: Path) -> None:
+    """As a kill in the midst of a write leaves them; a day later they are swept."""
+    for name in (".spec.json", "checkpoints/.step-000001.safetensors"):
+        (run / f"{name}.4194399-0123abcd.part").write_bytes(b"half")
+
+
+def _odd_points(run: Path) -> None:
+    point = max((run / "resume").iterdir())
+    shutil.copytree(point, point.with_name(f"{point.name} (copy)"))
+    point.with_name("checkpoint-best").write_bytes(b"")
+
+
+def _replaced(run: Path, *, name: str, link: bool = False) -> None:
+    path = max((run / "resume").iterdir()) if name == "point" else run / name
+    if path.exists():
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    if link:
+        path.symlink_to(run / "nowhere")
+    elif name == "result.json":
+        path.mkdir()
+    else:
+        path.write_bytes(b"x")
+
+
+def _table_of_another(run: Path) -> None:
+    (run / "measurements").mkdir(exist_ok=True)
+    other = run.parent / "0123456789abcdef" / "measurements" / "norms.parquet"
+    cached_table(other, {"version": 1}, lambda: pd.DataFrame({"name": ["x"], "norm": [1.0]}))
+    shutil.copy(other, run / "measurements" / other.name)
+
+
+LEFT: dict[str, dict[str, Callable[[Path], object]]] = {
+    "finished": {"files of others": _files_of_others, "halves of writes": _halves,
+                 "another run's table": _table_of_another},
+    "unfinished": {
+        "files of others": _files_of_others, "halves of writes": _halves, "points under odd names": _odd_points,
+        "another run's table": _table_of_another, "a file for a resume point": partial(_replaced, name="point"),
+        "a link into nowhere for a resume point": partial(_replaced, name="point", link=True),
+        "a file in the place of checkpoints": partial(_replaced, name="checkpoints"),
+        "a file in the place of resume": partial(_replaced, name="resume"),
+        "a link into nowhere in the place of resume": partial(_replaced, name="resume", link=True),
+        "a folder in the place of the result": partial(_replaced, name="result.json")}}
+
+
+def _left_in(state: str, leave: Callable[[Path], object], folder: Path, *, damage: bool) -> str | None:
+    """Nothing but what stands in a file's or a folder's place is damage, now and after a day."""
+    template, table = _template(state)
+    spec, store = kinds()[KIND], folder / "runs"
+    shutil.copytree(template, store)
+    leave(store / spec.key)
+    for said_before in (damage, False):
+        ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
+        if ended.code:
+            return f"it ended with {ended.code}: {ended.output.strip()[-300:]}"
+        if ("is damaged" in ended.output) != said_before:
+            return f"it said of the damage: {ended.output.strip()[-300:]!r}"
+        run = RunStore(store).get(spec)
+        if problem := difference(run, whole(KIND).run):
+            return problem
+        if not _measured(run).equals(table):
+            return "what was measured on it is other"
+        sweep(store, older_s=0.0)
+    return None
 
 
 def _measured(run: Run) -> pd.DataFrame:
