@@ -24,7 +24,7 @@ from utils.training.store import Run, RunStore
 
 QUICK = "LoRA python cooled"
 DELETED = ("full mathematics", "dpo answers from a run")  # killed at every deletion that they make
-EVENTS, TIMES = 2, 1  # moments of either sort for each kind of run
+EVENTS, TIMES = 1, 1  # moments of either sort for each kind of run; at random times it is killed twice
 
 
 class Whole(NamedTuple):
