@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import signal
 import threading
 import time
 import xml.etree.ElementTree
@@ -134,7 +135,15 @@ def test_what_a_killed_course_left_of_its_kernels_goes(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {names[kind] for kind in ("young", "mine", "other")}
 
 
-def test_an_interruption_ends_the_kernel_and_all_that_it_started(course, tmp_path, capfd):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where a shell started the tests in the background, and so deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_ends_the_kernel_and_all_that_it_started(course, ctrl_c, tmp_path, capfd):
     mark = tmp_path / "started"
     course("00_one", "import subprocess, time\nfirst = subprocess.Popen(['sleep', '300'])\n"
                      f"open({str(mark)!r}, 'w').write(str(first.pid))\ntime.sleep(300)")
