@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,19 +37,19 @@ LORA = Method(kind="lora", r=4, lora_alpha=8)
 FULL = Method(kind="full")
 
 
+def spec_on(folder: Path, **changes) -> RunSpec:
+    """A specification on the tiny base: 8 steps of 4 rows, saved for resuming every second step."""
+    reference = ModelReference(source="local", name=str(folder))
+    return RunSpec(**{
+        "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
+        "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": LORA, "learning_rate": 1e-2,
+        "schedule": "linear", "warmup_fraction": 0.0, "steps": 8, "epochs": None, "batch_size": 4,
+        "checkpoints": 4, "seed": 0} | changes)
+
+
 @pytest.fixture
 def spec(tiny_base):
-    """A specification on the tiny base: 8 steps of 4 rows, saved for resuming every second step."""
-    reference = ModelReference(source="local", name=str(tiny_base))
-
-    def build(**changes) -> RunSpec:
-        return RunSpec(**{
-            "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
-            "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": LORA, "learning_rate": 1e-2,
-            "schedule": "linear", "warmup_fraction": 0.0, "steps": 8, "epochs": None, "batch_size": 4,
-            "checkpoints": 4, "seed": 0} | changes)
-
-    return build
+    return partial(spec_on, tiny_base)
 
 
 @pytest.fixture
@@ -59,14 +60,8 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tiny_base, tmp_path_factory):
     """A finished run of each method, for the tests that only read."""
-    reference = ModelReference(source="local", name=str(tiny_base))
-    made = {}
-    for method in (LORA, FULL, Method(kind="lora", r=4, lora_alpha=8, rank_stabilised=True)):
-        made[method] = RunStore(tmp_path_factory.mktemp("finished")).get(RunSpec(
-            base=reference, base_revision=resolve(reference).revision, task="movies",
-            sizes=TaskSizes(train_rows=32, test_rows=16, max_length=32), method=method, learning_rate=1e-2,
-            schedule="linear", warmup_fraction=0.0, steps=8, epochs=None, batch_size=4, checkpoints=4, seed=0))
-    return made
+    return {method: RunStore(tmp_path_factory.mktemp("finished")).get(spec_on(tiny_base, method=method))
+            for method in (LORA, FULL, Method(kind="lora", r=4, lora_alpha=8, rank_stabilised=True))}
 
 
 def no_training(monkeypatch):
@@ -299,11 +294,7 @@ def test_two_processes_train_a_run_once(tmp_path, spec):
 @pytest.fixture(scope="module")
 def cut_short(tiny_base, tmp_path_factory):
     """A store with a run that was interrupted at its seventh step, with resume points at 4 and 6."""
-    reference = ModelReference(source="local", name=str(tiny_base))
-    chosen = RunSpec(
-        base=reference, base_revision=resolve(reference).revision, task="movies",
-        sizes=TaskSizes(train_rows=32, test_rows=16, max_length=32), method=LORA, learning_rate=1e-2,
-        schedule="linear", warmup_fraction=0.0, steps=8, epochs=None, batch_size=4, checkpoints=4, seed=0)
+    chosen = spec_on(tiny_base)
     store = RunStore(tmp_path_factory.mktemp("cut"))
     with stopped_at(7, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         store.get(chosen)
