@@ -267,7 +267,7 @@ def test_worked_examples_come_from_another_split_and_cost_tokens():
     """The course's own tasks take the number asked for; without one nothing changes."""
     from transformers import AutoTokenizer
 
-    from utils.evaluation.harness import _task, cache_dir, item_results
+    from utils.evaluation.harness import _task, item_results
     from utils.profiles.schema import ModelReference
     from utils.sources.cloze import cloze_items
     from utils.sources.models import resolve
@@ -280,7 +280,7 @@ def test_worked_examples_come_from_another_split_and_cost_tokens():
             items = item_results(model, tokenizer, ["news_cloze"], limit=2, num_fewshot=shots)
         assert set(items["num_fewshot"]) == {shots or 0}
     assert seen[None]["tokens"] == seen[0]["tokens"] and 1.5 < seen[1]["tokens"] / seen[0]["tokens"] < 3
-    examples = {row["choices"][row["answer"]] for row in _task("news_cloze", 1, cache_dir()).fewshot_docs()}
+    examples = {row["choices"][row["answer"]] for row in _task("news_cloze", 1).fewshot_docs()}
     asked = {row["choices"][row["answer"]] for row in cloze_items().to_dict("records")}
     assert examples and not examples & asked
 
