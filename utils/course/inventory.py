@@ -14,7 +14,7 @@ from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles.used import Used, remembered
 from utils.reporting.registry import nearest
 from utils.sealed import DAMAGED, MANIFEST
-from utils.training.spec import RunSpec, every_spec
+from utils.training.spec import every_spec, with_starts
 from utils.training.store import RESULT, RunStore
 
 COLUMNS = ["run", "source", "base", "task", "method", "r", "learning_rate", "seed", "status", "accuracy", "mib"]
@@ -86,13 +86,9 @@ def _keys(profile: Profile, every_seeds: Iterable[tuple[int, ...]]) -> set[str]:
     """Of each list of seeds by itself, since the first seed of a list has runs that the others have not."""
     if profile.encoder.source != "packaged":
         return set()
-    return {key for one in (profile, profile.with_reference_runs()) for seeds in dict.fromkeys(map(tuple, every_seeds))
-            for spec in every_spec(one, seeds).values() for key in _with_its_starts(spec)}
-
-
-def _with_its_starts(spec: RunSpec) -> set[str]:
-    others = [other for other in (spec.start, spec.reward) if other is not None]
-    return {spec.key}.union(*map(_with_its_starts, others))
+    return {needed.key for one in (profile, profile.with_reference_runs())
+            for seeds in dict.fromkeys(map(tuple, every_seeds))
+            for spec in every_spec(one, seeds).values() for needed in with_starts(spec)}
 
 
 def prune(store: RunStore, runs: pd.DataFrame, *, named: list[str], unknown_too: bool = False) -> None:

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush
 
 from utils.errors import UsageError
 from utils.sources.models import resolve, weight_files
-from utils.training.spec import RunSpec
+from utils.training.spec import RunSpec, with_starts
 from utils.training.store import RunStore
 
 GUESSED_TOKENS_PER_SECOND = 4e10  # times parameters: a laptop's core, before anything was measured
@@ -98,7 +98,7 @@ def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None) 
     costs = known_costs(store) if costs is None else costs
     missing: dict[str, RunSpec] = {}
     for spec in specs:
-        for one in _with_its_starts(spec):
+        for one in with_starts(spec):
             if not store.stored(one):
                 missing.setdefault(one.key, one)
     after = {key: frozenset(other.key for other in (spec.start, spec.reward) if other and other.key in missing)
@@ -111,14 +111,6 @@ def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None) 
     found = [Planned(spec, *expected[key], after=after[key], chain_seconds=chains[key])
              for key, spec in missing.items()]
     return sorted(found, key=lambda one: -one.chain_seconds)
-
-
-def _with_its_starts(spec: RunSpec) -> Iterable[RunSpec]:
-    """A run after those that it goes on from."""
-    for other in (spec.start, spec.reward):
-        if other is not None:
-            yield from _with_its_starts(other)
-    yield spec
 
 
 def shard(planned: list[Planned], part: int, parts: int) -> list[Planned]:

