@@ -17,9 +17,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from utils.course import doctor, fetch, runner
 from utils.course.cli import main
+from utils.course.runner import Course, Pass
 from utils.errors import CourseError, UsageError
 from utils.paths import NOTEBOOKS, ROOT
 from utils.profiles import PROFILE_NAMES
+from utils.training.outcomes import Outcomes
 
 CHOSEN_BY_THE_READER = {"jupyterlab", "torch", "transformers", "peft", "trl", "datasets", "matplotlib", "seaborn",
                         "papermill"}
@@ -182,7 +184,8 @@ def test_a_profile_file_is_known_by_its_whole_path(one_notebook, tmp_path, monke
     given = {}
     (tmp_path / "mine.yaml").write_text((ROOT / "utils" / "profiles" / "smoke.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utils.course.runner.run_course", lambda profile, **options: given.update(options) or [])
+    monkeypatch.setattr("utils.course.runner.run_course",
+                        lambda profile, **options: given.update(options) or Course([], Outcomes()))
     monkeypatch.setattr("utils.course.commands._summary", lambda *_: None)
     assert main(["course", "--profile", "mine.yaml"]) == 0
     assert given["profile_name"] == str(tmp_path / "mine.yaml")
@@ -224,13 +227,14 @@ def test_doctor_names_a_version_that_is_not_the_pinned_one(monkeypatch):
 def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatch):
     given = {}
     monkeypatch.setattr("utils.ledger.claims.verdicts", lambda profile: pd.DataFrame(columns=["notebook", "verdict"]))
-    monkeypatch.setattr("utils.course.runner.run_course", lambda profile, **options: given.update(options) or [])
+    monkeypatch.setattr("utils.course.runner.run_course",
+                        lambda profile, **options: given.update(options) or Course([], Outcomes()))
     assert main(["course", "--profile", "smoke", "--only", "4,05", "--seeds", "0, 2", "--timeout", "9",
                  "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0
-    assert given == {"profile_name": "smoke", "only": ["04", "05"], "seeds": [0, 2], "timeout": 9,
-                     "parameters": {"RANK": 4, "NAMES": ["a", "b"]}, "where_declared": {}}
-    assert main(["course", "--profile", "smoke", "--run-code"]) == 0
-    assert given["where_declared"] == {"RUN_CODE": True} and given["parameters"] == {}
+    assert given == {"profile_name": "smoke", "only": ["04", "05"], "how": Pass(
+        seeds=(0, 2), timeout=9, given={"RANK": 4, "NAMES": ["a", "b"]})}
+    assert main(["course", "--profile", "smoke", "--run-code", "--workers", "2"]) == 0
+    assert given["how"] == Pass(where_declared={"RUN_CODE": True}, workers=2, side_by_side=2)
 
 
 def test_fetch_takes_sources_or_a_profile(monkeypatch):

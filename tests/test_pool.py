@@ -13,10 +13,12 @@ from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.training import pool as module
+from utils.training.outcomes import Account, Outcomes, summary
 from utils.training.plan import Costs, Planned, makespan, plan, shard
-from utils.training.pool import Outcomes, fitting_workers, summary, train_side_by_side
-from utils.training.spec import Method, RunSpec, every_spec
+from utils.training.pool import memory_note, train_side_by_side
+from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
+from utils.training.wanted import every_spec
 
 
 @pytest.fixture
@@ -148,7 +150,8 @@ def test_a_run_that_fails_stops_nothing_but_what_waits_for_it(cache, spec):
     outcomes = train_side_by_side(plan([waits, fine], RunStore(), Costs()), workers=2, say=lambda line: None)
     assert set(outcomes.done) == {fine.key} and set(outcomes.left_out) == {waits.key}
     assert "build the specification anew" in outcomes.failed[broken.key]
-    told = "\n".join(summary(outcomes, 60.0))
+    outcomes.seconds = 60.0
+    told = "\n".join(summary(outcomes))
     assert "1 runs trained in 1.0 min." in told and "not trained: 1 runs that wait for another" in told
 
 
@@ -158,7 +161,7 @@ class _Process:
     started: list["_Process"] = []
 
     def __init__(self, target, args):
-        self.key, self.sentinel, self.exitcode = args[0], object(), 1
+        self.key, self.sentinel, self.exitcode, self.pid = args[0], object(), 1, 2**30
         _Process.started.append(self)
 
     def start(self):
@@ -172,20 +175,19 @@ def test_memory_decides_how_many_run_at_a_time(monkeypatch, spec, cache):
     at_once: list[int] = []
     monkeypatch.setattr(_Process, "started", [])
     monkeypatch.setattr(module, "wait", lambda sentinels, timeout: at_once.append(len(sentinels)) or sentinels[:1])
-    pool = module._Pool([Planned(spec(seed=seed), 1.0, gib) for seed, gib in enumerate([3.0, 3.0, 1.0, 9.0])],
-                        workers=4, budget=5.0, say=lambda line: None)
+    planned = [Planned(spec(seed=seed), 1.0, gib) for seed, gib in enumerate([3.0, 3.0, 1.0, 9.0])]
+    pool = module._Pool(Account(planned, say=lambda line: None), workers=4, budget=5.0)
     pool.context = type("Context", (), {"Process": _Process})
     pool.run()
     assert len(_Process.started) == 4 and max(at_once) == 2
-    assert len(pool.outcomes.failed) == 4, "no such process trained anything"
+    assert len(pool.account.outcomes.failed) == 4, "no such process trained anything"
 
 
 def test_fewer_at_a_time_than_asked_for_is_said(monkeypatch, spec):
     monkeypatch.setattr(module, "free_memory_gib", lambda: 5.0)
-    lines: list[str] = []
-    assert fitting_workers([Planned(spec(), 1.0, 2.0)], 4, lines.append) == 4
-    assert "Memory bears 2 of the largest runs at a time (2.0 GiB each)" in lines[0]
-    assert fitting_workers([Planned(spec(), 1.0, 1.0)], 4, lines.append) == 4 and len(lines) == 1
+    said = memory_note([Planned(spec(), 1.0, 2.0)], 4)
+    assert said is not None and "Memory bears 2 of the largest runs at a time (2.0 GiB each)" in said
+    assert memory_note([Planned(spec(), 1.0, 1.0)], 4) is None and memory_note([], 4) is None
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -198,11 +200,12 @@ def test_bad_words_are_one_sentence(capsys, words, sentence):
 
 
 def test_the_command_says_what_it_would_train_and_ends_in_1_where_a_run_failed(monkeypatch, capsys, spec, cache):
-    monkeypatch.setattr("utils.training.spec.every_spec", lambda profile, seeds: {one.key: one for one in [spec()]})
+    monkeypatch.setattr("utils.training.wanted.every_spec", lambda profile, seeds: {one.key: one for one in [spec()]})
     assert main(["train", "--profile", "smoke", "--dry-run"]) == 0
     assert "1 runs to train" in (printed := capsys.readouterr().out) and spec().key in printed
     assert not pathlib.Path(cache / "runs" / spec().key).exists()
-    monkeypatch.setattr(module, "train_side_by_side", lambda planned, workers: Outcomes(failed={"a": "a run: why"}))
+    monkeypatch.setattr("utils.course.training.train_side_by_side",
+                        lambda planned, workers: Outcomes(failed={"a": "a run: why"}))
     assert main(["train", "--profile", "smoke"]) == 1
     assert "failed: a run: why" in capsys.readouterr().out
     monkeypatch.setattr(RunStore, "stored", lambda self, one: True)

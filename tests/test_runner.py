@@ -20,13 +20,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.course import doctor, kernels, publish, runner
 from utils.course.kernels import kernel_config
-from utils.course.runner import Outcome, Watch, check_completed, execute, notebook_paths, run_course
+from utils.course.runner import Course, Outcome, Pass, check_completed, execute, notebook_paths, run_course
 from utils.course.turns import only_one
+from utils.course.watch import Watch
 from utils.errors import CourseError, UsageError
 from utils.files import sha256_of
+from utils.machine import available_cores
 from utils.paths import NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import load_profile
 from utils.reporting.publish import STAMP
+from utils.training.outcomes import Outcomes
 
 SMOKE = load_profile("smoke")
 ROOM = {"memory_gib": 64.0, "disk_gib": 500.0, "gpu": None, "gpu_memory_gib": 0.0}
@@ -73,14 +76,14 @@ def partial(name: str) -> Path:
     return executed(name).with_name(f"{name}.partial.ipynb")
 
 
-def start(**options) -> list[Outcome]:
-    return run_course(SMOKE, **{"profile_name": "smoke"} | options)
+def start(only: list[str] | None = None, **how) -> list[Outcome]:
+    return run_course(SMOKE, profile_name="smoke", only=only, how=Pass(**how)).notebooks
 
 
 def test_a_course_runs_in_order_and_gives_the_profile(course, tmp_path, capsys):
     course("00_one", counted(tmp_path / "one"), "print(PROFILE, SEEDS)")
     course("01_two", "print(PROFILE)")
-    outcomes = start(seeds=[3, 4])
+    outcomes = start(seeds=(3, 4))
     assert [outcome.notebook for outcome in outcomes] == ["00_one", "01_two"]
     assert all(outcome.seconds > 0 and outcome.peak_gib > 0.01 for outcome in outcomes)
     assert nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text == "smoke [3, 4]\n"
@@ -89,7 +92,7 @@ def test_a_course_runs_in_order_and_gives_the_profile(course, tmp_path, capsys):
     lines = captured.out.splitlines()
     assert len(lines) == 2 and lines[0].startswith("[1/2] 00_one: ") and lines[1].startswith("[2/2] 01_two: ")
     assert "peak" in lines[0] and "0 runs trained" in lines[0] and "\r" not in captured.err
-    start(seeds=[3, 4])
+    start(seeds=(3, 4))
     assert count(tmp_path / "one") == 2, "a completed pass starts afresh"
 
 
@@ -216,7 +219,7 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(course, tmp_path):
     course("01_two")
     with pytest.raises(UsageError, match="00_one.ipynb does not declare the parameter 'EPSILLON'; it declares PROFILE, "
                                          "SEEDS"):
-        start(parameters={"EPSILLON": 0.4})
+        start(given={"EPSILLON": 0.4})
     assert count(tmp_path / "one") == 0 and not (cache_dir() / "course").exists()
 
 
@@ -225,7 +228,7 @@ def test_a_parameter_that_only_one_notebook_declares(course, tmp_path):
     path = course("01_two")
     path.write_text(path.read_text().replace("SEEDS = None", "SEEDS = None\\nRANK = 8"))
     with pytest.raises(UsageError, match="00_one.ipynb does not declare the parameter 'RANK'"):
-        start(parameters={"RANK": 4})
+        start(given={"RANK": 4})
     assert count(tmp_path / "one") == 0
 
 
@@ -338,7 +341,7 @@ def test_an_interrupted_pass_of_something_else_is_not_believed(course, tmp_path,
     elif change == "an output that is gone":
         executed("00_one").unlink()
     profile = SMOKE.model_copy(update={"summary": "Edited."}) if change == "profile" else SMOKE
-    run_course(profile, profile_name="smoke", **({"seeds": [1]} if change == "parameters" else {}))
+    run_course(profile, profile_name="smoke", how=Pass(seeds=(1,) if change == "parameters" else None))
     assert ran[2:] == (["01_two"] if change == "none" else ["00_one", "01_two"])
 
 
@@ -373,16 +376,68 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
 def test_costs_are_recorded_cold_and_warm(course):
     course("00_one")
     course("01_two")
-    runner.record_costs(SMOKE, [Outcome("00_one", 10.0, 1.5, 3), Outcome("01_two", 4.0, 1.0, 0)])
-    runner.record_costs(SMOKE, [Outcome("00_one", 2.0, 0.5, 0)])
+    trained = Outcomes(done={"a": "a run", "b": "another"}, seconds=61.23, peak_gib=2.0, workers=2)
+    first = [Outcome("00_one", 10.0, 1.5, 0), Outcome("01_two", 4.0, 1.0, 0)]
+    runner.record_costs(SMOKE, Course(first, trained), whole=True)
+    runner.record_costs(SMOKE, Course([Outcome("00_one", 2.0, 0.5, 0)], Outcomes()), whole=False)
     costs = runner.measured_costs("smoke")
-    assert costs["00_one"] == {"cold": {"seconds": 10.0, "peak_gib": 1.5, "trained_runs": 3},
+    assert costs["00_one"] == {"cold": {"seconds": 10.0, "peak_gib": 1.5, "trained_runs": 0},
                                "warm": {"seconds": 2.0, "peak_gib": 0.5, "trained_runs": 0}}
+    training = {"seconds": 61.2, "peak_gib": 2.0, "trained_runs": 2, "workers": 2}
+    assert runner.measured_training("smoke") == training and runner.measured_training("laptop") is None
+    runner.record_costs(SMOKE, Course([Outcome("01_two", 5.0, 1.0, 0)], Outcomes(done={"c": "a third"})), whole=False)
+    assert runner.measured_training("smoke") == training, "of some notebooks only"
+    assert runner.measured_costs("smoke")["01_two"]["cold"]["seconds"] == 5.0
+    runner.record_costs(SMOKE, Course([Outcome("01_two", 4.0, 1.0, 1)], Outcomes()), whole=False)
     assert set(costs["01_two"]) == {"cold"} and runner.measured_costs("laptop") == {}
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 10.0, "01_two": 4.0}
     (cache_dir() / "runs" / "key").mkdir(parents=True)
     (cache_dir() / "runs" / "key" / "SEAL.json").touch()
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
+
+
+def meeting(mine: Path, other: Path) -> str:
+    """Source of a cell that ends only when another notebook runs at the same time."""
+    return (f"import pathlib, time\npathlib.Path({str(mine)!r}).touch()\nstarted = time.time()\n"
+            f"while not pathlib.Path({str(other)!r}).exists():\n"
+            "    assert time.time() < started + 60, 'nobody came'\n    time.sleep(0.05)")
+
+
+def marked_alone(path: Path) -> None:
+    book = nbformat.read(path, 4)
+    book.metadata["course"] = {"alone": True}
+    nbformat.write(book, path)
+
+
+def test_notebooks_side_by_side_meet_and_those_marked_alone_come_last(course, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    one, two = tmp_path / "one", tmp_path / "two"
+    course("00_one", meeting(one, two), "import os\nprint(os.environ['OMP_NUM_THREADS'])")
+    marked_alone(course("01_two", f"import os\nprint(os.listdir({str(cache_dir() / 'course' / 'smoke')!r}))"))
+    course("02_three", meeting(two, one) + "\nheld = bytearray(300 * 2**20)")
+    outcomes = start(side_by_side=2)
+    assert [outcome.notebook for outcome in outcomes] == ["00_one", "01_two", "02_three"]
+    assert outcomes[2].peak_gib > outcomes[0].peak_gib + 0.2, "each notebook's own memory"
+    threads = nbformat.read(executed("00_one"), 4).cells[-1].outputs[0].text
+    assert int(threads) == max(1, available_cores() // 2) and os.environ["OMP_NUM_THREADS"] == "7"
+    listed = nbformat.read(executed("01_two"), 4).cells[-1].outputs[0].text
+    assert "'00_one.ipynb'" in listed and "'02_three.ipynb'" in listed and ".partial" not in listed.replace(
+        "01_two.partial", "")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:5] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"] and "01_two" in lines[2]
+
+
+def test_one_that_fails_lets_the_others_end_and_none_begin(course, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    course("00_one", meeting(one, two), "raise ValueError('for a reason')")
+    course("01_two", meeting(two, one), "import time\ntime.sleep(1)")
+    course("02_three", "import time\ntime.sleep(5)")
+    course("03_four", counted(tmp_path / "four"))
+    with pytest.raises(CourseError, match="00_one.ipynb failed in cell .* for a reason"):
+        start(side_by_side=2)
+    assert executed("01_two").exists() and not (tmp_path / "four").exists()
+    course("00_one", "1")
+    assert [outcome.notebook for outcome in start(side_by_side=2)] == ["00_one", "01_two", "02_three", "03_four"]
 
 
 def test_runs_that_a_notebook_trained_are_counted(course):
@@ -400,7 +455,7 @@ def test_publishing_leaves_no_trace_of_papermill_or_this_machine(course, monkeyp
     update = publish.update_readme
     monkeypatch.setattr(publish, "update_readme", lambda: update(readme))
     laptop = load_profile("laptop")
-    publish.publish_course(laptop, run_course(laptop, profile_name="laptop"))
+    publish.publish_course(laptop, run_course(laptop, profile_name="laptop"), whole=True)
     published = nbformat.read(path, 4)
     assert [cell.source for cell in published.cells[1:]] == [FIRST, "40 + 2"]
     assert [cell.execution_count for cell in published.cells[1:]] == [1, 2]

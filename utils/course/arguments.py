@@ -51,6 +51,7 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     reference.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox")
     reference.add_argument("--only", type=_names, metavar="NAMES", help="these measurements, such as sensitivity; the "
                                                                         "others stay as they are")
+    _worker_option(reference)
     claims = command("claims", "the ledger of claims, judged on the reference results")
     claims.add_argument("--publish", action="store_true", help="write LEDGER.md to be committed")
     where = command("where", "the code behind a figure or a claim, by its id", profile=False)
@@ -72,14 +73,21 @@ def _course_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_positive, help="seconds that one cell may take")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", type=_parameter,
                         help="a further parameter, refused unless every notebook that is run declares it")
+    parser.add_argument("--workers", type=_positive, help="runs trained at a time (one per core, or per GPU, by "
+                                                          "default) and notebooks at a time (one by default)")
     parser.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox (notebook 11)")
     parser.add_argument("--publish", action="store_true", help="write outputs, costs and README tables to be committed")
 
 
+def _worker_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, help="runs at a time; one per core, or per GPU, by default")
+
+
 def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", type=_numbers, help="the runs of these notebooks, such as 04,09; all by default")
     parser.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
     parser.add_argument("--reference", action="store_true", help="the runs of the reference results, with its seeds")
-    parser.add_argument("--workers", type=_positive, help="runs at a time; one per core, or per GPU, by default")
+    _worker_option(parser)
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the share of machine I of N")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
 

@@ -51,19 +51,23 @@ def course(options) -> None:
     """Run the notebooks, and publish what they gave if that is asked for."""
     profile = _profile(options)
     from utils.course.publish import publish_course
-    from utils.course.runner import run_course
+    from utils.course.runner import Pass, run_course
+    from utils.machine import set_up_process
     from utils.profiles.loader import profile_source
     from utils.reporting.publish import PUBLISH_VARIABLE
 
     # Kernels inherit it: only a course that is published writes the committed figures.
     os.environ[PUBLISH_VARIABLE] = "1" if options.publish else "0"
+    set_up_process()
     _tidy()
-    outcomes = run_course(profile, profile_name=profile_source(options.profile), only=options.only,
-                          seeds=options.seeds, timeout=options.timeout, parameters=dict(options.parameter),
-                          where_declared={"RUN_CODE": True} if options.run_code else {})
+    # What is published holds measured times, so its notebooks run one at a time whatever is asked for.
+    how = Pass(seeds=tuple(options.seeds) if options.seeds else None, given=dict(options.parameter),
+               where_declared={"RUN_CODE": True} if options.run_code else {}, timeout=options.timeout,
+               workers=options.workers, side_by_side=1 if options.publish else options.workers or 1)
+    done = run_course(profile, profile_name=profile_source(options.profile), only=options.only, how=how)
     if options.publish:
-        publish_course(profile, outcomes)
-    _summary(profile, outcomes)
+        publish_course(profile, done, whole=options.only is None)
+    _summary(profile, done.notebooks)
 
 
 def _summary(profile, outcomes) -> None:
@@ -84,16 +88,15 @@ def _summary(profile, outcomes) -> None:
 def train(options) -> int:
     """Train what a profile lacks, side by side; 1 if a run failed."""
     profile = _profile(options)
-    import time
-
     from utils.course.doctor import require
+    from utils.course.runner import notebook_paths
+    from utils.course.training import Asked, announcement, listed, planned_runs, specs_of_notebooks, train_missing
     from utils.machine import set_up_process
     from utils.profiles.used import remember
-    from utils.training.plan import makespan, plan, shard
-    from utils.training.pool import default_workers, fitting_workers, summary, train_side_by_side
-    from utils.training.spec import every_spec
-    from utils.training.store import RunStore
+    from utils.training.pool import default_workers
+    from utils.training.wanted import every_spec
 
+    paths = notebook_paths(options.only) if options.only else None
     require(profile)
     set_up_process()
     _tidy()
@@ -101,21 +104,12 @@ def train(options) -> int:
     if options.reference:
         profile, seeds = profile.with_reference_runs(), seeds or profile.reference_seeds
     remember(profile, seeds or profile.seeds)
-    planned = shard(plan(every_spec(profile, seeds).values(), RunStore()), *options.shard)
-    workers = fitting_workers(planned, options.workers or default_workers(), print)
-    if not planned:
-        print("Every run is there; nothing is to be trained.")
+    specs = specs_of_notebooks(profile, paths, seeds) if paths else every_spec(profile, seeds)
+    asked = Asked(specs, options.workers, *options.shard)
+    if options.dry_run and (planned := planned_runs(asked)):
+        print(announcement(planned, options.workers or default_workers()), listed(planned), sep="\n")
         return 0
-    print(f"{len(planned)} runs to train, {workers} at a time: about {makespan(planned, workers)[0] / 60:.0f} min.")
-    if options.dry_run:
-        for one in planned:
-            print(f"{one.spec.key} {one.spec.task}, {one.spec.method.label}, seed {one.spec.seed}: about "
-                  f"{one.seconds:.0f} s, {one.peak_gib:.1f} GiB{', after others' if one.after else ''}")
-        return 0
-    started = time.monotonic()
-    outcomes = train_side_by_side(planned, workers=workers)
-    print("\n".join(summary(outcomes, time.monotonic() - started)))
-    return 1 if outcomes.failed else 0
+    return 1 if train_missing(asked, always_say=True).failed else 0
 
 
 def intruders(options) -> None:
@@ -184,19 +178,23 @@ def reference(options) -> None:
     """Measure with the reference seeds; write tables and ledger."""
     profile = _profile(options)
     from utils.course.doctor import require
+    from utils.course.training import Asked, specs_of_measurements, train_missing
     from utils.course.turns import only_one
     from utils.ledger.page import write_ledger
     from utils.ledger.reference import build_reference, check_reference
     from utils.machine import set_up_process
     from utils.paths import cache_dir
+    from utils.reporting.registry import MEASUREMENTS
 
     check_reference(profile, options.only)
     require(profile)
     set_up_process()
     _tidy()
+    seeds = tuple(options.seeds) if options.seeds else profile.reference_seeds
     with only_one(cache_dir() / "reference" / profile.profile, f"The reference of profile {profile.profile}"):
-        build_reference(profile.with_generated_code(options.run_code), tuple(options.seeds) if options.seeds else None,
-                        only=options.only)
+        whole = profile.with_reference_runs()
+        train_missing(Asked(specs_of_measurements(whole, options.only or MEASUREMENTS, seeds), options.workers))
+        build_reference(profile.with_generated_code(options.run_code), seeds, only=options.only)
         write_ledger(profile)
 
 

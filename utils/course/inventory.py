@@ -14,8 +14,9 @@ from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.profiles.used import Used, remembered
 from utils.reporting.registry import nearest
 from utils.sealed import DAMAGED, MANIFEST
-from utils.training.spec import every_spec, with_starts
+from utils.training.spec import with_starts
 from utils.training.store import RESULT, RunStore
+from utils.training.wanted import every_spec
 
 COLUMNS = ["run", "source", "base", "task", "method", "r", "learning_rate", "seed", "status", "accuracy", "mib"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import nbformat
 
 from utils.course.bench import bench_table
-from utils.course.runner import Outcome, record_costs
+from utils.course.runner import Course, record_costs
 from utils.errors import CourseError
 from utils.files import atomic_write, write_text
 from utils.ledger.page import summary_markdown
-from utils.ledger.reference import measured_costs
+from utils.ledger.reference import measured_costs, measured_training
 from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt
@@ -22,10 +22,16 @@ READ_PROFILE = "laptop"  # the profile whose outputs are committed in the notebo
 BEGIN, END = "<!-- {name}: written by `python -m utils course --publish` -->", "<!-- end of {name} -->"
 
 
-def publish_course(profile: Profile, outcomes: list[Outcome]) -> None:
-    """Record the costs, commit the laptop's executed notebooks over the sources, and rewrite the README's blocks."""
-    record_costs(profile, outcomes)
-    for outcome in outcomes if profile.profile == READ_PROFILE else ():
+def publish_course(profile: Profile, course: Course, *, whole: bool) -> None:
+    """Record the costs, commit the laptop's executed notebooks over the sources, and rewrite the README's blocks.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether the course was all notebooks.
+    """
+    record_costs(profile, course, whole=whole)
+    for outcome in course.notebooks if profile.profile == READ_PROFILE else ():
         _publish_notebook(cache_dir() / "course" / profile.profile / f"{outcome.notebook}.ipynb",
                           NOTEBOOKS / f"{outcome.notebook}.ipynb")
     update_readme()
@@ -74,15 +80,18 @@ def profile_table() -> str:
     lines = ["| profile | what for | first run | run again | peak memory of a process |", "|---|---|---|---|---|"]
     for name in PROFILE_NAMES:
         costs = measured_costs(name)
-        cold, warm = (_total(costs, kind) for kind in ("cold", "warm"))
+        training = measured_training(name)
+        cold, warm = _total(costs, "cold", before=training), _total(costs, "warm")
         peaks = [entry["peak_gib"] for notebook in costs.values() for entry in notebook.values()]
         peak = f"{max(peaks):.1f} GiB" if peaks else "not measured yet"
         lines.append(f"| `{name}` | {load_profile(name).summary} | {cold} | {warm} | {peak} |")
     return "\n".join(lines)
 
 
-def _total(costs: dict, kind: str) -> str:
+def _total(costs: dict, kind: str, *, before: dict | None = None) -> str:
+    """Minutes of all notebooks, and of what was trained before them."""
     seconds = [entry[kind]["seconds"] for entry in costs.values() if kind in entry]
+    seconds += [before["seconds"]] if before and seconds else []
     missing = ", ".join(name[:2] for name, entry in sorted(costs.items()) if kind not in entry)
     without = f" without {missing} (not measured)" if missing else ""
     return f"{sum(seconds) / 60:.1f} min{without}" if seconds else "not measured yet"

@@ -1,42 +1,47 @@
-"""The course runner: Papermill over the notebooks in order, with time left, resuming, and a table at the end.
+"""The course runner: missing runs first, then Papermill over the notebooks, with time left, and resuming.
 
 An executed notebook goes to ``cache/course/<profile>/``. While it runs, and if it fails, it is there as
 ``<name>.partial.ipynb``; a course that was cut short goes on with the first notebook that did not finish.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import papermill
-import psutil
 from jupyter_client.kernelspec import NoSuchKernel
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
+from traitlets.config import Config
 
 from utils.course.doctor import require
 from utils.course.kernels import kernel_config, with_its_processes_ended
+from utils.course.training import Asked, specs_of_notebooks, train_missing
 from utils.course.turns import only_one
+from utils.course.watch import UNKNOWN_SECONDS, Watch
 from utils.errors import CourseError, UsageError, reason_of
 from utils.files import read_json, sha256_of, write_json
 from utils.ledger.cells import read_notebook
-from utils.ledger.reference import COSTS, measured_costs
+from utils.ledger.reference import COSTS, measured_costs, measured_training
+from utils.machine import available_cores
 from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, reference_dir
 from utils.profiles import Profile
 from utils.provenance import provenance
 from utils.reporting.publish import PUBLISH_VARIABLE
 from utils.sealed import MANIFEST
+from utils.training.outcomes import Outcomes
 
 STATE = "state.json"
-UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
+ALONE = "alone"  # in a notebook's metadata: it measures time, or tells of all the others
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,14 @@ def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, 
     partial = target.with_name(f"{target.stem}.partial.ipynb")
     for earlier in (target, partial):  # beside a partial one an earlier pass's would be taken for this pass's
         earlier.unlink(missing_ok=True)
-    before, started = _finished_runs(), time.monotonic()
-    watch.start(path.stem)
+    before, started, peak = _finished_runs(), time.monotonic(), 0.0
     try:
-        _execute(path, partial, parameters, timeout=timeout)
+        with kernel_config() as config:
+            watch.begin(path.stem, _folder_of(config))
+            try:
+                _execute(path, partial, parameters, timeout=timeout, config=config)
+            finally:
+                peak = watch.finish(path.stem)
         check_completed(partial)
     except PapermillExecutionError as error:
         reason = f"{error.evalue}" if error.ename in ("CourseError", "UsageError") else f"{error.ename}: {error.evalue}"
@@ -134,8 +143,6 @@ def execute(path: Path, target: Path, parameters: dict, *, timeout: int | None, 
     except (OSError, RuntimeError) as error:  # a full disk; nbclient's timeout and dead kernels
         reason = f"{reason_of(error)}." if isinstance(error, OSError) and error.strerror else _first_line(error)
         raise CourseError(f"{path.name} failed: {reason} (as far as it got: {partial})") from error
-    finally:
-        peak = watch.stop()
     partial.replace(target)
     return Outcome(path.stem, round(time.monotonic() - started, 1), round(peak, 2), _finished_runs() - before)
 
@@ -144,17 +151,28 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _execute(path: Path, partial: Path, parameters: dict, *, timeout: int | None) -> None:
-    """Papermill's part. What it logs of a dead kernel or a timeout comes as an exception as well."""
+def _folder_of(config: Config) -> str | None:
+    address = config.get("KernelManager", {}).get("ip")
+    return address and str(Path(address).parent)
+
+
+def _execute(path: Path, partial: Path, parameters: dict, *, timeout: int | None, config: Config) -> None:
+    """Papermill's part."""
+    with_its_processes_ended(lambda: papermill.execute_notebook(
+        _verbatim(path), _verbatim(partial), parameters=parameters, config=config, progress_bar=False,
+        execution_timeout=timeout, kernel_name="python3", log_output=False,
+        cwd=None if Path.cwd() == ROOT else str(ROOT)))  # whole-process in Papermill: the course is there already
+
+
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """What Papermill logs of a dead kernel or a timeout comes as an exception as well."""
     loggers = [logging.getLogger(name) for name in ("traitlets", "papermill", "asyncio")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        with kernel_config() as config:
-            with_its_processes_ended(lambda: papermill.execute_notebook(
-                _verbatim(path), _verbatim(partial), parameters=parameters, cwd=str(ROOT), config=config,
-                progress_bar=False, execution_timeout=timeout, kernel_name="python3", log_output=False))
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -164,123 +182,134 @@ def _finished_runs() -> int:
     return sum(1 for _ in (cache_dir() / "runs").glob(f"*/{MANIFEST}"))
 
 
-class Watch(threading.Thread):
-    """Samples the peak memory of the kernel's processes and moves the bar while a notebook runs."""
+@dataclass(frozen=True)
+class Course:
+    """What a pass over the notebooks did: each one's outcome in their order, and what was trained before them."""
 
-    def __init__(self, expected: dict[str, float]):
-        super().__init__(daemon=True)
-        self.expected, self.done_s, self.name_now, self.peak = expected, 0.0, None, 0.0
-        self.bar = None
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=round(sum(expected.values())), unit="s", dynamic_ncols=True,
-                            bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left")
-
-    def start(self, notebook: str) -> None:
-        """Watch a notebook from here on; the thread starts with the first."""
-        self.name_now, self.peak, self.started = notebook, 0.0, time.monotonic()
-        if not self.is_alive():
-            super().start()
-
-    def stop(self) -> float:
-        """Leave the notebook; returns its peak memory in GiB."""
-        self._sample()
-        self.done_s += self.expected.get(self.name_now, UNKNOWN_SECONDS)
-        self.name_now = None
-        if self.bar is not None:
-            self._move(self.done_s)
-        return self.peak
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def run(self) -> None:
-        """Sample until the process ends, as the thread that it is."""
-        while True:
-            time.sleep(0.5)
-            if (name := self.name_now) is not None:
-                self._sample()
-                if self.bar is not None:
-                    self.bar.set_description_str(name)
-                    expected = self.expected.get(name, UNKNOWN_SECONDS)
-                    self._move(self.done_s + min(time.monotonic() - self.started, 0.98 * expected))
-
-    def _move(self, position: float) -> None:
-        self.bar.n = min(round(position), self.bar.total)
-        self.bar.refresh()
-
-    def _sample(self) -> None:
-        for process in psutil.Process().children(recursive=True):
-            try:
-                self.peak = max(self.peak, _peak_gib(process))
-            except (psutil.Error, OSError):
-                continue  # it ended between the listing and the question
+    notebooks: list[Outcome]
+    training: Outcomes
 
 
-def _peak_gib(process: psutil.Process) -> float:
-    """Linux keeps a process's peak (VmHWM); elsewhere the present size is sampled."""
-    status = Path(f"/proc/{process.pid}/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 2**20
-    return process.memory_info().rss / 2**30
+@dataclass(frozen=True)
+class Pass:
+    """How the notebooks are run.
+
+    Attributes
+    ----------
+    seeds : tuple of int or None
+        The profile's own by default.
+    given, where_declared : dict
+        Parameters of every notebook, each of which must declare them; and of those alone that declare them.
+    timeout : int or None
+        Seconds that one cell may take.
+    workers : int or None
+        Runs that are trained at a time; one for each core or GPU by default.
+    side_by_side : int
+        Notebooks at a time, each with its share of the cores. Those that are marked ``alone`` come last, one by one.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    given: dict = field(default_factory=dict)
+    where_declared: dict = field(default_factory=dict)
+    timeout: int | None = None
+    workers: int | None = None
+    side_by_side: int = 1
 
 
-def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = None, seeds: list[int] | None = None,
-               timeout: int | None = None, parameters: dict | None = None,
-               where_declared: dict | None = None) -> list[Outcome]:
-    """Run the notebooks in order; stop at the first that fails, go on from there at the next start.
+def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = None, how: Pass = Pass()) -> Course:
+    """Train what is missing, run the notebooks; stop at the first that fails, go on from there at the next start.
 
     Parameters
     ----------
     profile_name : str
         What the notebooks are given as ``PROFILE``: the profile's name or its file.
-    parameters : dict, optional
-        Given to every notebook, each of which must declare them.
-    where_declared : dict, optional
-        Given to the notebooks that declare them.
+    only : list of str, optional
+        Two-digit numbers of notebooks.
+    how : Pass
     """
     paths = notebook_paths(only)
-    given = {"PROFILE": profile_name} | ({"SEEDS": seeds} if seeds else {}) | (parameters or {})
+    given = {"PROFILE": profile_name} | ({"SEEDS": list(how.seeds)} if how.seeds else {}) | how.given
     for path in paths:
         check_parameters(path, given)
     require(profile)
     folder = ensure_dir(cache_dir() / "course" / profile.profile)
-    with only_one(folder, f"A course at profile {profile.profile}"):
-        return _run_all(profile, paths, folder, given=given, timeout=timeout, where_declared=where_declared or {})
+    with only_one(folder, f"A course at profile {profile.profile}"), contextlib.chdir(ROOT):
+        training = train_missing(Asked(specs_of_notebooks(profile, paths, how.seeds), workers=how.workers))
+        running = _Running(profile, paths, folder=folder, how=replace(how, given=given))
+        with _quiet_loggers():
+            return Course(running.run(), training)
 
 
-def _run_all(profile: Profile, paths: list[Path], folder: Path, *, given: dict, timeout: int | None,
-             where_declared: dict) -> list[Outcome]:
-    """The notebooks one by one; what an interrupted pass of the same had finished is not done again."""
-    fingerprint = _fingerprint(profile, paths, given | where_declared)
-    done, outcomes = _done_before(folder, fingerprint), []
-    watch = Watch(expected_seconds(profile.profile, paths))
+class _Running:
+    """The notebooks of one pass; what an interrupted pass of the same had finished is not done again."""
+
+    def __init__(self, profile: Profile, paths: list[Path], *, folder: Path, how: Pass):
+        self.paths, self.folder, self.how = paths, folder, how
+        self.fingerprint = _fingerprint(profile, paths, how.given | how.where_declared)
+        self.done = _done_before(folder, self.fingerprint)
+        self.watch, self.said, self.lock = Watch(expected_seconds(profile.profile, paths)), 0, threading.Lock()
+
+    def run(self) -> list[Outcome]:
+        """Run all of them; returns their outcomes in their order."""
+        try:
+            for path in [path for path in self.paths if path.stem in self.done]:
+                self.watch.skip(path.stem)
+                self._say(f"{path.stem}: already done in this pass")
+            left = [path for path in self.paths if path.stem not in self.done]
+            together = [path for path in left if not is_alone(path)] if self.how.side_by_side > 1 else []
+            if together:
+                with_its_processes_ended(lambda: self._side_by_side(together))
+            for path in [path for path in left if path not in together]:
+                self._one(path)
+        finally:
+            self.watch.close()
+        (self.folder / STATE).unlink(missing_ok=True)  # the pass is complete; the next start is a new one
+        return [self.done[path.stem] for path in self.paths]
+
+    def _side_by_side(self, paths: list[Path]) -> None:
+        """Several at a time; one that fails lets those that run end, and none begin."""
+        with _threads_each(self.how.side_by_side), ThreadPoolExecutor(self.how.side_by_side) as pool:
+            futures = [pool.submit(self._one, path) for path in paths]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, path: Path) -> None:
+        how = self.how
+        declared = declared_parameters(path) if how.where_declared else {}
+        also = {name: value for name, value in how.where_declared.items() if name in declared}
+        outcome = execute(path, self.folder / path.name, how.given | also, timeout=how.timeout, watch=self.watch)
+        with self.lock:
+            self.done[path.stem] = outcome
+            write_json(self.folder / STATE, {"fingerprint": self.fingerprint,
+                                             "done": {name: asdict(one) for name, one in self.done.items()}})
+            self._say(f"{path.stem}: {outcome.seconds:.0f} s, peak {outcome.peak_gib} GiB, {outcome.trained_runs} runs "
+                      "trained")
+
+    def _say(self, line: str) -> None:
+        self.said += 1
+        if self.watch.bar is None:
+            print(f"[{self.said}/{len(self.paths)}] {line}", flush=True)
+
+
+def is_alone(path: Path) -> bool:
+    """Whether a notebook is marked to run by itself: one that measures time, or tells of all the others."""
+    return bool(read_notebook(path).metadata.get("course", {}).get(ALONE))
+
+
+@contextlib.contextmanager
+def _threads_each(processes: int) -> Iterator[None]:
+    """Give each of so many processes its share of the cores, by the variable that kernels inherit."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // processes))
     try:
-        for number, path in enumerate(paths, start=1):
-            print_line = watch.bar is None
-            if path.stem in done:
-                outcome = done[path.stem]
-                watch.done_s += watch.expected[path.stem]
-                if print_line:
-                    print(f"[{number}/{len(paths)}] {path.stem}: already done in this pass", flush=True)
-            else:
-                declared = declared_parameters(path) if where_declared else {}
-                also = {name: value for name, value in where_declared.items() if name in declared}
-                outcome = execute(path, folder / path.name, given | also, timeout=timeout, watch=watch)
-                done[path.stem] = outcome
-                write_json(folder / STATE, {"fingerprint": fingerprint,
-                                            "done": {name: asdict(one) for name, one in done.items()}})
-                if print_line:
-                    print(f"[{number}/{len(paths)}] {path.stem}: {outcome.seconds:.0f} s, peak {outcome.peak_gib} GiB, "
-                          f"{outcome.trained_runs} runs trained", flush=True)
-            outcomes.append(outcome)
+        yield
     finally:
-        watch.close()
-    (folder / STATE).unlink(missing_ok=True)  # the pass is complete; the next start is a new one
-    return outcomes
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def _fingerprint(profile: Profile, paths: list[Path], given: dict) -> str:
@@ -314,11 +343,22 @@ def expected_seconds(profile_name: str, paths: list[Path]) -> dict[str, float]:
     return {path.stem: record.get(path.stem, {}).get(kind, {}).get("seconds", UNKNOWN_SECONDS) for path in paths}
 
 
-def record_costs(profile: Profile, outcomes: list[Outcome]) -> None:
-    """Merge what was just measured into the committed record; cold if the pass trained any run, else warm."""
-    kind = "cold" if any(outcome.trained_runs for outcome in outcomes) else "warm"
-    record = measured_costs(profile.profile)
-    for outcome in outcomes:
+def record_costs(profile: Profile, course: Course, *, whole: bool) -> None:
+    """Merge what was just measured into the committed record; cold if the pass trained any run, else warm.
+
+    Parameters
+    ----------
+    whole : bool
+        Whether all notebooks were run, so that what was trained before them is what a first course trains.
+    """
+    trained = len(course.training) or any(outcome.trained_runs for outcome in course.notebooks)
+    kind, record = "cold" if trained else "warm", measured_costs(profile.profile)
+    for outcome in course.notebooks:
         record.setdefault(outcome.notebook, {})[kind] = {
             "seconds": outcome.seconds, "peak_gib": outcome.peak_gib, "trained_runs": outcome.trained_runs}
-    write_json(reference_dir() / profile.profile / COSTS, {"notebooks": record, "provenance": provenance()})
+    training = measured_training(profile.profile)
+    if whole and course.training.done:
+        training = {"seconds": round(course.training.seconds, 1), "peak_gib": round(course.training.peak_gib, 2),
+                    "trained_runs": len(course.training.done), "workers": course.training.workers}
+    write_json(reference_dir() / profile.profile / COSTS,
+               {"notebooks": record} | ({"training": training} if training else {}) | {"provenance": provenance()})

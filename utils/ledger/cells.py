@@ -1,6 +1,7 @@
 """The course's notebooks as they lie there: whole, or as the plain text of their cells."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,9 @@ def notebook_cells(path: Path) -> tuple[tuple[str, str], ...]:
         return tuple((str(cell["cell_type"]), "".join(cell["source"])) for cell in cells)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CourseError(f"{path} is not a notebook ({reason_of(error)[:200]}); get its file anew.") from error
+
+
+def measured_in(path: Path) -> list[str]:
+    """The measurements that a notebook's cells name, in their order, each once."""
+    code = "\n".join(source for kind, source in notebook_cells(path) if kind == "code")
+    return list(dict.fromkeys(re.findall(r"\bmeasured\(\s*[\"'](\w+)[\"']", code)))

@@ -31,6 +31,11 @@ class _Cost:
     trained_runs: int
 
 
+@dataclass
+class _Training(_Cost):
+    workers: int
+
+
 _COSTS = TypeAdapter(dict[str, dict[Literal["cold", "warm"], _Cost]])
 
 
@@ -87,6 +92,21 @@ def measured_costs(profile_name: str) -> dict:
     """Notebook -> {"cold": …, "warm": …} as committed in ``data/reference/<profile>/course.json``."""
     path = reference_dir() / profile_name / COSTS
     return _committed(path, _checked_costs) if path.exists() else {}
+
+
+def measured_training(profile_name: str) -> dict | None:
+    """What training all runs of a first course took, as committed; None before it was measured.
+
+    With ``seconds``, ``peak_gib`` (of all processes together), ``trained_runs`` and ``workers`` (runs at a time).
+    """
+    path = reference_dir() / profile_name / COSTS
+    return _committed(path, _checked_training) if path.exists() else None
+
+
+def _checked_training(content: dict) -> dict | None:
+    if (found := content.get("training")) is not None:
+        TypeAdapter(_Training).validate_python(found)
+    return found
 
 
 def _checked_costs(content: dict) -> dict:

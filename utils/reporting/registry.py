@@ -17,12 +17,16 @@ from utils.errors import CourseError
 
 @dataclass(frozen=True)
 class Measurement:
-    """A function of profile and seeds that returns a tidy table with declared columns."""
+    """A function of profile and seeds that returns a tidy table with declared columns.
+
+    `runs` names the experiments whose runs it asks for, as :func:`utils.training.wanted.wanted_specs` takes them.
+    """
 
     name: str
     function: Callable[..., pd.DataFrame]
     columns: tuple[str, ...]
     published: Callable[[], pd.DataFrame] | None
+    runs: tuple[str, ...] = ()
 
     def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
         """`table` itself if it has the declared columns (or no rows); CourseError naming the first that it lacks."""
@@ -78,7 +82,8 @@ FIGURES: dict[str, FigureEntry] = {}
 FINDINGS: dict[str, Callable] = {}  # by the figure's identifier
 
 
-def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame] | None = None) -> Callable:
+def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame] | None = None,
+                runs: Iterable[str] = ()) -> Callable:
     """Register a measurement under its function's name.
 
     Parameters
@@ -87,10 +92,12 @@ def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame]
         What its table has at least, whatever the profile.
     published : callable, optional
         Returns the paper's own numbers in a table, drawn and told beside ours.
+    runs : iterable of str
+        The experiments whose runs it asks for, so that they can be trained side by side before it does.
     """
     def register(function: Callable) -> Callable:
-        _add(MEASUREMENTS, function.__name__, Measurement(function.__name__, function, tuple(columns), published),
-             what="measurement", function=function)
+        entry = Measurement(function.__name__, function, tuple(columns), published, tuple(runs))
+        _add(MEASUREMENTS, function.__name__, entry, what="measurement", function=function)
         return function
 
     return register

@@ -2,17 +2,19 @@
 
 Every process trains one run by the store's own :meth:`~utils.training.store.RunStore.get`, so that what comes out does
 not depend on what ran beside it; it is forked from a server that has imported the libraries once. A run that fails
-stops nothing but what waits for it. Whatever is interrupted goes on from its last resume point at the next start.
+stops nothing but what waits for it; one whose process was killed goes on from its last resume point.
 """
 
 import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,26 +22,18 @@ from typing import Any, cast
 
 import psutil
 import torch
-from tqdm import tqdm
 
 from utils.errors import CourseError, reason_of
 from utils.machine import available_cores, device_name, memory_limit_gib, set_up_process
 from utils.paths import cache_dir, ensure_dir
+from utils.training.outcomes import Account, Outcomes
 from utils.training.plan import Planned
 from utils.training.spec import RunSpec
 from utils.training.store import RunStore
 
 SPARE = 0.9  # share of the memory that is free at the start which runs may take
 PRELOADED = ["utils.training.store", "trl", "peft"]
-
-
-@dataclass
-class Outcomes:
-    """What became of the planned runs, by key: labels of those done, sentences for those that were not."""
-
-    done: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+ATTEMPTS = 3  # of a run whose process was killed, and not by an error of its own
 
 
 @dataclass
@@ -60,14 +54,14 @@ def free_memory_gib() -> float:
     return SPARE * min(psutil.virtual_memory().available / 2**30, memory_limit_gib())
 
 
-def fitting_workers(planned: list[Planned], workers: int, say: Callable[[str], None]) -> int:
-    """As many workers as memory bears if each trained the largest run; fewer than were asked for is said."""
+def memory_note(planned: list[Planned], workers: int) -> str | None:
+    """One sentence where memory does not bear so many of the largest runs at a time; None where it does."""
     largest = max((one.peak_gib for one in planned), default=0.0)
-    fitting = max(1, min(workers, int(free_memory_gib() / largest))) if largest else workers
-    if fitting < workers:
-        say(f"Memory bears {fitting} of the largest runs at a time ({largest:.1f} GiB each), so it may be fewer than "
+    fitting = max(1, int(free_memory_gib() / largest)) if largest else workers
+    if fitting >= workers:
+        return None
+    return (f"Memory bears {fitting} of the largest runs at a time ({largest:.1f} GiB each), so it may be fewer than "
             f"{workers} at times.")
-    return workers
 
 
 def train_side_by_side(planned: list[Planned], *, workers: int, memory_gib: float | None = None,
@@ -87,36 +81,34 @@ def train_side_by_side(planned: list[Planned], *, workers: int, memory_gib: floa
         Takes one line for each run that ended, where there is no terminal for a bar.
     """
     budget = free_memory_gib() if memory_gib is None else memory_gib
-    pool = _Pool(planned, workers=workers, budget=budget, say=say)
+    pool = _Pool(Account(planned, say=say), workers=workers, budget=budget)
     try:
         pool.run()
     finally:
         pool.end()
-    return pool.outcomes
+        pool.account.close()
+    return pool.account.outcomes
 
 
 class _Pool:
-    def __init__(self, planned: list[Planned], *, workers: int, budget: float, say: Callable[[str], None]):
-        self.waiting, self.outcomes = list(planned), Outcomes()
+    def __init__(self, account: Account, *, workers: int, budget: float):
+        self.account, self.budget = account, budget
+        account.outcomes.workers = workers
         self.running: dict[int, _Running] = {}  # by what tells that the process has ended
-        self.devices, self.budget, self.say = set(range(max(1, workers))), budget, say
-        self.total, self.started = len(planned), time.monotonic()
-        self.planned_s, self.done_s = sum(one.seconds for one in planned), 0.0
+        self.devices, self.killed = set(range(max(1, workers))), Counter[str]()
         self.context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
         if os.name == "posix":
             self.context.set_forkserver_preload(PRELOADED)
-        self.length = round(self.planned_s)
-        self.bar = tqdm(total=self.length, unit="s", dynamic_ncols=True, leave=False,
-                        bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left"
-                        ) if sys.stderr.isatty() else None
 
     def run(self) -> None:
         """Start what fits, take in what ends, until nothing is left."""
-        while self.waiting or self.running:
-            while (one := self._next()) is not None:
+        while self.account.waiting or self.running:
+            while self.devices and (one := self.account.take(self._fits)) is not None:
                 self._start(one)
             for sentinel in wait(list(self.running), timeout=1.0):
                 self._take_in(self.running.pop(cast(int, sentinel)))
+            held = sum(_held_gib(cast(int, running.process.pid)) for running in self.running.values())
+            self.account.outcomes.peak_gib = max(self.account.outcomes.peak_gib, held)
 
     def end(self) -> None:
         """End the processes that still run; what they trained since their last resume point is lost."""
@@ -124,21 +116,10 @@ class _Pool:
             running.process.terminate()
         for running in self.running.values():
             running.process.join()
-        if self.bar is not None:
-            self.bar.close()
 
-    def _next(self) -> Planned | None:
-        """The ready run with the longest chain that memory bears beside those that run."""
-        if not self.devices:
-            return None
+    def _fits(self, one: Planned) -> bool:
         taken = sum(running.one.peak_gib for running in self.running.values())
-        held = {one.spec.key for one in self.waiting} | {running.one.spec.key for running in self.running.values()}
-        for one in self.waiting:
-            fits = taken + one.peak_gib <= self.budget or not self.running
-            if fits and not one.after & held:
-                self.waiting.remove(one)
-                return one
-        return None
+        return taken + one.peak_gib <= self.budget or not self.running
 
     def _start(self, one: Planned) -> None:
         device = min(self.devices)
@@ -154,41 +135,25 @@ class _Pool:
     def _take_in(self, ended: _Running) -> None:
         ended.process.join()
         self.devices.add(ended.device)
-        spec, log = ended.one.spec, _log(ended.one.spec)
-        label = f"{spec.task}, {spec.method.label}, seed {spec.seed}"
-        result = RunStore().result(spec)
-        if ended.process.exitcode == 0 and result is not None:
-            self.outcomes.done[spec.key] = label
+        log, code = _log(ended.one.spec), ended.process.exitcode
+        if code not in (0, 1):  # killed, or its end was not heard of: it said nothing about itself
+            self.killed[ended.one.spec.key] += 1
+            if self.killed[ended.one.spec.key] < ATTEMPTS:
+                self.account.put_back(ended.one)
+                return
+        why = None if code == 0 else _last_line(log) if code == 1 else (
+            f"its process was killed {ATTEMPTS} times (exit {code}), which a lack of memory does; its log: {log}")
+        if why is None:
             log.unlink(missing_ok=True)
-            diverged = result["run"]["status"] == "diverged"
-            if diverged:
-                self._leave_out(spec.key, f"{label} diverged")
-            how = "diverged" if diverged else f"{time.monotonic() - ended.started:.0f} s"
-        else:
-            why = _last_line(log) or f"its process ended with {ended.process.exitcode}"
-            self.outcomes.failed[spec.key] = f"{label} ({spec.key}): {why}"
-            self._leave_out(spec.key, f"{label} failed")
-            how = f"failed: {why}"
-        self.done_s += ended.one.seconds
-        self._tell(f"{label}: {how}")
+        self.account.ended(ended.one, time.monotonic() - ended.started, why)
 
-    def _leave_out(self, key: str, why: str) -> None:
-        """Drop what waits for a run that has no weights to go on from."""
-        for one in [one for one in self.waiting if key in one.after]:
-            self.waiting.remove(one)
-            self.outcomes.left_out[one.spec.key] = why
-            self.done_s += one.seconds
-            self._leave_out(one.spec.key, why)
 
-    def _tell(self, line: str) -> None:
-        ended = len(self.outcomes.done) + len(self.outcomes.failed) + len(self.outcomes.left_out)
-        if self.bar is not None:
-            self.bar.n = min(round(self.done_s), self.length)
-            self.bar.set_description_str(f"{ended}/{self.total}")
-            return
-        spent = time.monotonic() - self.started
-        left = spent / max(self.done_s, 1e-9) * max(0.0, self.planned_s - self.done_s)
-        self.say(f"[{ended}/{self.total}] {line}; about {left / 60:.0f} min left")
+def _held_gib(pid: int) -> float:
+    """Memory of a process, its share of what it has in common with others (all of that where no system tells)."""
+    with contextlib.suppress(psutil.Error, OSError):
+        held = psutil.Process(pid).memory_full_info()
+        return getattr(held, "pss", held.rss) / 2**30
+    return 0.0
 
 
 def _gpus() -> list[str]:
@@ -203,11 +168,10 @@ def _log(spec: RunSpec) -> Path:
 
 
 def _last_line(log: Path) -> str:
-    try:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"it said nothing in {log}")
 
 
 def _train(text: str, log: str, variables: dict[str, str]) -> None:
@@ -216,6 +180,7 @@ def _train(text: str, log: str, variables: dict[str, str]) -> None:
     It sees one GPU alone, for Trainer takes all that it sees.
     """
     os.environ.update(variables)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Path(log).open("w", encoding="utf-8", buffering=1) as stream, contextlib.redirect_stdout(stream), \
             contextlib.redirect_stderr(stream):
         try:
@@ -228,11 +193,8 @@ def _train(text: str, log: str, variables: dict[str, str]) -> None:
             sys.exit(1)
 
 
-def summary(outcomes: Outcomes, seconds: float) -> Iterable[str]:
-    """What became of a plan, in lines: how many were trained, and each that was not with why."""
-    yield f"{len(outcomes.done)} runs trained in {seconds / 60:.1f} min."
-    for why in outcomes.failed.values():
-        yield f"failed: {why}"
-    if outcomes.left_out:
-        why = next(iter(outcomes.left_out.values()))
-        yield f"not trained: {len(outcomes.left_out)} runs that wait for another ({why})."
+def _end_with(parent: int) -> None:
+    """End this process once the one that started it is gone: the driver was killed, and nobody waits for it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(3)

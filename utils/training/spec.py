@@ -155,6 +155,12 @@ class RunSpec(BaseModel):
         return content | {name: other.key for name, other in others.items() if other}
 
     @property
+    def label(self) -> str:
+        """What a line of progress calls the run, such as ``dpo on answers, full, seed 3``."""
+        objective = "" if self.objective == "likelihood" else f"{self.objective} on "
+        return f"{objective}{self.task}, {self.method.label}, seed {self.seed}"
+
+    @property
     def columns(self) -> dict:
         """The columns that every table about this run starts with."""
         return {"task": self.task, "seed": self.seed, "method": self.method.label, "r": self.method.r or 0,
@@ -233,16 +239,6 @@ def with_starts(spec: RunSpec) -> Iterator[RunSpec]:
         if other is not None:
             yield from with_starts(other)
     yield spec
-
-
-def every_spec(profile: Profile, seeds: tuple[int, ...] | None = None) -> dict[str, RunSpec]:
-    """Every run that any notebook asks of a profile, by its key; those that others go on from come before them."""
-    specs = [spec for experiment in (*profile.experiments, *profile.decoder_experiments)
-             for spec in run_specs(profile, experiment, seeds)]
-    specs += [spec for chain in continual_specs(profile, seeds) for spec in chain]
-    if profile.preferences:
-        specs += [spec for group in preference_specs(profile, seeds).values() for spec in group]
-    return {spec.key: spec for spec in specs}
 
 
 def _preferences(profile: Profile) -> Preferences:

@@ -70,7 +70,7 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
         warmup_fraction=spec.warmup_fraction * steps / hot, schedule=spec.schedule, seed=spec.seed,
         save_every=max(1, math.ceil(hot / 4)) if resumable else hot + 1,
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
-    callbacks = [SealPoints(checkpoints, about), checkpoints, Progress(_label(spec))]
+    callbacks = [SealPoints(checkpoints, about), checkpoints, Progress(spec.label)]
     callbacks += [] if resumable else [AllocateRanks()]
     trainers: dict[str, Callable[..., Trainer]] = {
         "classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
@@ -96,11 +96,6 @@ def _rows_of(spec: RunSpec, kind: str) -> dict:
     if kind == "text":
         decides |= {"seed", "steps", "batch_size", "gradient_accumulation"}
     return spec.model_dump(mode="json", include=decides) | {"judge": spec.reward.base_revision if spec.reward else None}
-
-
-def _label(spec: RunSpec) -> str:
-    objective = "" if spec.objective == "likelihood" else f"{spec.objective} on "
-    return f"{objective}{spec.task}, {spec.method.label}, seed {spec.seed}"
 
 
 def _checkpoints(spec: RunSpec, folder: Path, steps: int, *, measure: Measure, rows: Dataset) -> Checkpoints:

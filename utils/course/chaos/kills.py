@@ -19,8 +19,9 @@ from utils.course.chaos.apart import DELETES, run_apart
 from utils.course.chaos.case import Case
 from utils.profiles import load_profile
 from utils.sources.tasks import task
-from utils.training.spec import RunSpec, every_spec
+from utils.training.spec import RunSpec
 from utils.training.store import Run, RunStore
+from utils.training.wanted import every_spec
 
 QUICK = "LoRA python cooled"
 DELETED = ("full mathematics", "dpo answers from a run")  # killed at every deletion that they make

@@ -42,6 +42,7 @@ from utils.training.data import classification_data, evaluation_batches
 from utils.training.metrics import accuracy, predict
 from utils.training.mitigation import mitigated_by_peft
 from utils.training.store import Run
+from utils.training.wanted import INTERVENTION
 from utils.training.weights import Tensors, load_into
 
 VERSION = 1  # of every measurement here, part of what its kept table is known by
@@ -156,7 +157,8 @@ def _picked(found: Directions, kind: str, *, seed: int) -> list[Direction]:
 
 
 @measurement(columns=(*RUN_COLUMNS, "kind", "factor", "changed", "accuracy", "pseudo_loss", "base_pseudo_loss",
-                      "forgetting", "accuracy_change", "forgetting_change", "loss_change"), published=paper_scaling)
+                      "forgetting", "accuracy_change", "forgetting_change", "loss_change"), published=paper_scaling,
+             runs=(INTERVENTION,))
 def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy and forgetting against lambda for each kind of change (Figs 8 and 12, Tables 3 and 4, controls).
 
@@ -196,7 +198,8 @@ def _percentages(table: pd.DataFrame) -> pd.DataFrame:
         forgetting_change=100 * moved / at_one["forgetting"], loss_change=100 * moved / at_one["pseudo_loss"])
 
 
-@measurement(columns=(*RUN_COLUMNS, "kind", "removed", "accuracy", "pseudo_loss", "base_pseudo_loss", "forgetting"))
+@measurement(columns=(*RUN_COLUMNS, "kind", "removed", "accuracy", "pseudo_loss", "base_pseudo_loss", "forgetting"),
+             runs=(INTERVENTION,))
 def removals(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Forgetting against how many intruders are removed, the strongest first; their neighbours removed as control.
 
@@ -246,7 +249,7 @@ def doubling(most: int) -> list[int]:
 
 
 @measurement(columns=(*RUN_COLUMNS, "intruders", "norm", "relative_norm", "accuracy", "pseudo_loss",
-                      "base_pseudo_loss", "forgetting"))
+                      "base_pseudo_loss", "forgetting"), runs=(INTERVENTION,))
 def norm_matched(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Norm and intruders taken apart: the update with and without its intruders, each at two norms. Ours.
 

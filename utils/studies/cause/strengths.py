@@ -12,7 +12,8 @@ from utils.training.store import Run
 from utils.training.targets import split_name
 
 
-@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest"))
+@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest"),
+             runs=("ranks",))
 def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The strength at which a random direction becomes an intruder in each base matrix, predicted and measured. Ours.
 
@@ -37,7 +38,8 @@ def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement(columns=(*RUN_COLUMNS, "matrix", "out", "in", "strength", "critical", "ratio", "n_intruders"))
+@measurement(columns=(*RUN_COLUMNS, "matrix", "out", "in", "strength", "critical", "ratio", "n_intruders"),
+             runs=("learning_rates",))
 def trained_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Each trained matrix's strength over the critical one, and its number of intruders, for the sweep's LoRA runs."""
     spectra = profile.spectra

@@ -54,7 +54,7 @@ def sequence_runs(profile: Profile, seeds: Seeds = None) -> list[list[Run]]:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
-                      "trained_task", "tested_task", "accuracy", "base_accuracy", "tested_place"))
+                      "trained_task", "tested_task", "accuracy", "base_accuracy", "tested_place"), runs=("continual",))
 def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Accuracy on every task after every stage, each by a head refitted on the frozen body (Figs 9a, 17, 21).
 
@@ -80,7 +80,7 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "average_accuracy",
-                      "average_forgetting", "backward_transfer", "forward_transfer"))
+                      "average_forgetting", "backward_transfer", "forward_transfer"), runs=("continual",))
 def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`utils.evaluation.continual.sequence_summary` of every chain."""
     rows, table = [], sequence_accuracies(profile, seeds)
@@ -92,7 +92,7 @@ def sequence_summaries(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=("profile", "seed", "method", "r", "lora_alpha", "learning_rate", "run", "stage",
-                      "trained_task", "n_intruders", "pseudo_loss", "forgetting"))
+                      "trained_task", "n_intruders", "pseudo_loss", "forgetting"), runs=("continual",))
 def sequence_spectra(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders against the original base, and pseudo-loss, after every stage of every chain (Figs 9b, 9c, 18)."""
     spectra, settings, rows = profile.spectra, profile.pseudo_loss, []

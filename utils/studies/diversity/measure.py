@@ -30,13 +30,13 @@ COMMON = 8  # samples that unique counts are rarefied to
 
 
 @measurement(columns=(*RUN_COLUMNS, "temperature", "task_id", "outcome", "n", "unique", "unique_ratio", "rarefied",
-                      "m", "distinct_1", "distinct_2", "self_bleu", "mean_tokens",))
+                      "m", "distinct_1", "distinct_2", "self_bleu", "mean_tokens",), runs=(EXPERIMENT,))
 def diversity(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Unique strings, distinct-n and self-BLEU by model, temperature, problem and outcome (Fig 5)."""
     return _over_models(profile, seeds, lambda checked, tokens: diversity_table(checked, tokens, m=COMMON))
 
 
-@measurement(columns=(*RUN_COLUMNS, "temperature", "k", "pass_at_k", "low", "high", "problems",))
+@measurement(columns=(*RUN_COLUMNS, "temperature", "k", "pass_at_k", "low", "high", "problems",), runs=(EXPERIMENT,))
 def pass_rates(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """pass@k by model and temperature with an interval over problems (Fig S9); empty where no code was run."""
     if not profile.run_code:
@@ -45,7 +45,7 @@ def pass_rates(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return _over_models(profile, seeds, lambda checked, tokens: pass_at_k_table(checked, ks))
 
 
-@measurement(columns=(*RUN_COLUMNS, "text", "entropy_nats", "tokens",))
+@measurement(columns=(*RUN_COLUMNS, "text", "entropy_nats", "tokens",), runs=(EXPERIMENT,))
 def token_entropy(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Mean entropy of the next token in nats, on held-out general text and on the problems' own solutions."""
     rows = []

@@ -15,10 +15,11 @@ from utils.reporting.runs import (
     run_pseudo_loss,
     update_sizes,
 )
+from utils.training.wanted import SHOWN
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm"))
+                      "forgetting", "relative_norm"), runs=(SHOWN,))
 def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Pseudo-loss of every run and of its base, with the final accuracy, the update's norm and the intruder count."""
     rows = []
@@ -35,7 +36,7 @@ def forgetting(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ..
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm"))
+                      "forgetting", "relative_norm"), runs=("learning_rates",))
 def learning_rate_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """:func:`forgetting` over the learning-rate sweep."""
     return forgetting(profile, seeds, ("learning_rates",))

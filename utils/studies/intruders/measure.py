@@ -32,6 +32,7 @@ from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_di
 from utils.spectra.controls import random_updates
 from utils.spectra.fast import merged_weight
 from utils.training.store import Run
+from utils.training.wanted import SHOWN
 
 
 def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",), runs=(SHOWN,))
 def intruder_counts(profile: Profile, seeds: Seeds = None,
                     experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders among the k leading vectors of all matrices, at each epsilon, with the run's final accuracy."""
@@ -74,7 +75,7 @@ def intruder_counts(profile: Profile, seeds: Seeds = None,
     return counts.merge(final_accuracy(profile, seeds, experiments), on="run")
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders",), runs=(SHOWN,))
 def intruder_counts_by_k(profile: Profile, seeds: Seeds = None,
                          experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon against the fraction of each matrix's vectors that is examined."""
@@ -82,7 +83,7 @@ def intruder_counts_by_k(profile: Profile, seeds: Seeds = None,
     return count_intruders(vectors, [spectra.epsilon], spectra.k_fractions, by=RUN_COLUMNS)
 
 
-@measurement(columns=(*RUN_COLUMNS, "layer", "type", "epsilon", "k", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "layer", "type", "epsilon", "k", "n_intruders",), runs=("ranks",))
 def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders by layer and matrix type at the profile's epsilon and k."""
     spectra = profile.spectra
@@ -91,7 +92,7 @@ def intruder_places(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=(*RUN_COLUMNS, "step", "accuracy", "n_intruders", "strongest_ratio", "first_index",
-                      "least_cosine",))
+                      "least_cosine",), runs=("ranks",))
 def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Count and largest singular value of the intruders at every checkpoint, for full and the showcase rank.
 
@@ -128,7 +129,7 @@ def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
     return name, table.assign(method=run.spec.method.label, matrix=name, run=run.spec.key)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "control",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "control",), runs=("ranks",))
 def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Counts after random updates of the same Frobenius norm, matrix by matrix: full rank, and the run's own rank."""
     spectra, rows = profile.spectra, []
@@ -147,19 +148,20 @@ def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se", "train_rows",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se", "train_rows"),
+             runs=("data", "ranks"))
 def data_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, left: count against epsilon by the number of training rows seen; the main runs are the largest."""
     return _with_rows(intruder_counts(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "train_rows",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "train_rows",), runs=("data", "ranks"))
 def data_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 16, right: count against the share of vectors examined, by the number of training rows seen."""
     return _with_rows(intruder_counts_by_k(profile, seeds, ("data", "ranks")), profile, seeds)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se",), runs=("variants",))
 def variant_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 10 and 23: count against epsilon for LoRA's variants, with accuracy."""
     return intruder_counts(profile, seeds, ("variants",))

@@ -37,6 +37,7 @@ VERSION = 1
 SETTINGS = ("targets", "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "scaling")
 ASKED = ("mathematics", "mathematics-shuffled", "open-web-math")  # tasks whose models answer generated questions
 MAIN = ("code", "mathematics")
+SHORT = ("rates", "optimisers", "alpha", "modules", "batches", "scalings")
 COLUMNS = (*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towards", "attention_dropout", "targets",
            "scaling", "step", "loss_nats_per_token", "general_loss", "choice", "choice_se", "exact_match",
            "kl_nats_per_token", "train_tokens", "train_seconds", "base_general_loss", "base_choice", "base_choice_se",
@@ -44,19 +45,19 @@ COLUMNS = (*RUN_COLUMNS, "optimiser", "batch_size", "weight_decay", "decay_towar
 CHOSEN = (*MAIN, "regularisers", "instruction")  # whose last checkpoints answer multiple choice, which takes longest
 
 
-@measurement(columns=COLUMNS, published=published_curves)
+@measurement(columns=COLUMNS, published=published_curves, runs=MAIN)
 def learning_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Continued pretraining on each domain: one row per run and cooled-down duration (Figs 1 and 2, A and C)."""
     return _table(profile, seeds, MAIN)
 
 
-@measurement(columns=COLUMNS, published=published_curves)
+@measurement(columns=COLUMNS, published=published_curves, runs=("instruction*",))
 def instruction_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Instruction tuning: one row per run and checkpoint, with the rates tried (Figs 1 and 2, B and D)."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name.startswith("instruction")))
 
 
-@measurement(columns=COLUMNS)
+@measurement(columns=COLUMNS, runs=("regularisers", "code"))
 def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Weight decay and attention dropout beside plain full fine-tuning and LoRA, on code (Fig 4)."""
     table = _table(profile, seeds, ("regularisers", "code"))
@@ -65,13 +66,13 @@ def regulariser_curves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table[table["step"].isin(durations)].reset_index(drop=True)
 
 
-@measurement(columns=COLUMNS)
+@measurement(columns=COLUMNS, runs=SHORT)
 def sensitivity(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Every short run on code: rate, optimiser, alpha, modules, batch, scaling (Figs S1 to S3 and 7)."""
-    return _table(profile, seeds, ("rates", "optimisers", "alpha", "modules", "batches", "scalings"))
+    return _table(profile, seeds, SHORT)
 
 
-@measurement(columns=COLUMNS)
+@measurement(columns=COLUMNS, runs=("shuffled",))
 def shuffled_answers(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of the mathematics: trained on questions whose answers belong to others."""
     return _table(profile, seeds, tuple(name for name in profile.decoder_experiments if name == "shuffled"))
@@ -185,7 +186,7 @@ def task_batches(spec: RunSpec, base: BaseModel) -> list[dict]:
 
 
 @measurement(columns=(*RUN_COLUMNS, "control", "general_loss", "loss_nats_per_token", "kl_nats_per_token",
-                      "forgetting",))
+                      "forgetting",), runs=("code",))
 def norm_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Forgetting after a random update of the trained one's norm, matrix by matrix: full rank, and the run's own rank.
 

@@ -19,7 +19,8 @@ from utils.training.store import Run
 UNTRAINED_PAIRS = 150  # a head that was never trained is at chance on any
 
 
-@measurement(columns=(*RUN_COLUMNS, "beta", "template", "accuracy", "accuracy_se", "n", "margin",))
+@measurement(columns=(*RUN_COLUMNS, "beta", "template", "accuracy", "accuracy_se", "n", "margin"),
+             runs=("preferences",))
 def reward_readings(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The reward models' agreement with the held-out pairs, read under their own template and under the policy's.
 

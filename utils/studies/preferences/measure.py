@@ -142,7 +142,8 @@ def _start_model(run: Run) -> nn.Module:
                       "n", "margin", "preference_loss", "chosen_reward", "rejected_reward", "chosen_logp",
                       "rejected_logp", "loss_nats_per_token", "train_seconds", "general_loss", "kl_nats_per_token",
                       "n_intruders", "n_intruders_start", "relative_norm", "base_general_loss", "forgetting",
-                      "forgetting_since_start", "exact_match", "answer_reward", "exact_match_se", "ended",))
+                      "forgetting_since_start", "exact_match", "answer_reward", "exact_match_se", "ended"),
+             runs=("preferences",))
 def preference_outcomes(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What every policy is like at its last step: the preference learnt, and what it cost.
 
@@ -295,7 +296,7 @@ def greedy_answers(model: nn.Module, run: Run, settings: Preferences) -> pd.Data
 
 @measurement(columns=(*RUN_COLUMNS, "beta", "control", "accuracy", "accuracy_se", "margin",
                       "forgetting_since_start", "kl_nats_per_token", "n_intruders", "n_intruders_start",
-                      "relative_norm",))
+                      "relative_norm",), runs=("preferences",))
 def preference_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Each DPO run beside a random update of its start of the same norm, matrix by matrix.
 

@@ -35,7 +35,7 @@ def clearest_matrix(run: Run, profile: Profile) -> str:
     return least_alike(run, profile.spectra)["matrix"]
 
 
-@measurement(columns=(*RUN_COLUMNS, "matrix", "shift", "mean_cosine", "blank_rows", "flattest",))
+@measurement(columns=(*RUN_COLUMNS, "matrix", "shift", "mean_cosine", "blank_rows", "flattest",), runs=("ranks",))
 def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in the clearest matrix of each seed.
 
@@ -66,7 +66,7 @@ def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
             "flattest": best[:k].min().item()}
 
 
-@measurement(columns=(*RUN_COLUMNS, "ratio", "index", "overlap", "max_cosine", "matrix",))
+@measurement(columns=(*RUN_COLUMNS, "ratio", "index", "overlap", "max_cosine", "matrix",), runs=("ranks",))
 def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
     rows = []
@@ -93,7 +93,7 @@ def window_cosines(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return table[(table["r"] == 0) | table["run"].isin([run.spec.key for run in showcase_runs(profile, seeds)])]
 
 
-@measurement(columns=(*RUN_COLUMNS, "width", "n_intruders",))
+@measurement(columns=(*RUN_COLUMNS, "width", "n_intruders",), runs=("ranks",))
 def window_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Intruders at the profile's epsilon by window width."""
     table = window_cosines(profile, seeds)

@@ -25,7 +25,7 @@ EXPERIMENTS = ("code", "mathematics", "instruction")
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
-                      "type", "step", "train_tokens", "base_rank", "tuned_rank"))
+                      "type", "step", "train_tokens", "base_rank", "tuned_rank"), runs=EXPERIMENTS)
 def rank_dynamics(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Rank for 90 % of each update's squared spectrum, by matrix and duration, beside the Gaussian null (Fig 6)."""
     parts = []
@@ -47,7 +47,7 @@ def _ranks(run: Run, step: int) -> pd.DataFrame:
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "null_rank", "update_rank", "tuned_rounded_rank",
-                      "both_rounded_rank", "noise", "both_noise", "layer", "type", "step"))
+                      "both_rounded_rank", "noise", "both_noise", "layer", "type", "step"), runs=("code",))
 def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """What bfloat16 rounding of the tuned weights does to the update's rank, for full fine-tuning on code."""
     parts = []
@@ -62,7 +62,7 @@ def rounding_effects(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "rows", "columns", "update_rank", "null_rank", "ratio", "layer",
-                      "type"))
+                      "type"), runs=("code",))
 def random_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The control of Fig 6: a random update of the same norm, matrix by matrix, and its rank for 90 %."""
     parts = []

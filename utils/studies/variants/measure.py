@@ -42,7 +42,7 @@ def published_best() -> pd.DataFrame:
                       "diverged", "loss_nats_per_token", "token_accuracy", "token_accuracy_se", "general_loss",
                       "relative_norm", "n_intruders", "base_loss_nats_per_token", "base_token_accuracy",
                       "base_token_accuracy_se", "base_general_loss", "learning", "forgetting"),
-             published=published_best)
+             published=published_best, runs=EXPERIMENTS)
 def variant_sweep(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Every run of the study: method by learning rate, and rank, batch size and duration varied.
 

@@ -32,7 +32,8 @@ NOT_ADAMW = ("LoFT",)  # its steps are not AdamW's on the factors
 
 @measurement(columns=(*RUN_COLUMNS, "variant", "at", "block", "largest", "smallest", "residual_largest",
                       "residual_smallest", "iterations", "converged", "parameters", "seconds", "gradient_bound",
-                      "gauss_newton", "preconditioned", "best_learning_rate", "threshold"), published=published_best)
+                      "gauss_newton", "preconditioned", "best_learning_rate", "threshold"), published=published_best,
+             runs=("vanilla",))
 def variant_hessian(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Both ends of the Hessian of every adapter, each at its best learning rate, before and after training.
 

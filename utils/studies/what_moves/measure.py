@@ -23,14 +23,14 @@ MOVES = ("learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha", "ra
 
 
 @measurement(columns=(*RUN_COLUMNS, "pseudo_loss", "base_pseudo_loss", "n_intruders", "accuracy", "accuracy_se",
-                      "forgetting", "relative_norm"))
+                      "forgetting", "relative_norm"), runs=MOVES)
 def what_moves(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Count, accuracy, forgetting and size of the update for every run of notebook 05."""
     return forgetting(profile, seeds, MOVES)
 
 
 @measurement(columns=(*RUN_COLUMNS, "step", "accuracy", "pseudo_loss", "forgetting", "n_intruders"),
-             published=rate_correlations)
+             published=rate_correlations, runs=("learning_rates",))
 def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 7: count, accuracy and forgetting at every checkpoint, for the showcase rank's rates and full fine-tuning.
 
@@ -51,20 +51,20 @@ def sweep_over_steps(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se"))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "accuracy", "accuracy_se"), runs=("rule", "alpha_8"))
 def alpha_counts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, top: count against epsilon under alpha = 2r (the rule) and alpha = 8, with accuracy."""
     return intruder_counts(profile, seeds, ("rule", "alpha_8"))
 
 
-@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders"))
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders"), runs=("rule", "alpha_8"))
 def alpha_counts_by_k(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 19, bottom: count at the profile's epsilon against the share of vectors examined, under both alphas."""
     return intruder_counts_by_k(profile, seeds, ("rule", "alpha_8"))
 
 
 @measurement(columns=(*RUN_COLUMNS, "matrix", "update_norm", "relative_norm", "effective_rank", "layer", "type"),
-             published=effective_rank_levels)
+             published=effective_rank_levels, runs=("ranks", "rule", "alpha_8"))
 def update_ranks(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """Fig 14: effective rank of every matrix's update, under alpha = 2r (main runs and the rule) and alpha = 8."""
     return with_places(update_sizes(profile, seeds, ("ranks", "rule", "alpha_8"))).drop(columns=["base_norm"])

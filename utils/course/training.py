@@ -1,0 +1,88 @@
+"""Training what is missing before anything asks for it: for notebooks, for measurements, for the command `train`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.ledger.cells import measured_in
+from utils.profiles import Profile
+from utils.reporting.registry import MEASUREMENTS
+from utils.studies import load_studies
+from utils.training.outcomes import Outcomes, summary
+from utils.training.plan import Planned, makespan, plan, shard
+from utils.training.pool import default_workers, memory_note, train_side_by_side
+from utils.training.spec import RunSpec
+from utils.training.store import RunStore
+from utils.training.wanted import wanted_specs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be trained, and where.
+
+    Attributes
+    ----------
+    specs : dict of str to RunSpec
+        By their keys.
+    workers : int or None
+        Runs at a time; one for each core, or each GPU, by default.
+    part, parts : int
+        This machine's share, counted from 1, where several train one plan.
+    """
+
+    specs: dict[str, RunSpec]
+    workers: int | None = None
+    part: int = 1
+    parts: int = 1
+
+
+def specs_of_notebooks(profile: Profile, paths: Iterable[Path], seeds: tuple[int, ...] | None) -> dict[str, RunSpec]:
+    """The runs that notebooks ask for: those of the measurements that their cells name."""
+    return specs_of_measurements(profile, (name for path in paths for name in measured_in(path)), seeds)
+
+
+def specs_of_measurements(profile: Profile, names: Iterable[str], seeds: tuple[int, ...] | None
+                          ) -> dict[str, RunSpec]:
+    """The runs that measurements ask for, by their keys."""
+    load_studies()
+    return wanted_specs(profile, (group for name in names for group in MEASUREMENTS[name].runs), seeds)
+
+
+def planned_runs(asked: Asked) -> list[Planned]:
+    """The share of this machine in the runs that are missing, the longest chain first."""
+    return shard(plan(asked.specs.values(), RunStore()), asked.part, asked.parts)
+
+
+def train_missing(asked: Asked, *, always_say: bool = False) -> Outcomes:
+    """Train what is missing side by side, saying what is planned and what came of it.
+
+    Parameters
+    ----------
+    always_say : bool
+        Also say that nothing is missing.
+    """
+    planned = planned_runs(asked)
+    if not planned:
+        if always_say:
+            print("Every run is there; nothing is to be trained.")
+        return Outcomes()
+    workers = asked.workers or default_workers()
+    print(announcement(planned, workers), flush=True)
+    outcomes = train_side_by_side(planned, workers=workers)
+    print("\n".join(summary(outcomes)), flush=True)
+    return outcomes
+
+
+def announcement(planned: list[Planned], workers: int) -> str:
+    """How many runs there are to train, and about how long that will take; with a sentence where memory is short."""
+    minutes = makespan(planned, workers)[0] / 60
+    said = f"{len(planned)} runs to train, {workers} at a time: about {minutes:.0f} min."
+    note = memory_note(planned, workers)
+    return f"{said}\n{note}" if note else said
+
+
+def listed(planned: list[Planned]) -> str:
+    """A line for each planned run: its key, what it is, what it is expected to take."""
+    return "\n".join(f"{one.spec.key} {one.spec.label}: about {one.seconds:.0f} s, {one.peak_gib:.1f} GiB"
+                     f"{', after others' if one.after else ''}" for one in planned)
+

@@ -1,0 +1,127 @@
+"""The account of a plan that is being trained: what waits, what became of the rest, and how long it will still take.
+
+Every engine keeps one: the pool of this machine, and whatever trains on others.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from utils.training.plan import Planned
+from utils.training.store import RunStore
+
+
+@dataclass
+class Outcomes:
+    """What became of the planned runs, by key: labels of those done, sentences for those that were not.
+
+    Attributes
+    ----------
+    seconds, peak_gib : float
+        That all of it took, and the most memory that its processes held together (0 where it was not measured).
+    workers : int
+        Runs at a time.
+    """
+
+    done: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_gib: float = 0.0
+    workers: int = 1
+
+    def __len__(self) -> int:
+        return len(self.done) + len(self.failed) + len(self.left_out)
+
+
+class Account:
+    """Hands out the planned runs as they may be trained, and takes in how they ended.
+
+    Parameters
+    ----------
+    planned : list of Planned
+        Of :func:`utils.training.plan.plan`, in the order in which they are to be started.
+    say : callable
+        Takes one line for each run that ended, where there is no terminal for a bar.
+    """
+
+    def __init__(self, planned: list[Planned], *, say: Callable[[str], None] = print):
+        self.waiting, self.running = list(planned), dict[str, Planned]()
+        self.outcomes, self.say, self.total = Outcomes(), say, len(planned)
+        self._planned_s, self._done_s = sum(one.seconds for one in planned), 0.0
+        self._started = time.monotonic()
+        self._length = round(self._planned_s)
+        self._bar = tqdm(total=self._length, unit="s", dynamic_ncols=True, leave=False,
+                         bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left"
+                         ) if sys.stderr.isatty() else None
+
+    def take(self, fits: Callable[[Planned], bool] = lambda one: True) -> Planned | None:
+        """The first waiting run that waits for no other and fits, which counts as running from here; None if none."""
+        held = {one.spec.key for one in self.waiting} | self.running.keys()
+        for one in self.waiting:
+            if not one.after & held and fits(one):
+                self.waiting.remove(one)
+                self.running[one.spec.key] = one
+                return one
+        return None
+
+    def put_back(self, one: Planned) -> None:
+        """Let a running run wait again: what it was trained on is gone, and it goes on from its last resume point."""
+        del self.running[one.spec.key]
+        self.waiting.insert(0, one)
+
+    def ended(self, one: Planned, seconds: float, why: str | None = None) -> None:
+        """Take in a run that ended after `seconds`: finished and in the store, unless `why` says why it is not."""
+        del self.running[one.spec.key]
+        spec = one.spec
+        result = RunStore().result(spec) if why is None else None
+        if result is None:
+            why = why or "its result is not in the store"
+            self.outcomes.failed[spec.key] = f"{spec.label} ({spec.key}): {why}"
+            self._leave_out(spec.key, f"{spec.label} failed")
+            how = f"failed: {why}"
+        else:
+            self.outcomes.done[spec.key] = spec.label
+            diverged = result["run"]["status"] == "diverged"
+            if diverged:
+                self._leave_out(spec.key, f"{spec.label} diverged")
+            how = "diverged" if diverged else f"{seconds:.0f} s"
+        self._done_s += one.seconds
+        self._tell(f"{spec.label}: {how}")
+
+    def close(self) -> Outcomes:
+        """End the account; what still waits or runs is in no list of it."""
+        if self._bar is not None:
+            self._bar.close()
+        self.outcomes.seconds = time.monotonic() - self._started
+        return self.outcomes
+
+    def _leave_out(self, key: str, why: str) -> None:
+        """Drop what waits for a run that has no weights to go on from."""
+        for one in [one for one in self.waiting if key in one.after]:
+            self.waiting.remove(one)
+            self.outcomes.left_out[one.spec.key] = why
+            self._done_s += one.seconds
+            self._leave_out(one.spec.key, why)
+
+    def _tell(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.n = min(round(self._done_s), self._length)
+            self._bar.set_description_str(f"{len(self.outcomes)}/{self.total}")
+            return
+        spent = time.monotonic() - self._started
+        left = spent / max(self._done_s, 1e-9) * max(0.0, self._planned_s - self._done_s)
+        self.say(f"[{len(self.outcomes)}/{self.total}] {line}; about {left / 60:.0f} min left")
+
+
+def summary(outcomes: Outcomes) -> Iterator[str]:
+    """What became of a plan, in lines: how many were trained, and each that was not with why."""
+    yield f"{len(outcomes.done)} runs trained in {outcomes.seconds / 60:.1f} min."
+    for why in outcomes.failed.values():
+        yield f"failed: {why}"
+    if outcomes.left_out:
+        why = next(iter(outcomes.left_out.values()))
+        yield f"not trained: {len(outcomes.left_out)} runs that wait for another ({why})."
