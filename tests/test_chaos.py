@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from utils.course.chaos import campaign, crowds, kills, run_damage
+from utils.course.chaos import campaign, crowds, kills, pool_kills, run_damage
 from utils.course.chaos.apart import run_apart
 from utils.course.chaos.campaign import Tried, attempted, report, tallied
 from utils.course.chaos.case import Case
@@ -27,7 +27,13 @@ def test_what_is_killed_damaged_or_wanted_by_many_comes_out_whole(part):
     assert len(tried) >= 3 and [f"{one.name}: {one.problem}" for one in tried if one.problem] == []
 
 
+def test_a_pool_whose_worker_or_driver_is_killed_comes_out_whole():
+    tried = [attempted("pool kills", case) for case in pool_kills.cases(quick=True)]
+    assert len(tried) == 2 and [f"{one.name}: {one.problem}" for one in tried if one.problem] == []
+
+
 def test_the_long_part_has_the_cases_that_it_promises():
+    assert len(pool_kills.cases(quick=False)) == 30
     assert len(kills.kinds()) >= 40, "every kind of run of profile smoke"
     methods = {spec.method.variant for spec in kills.kinds().values()}
     assert {"pissa", "lora_ga", "dora", "vera", "gralora", "randlora", "adalora"} <= methods

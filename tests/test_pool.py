@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from utils.course.cli import main
+from utils.course.runner import notebook_paths
+from utils.course.training import specs_of_measurements, specs_of_notebooks
 from utils.errors import UsageError
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
+from utils.reporting.registry import MEASUREMENTS
 from utils.sources.models import resolve
+from utils.studies import load_studies
 from utils.training import pool as module
 from utils.training.outcomes import Account, Outcomes, summary
 from utils.training.plan import Costs, Planned, makespan, plan, shard
 from utils.training.pool import memory_note, train_side_by_side
-from utils.training.spec import Method, RunSpec
+from utils.training.spec import Method, RunSpec, run_specs
 from utils.training.store import RunStore
-from utils.training.wanted import every_spec
+from utils.training.wanted import SHOWN, every_spec, wanted_specs
 
 
 @pytest.fixture
@@ -94,6 +98,28 @@ def test_every_run_of_a_profile_is_planned_once_and_starts_come_first():
     keys = [one.spec.key for one in planned]
     assert len(keys) == len(set(keys)) >= len(specs)
     assert all(one.after <= set(keys) for one in planned) and any(one.after for one in planned)
+
+
+def test_what_measurements_name_exists_in_some_profile_and_adds_up_to_every_run():
+    load_studies()
+    profiles = [load_profile(name).with_reference_runs() for name in ("smoke", "laptop")]
+    for one in MEASUREMENTS.values():
+        for name in one.runs:
+            assert any(wanted_specs(profile, [name]) for profile in profiles), f"{one.name} names '{name}'"
+    smoke = profiles[0]
+    asked = specs_of_measurements(smoke, MEASUREMENTS, None)
+    assert asked == {key: spec for key, spec in every_spec(smoke).items() if key in asked}
+    assert not every_spec(smoke).keys() - asked.keys(), "a run that no measurement asks for"
+    ranks = wanted_specs(smoke, ["ranks"])
+    assert ranks == {spec.key: spec for spec in run_specs(smoke, "ranks")} != wanted_specs(smoke, [SHOWN])
+    assert wanted_specs(smoke, ["no such"]) == {}
+
+
+def test_the_runs_of_a_notebook_are_those_of_its_measurements():
+    smoke = load_profile("smoke")
+    found = specs_of_notebooks(smoke, notebook_paths(["08"]), (0,))
+    assert found == wanted_specs(smoke, ["continual"], (0,)) and found
+    assert specs_of_notebooks(smoke, notebook_paths(["01", "17"]), None) == {}
 
 
 @pytest.mark.parametrize("parts", [1, 3, 5])

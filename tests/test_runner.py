@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from utils.course import doctor, kernels, publish, runner
 from utils.course.kernels import kernel_config
 from utils.course.runner import Course, Outcome, Pass, check_completed, execute, notebook_paths, run_course
+from utils.course.training import specs_of_notebooks
 from utils.course.turns import only_one
 from utils.course.watch import Watch
 from utils.errors import CourseError, UsageError
@@ -30,6 +31,7 @@ from utils.paths import NOTEBOOKS, ROOT, cache_dir
 from utils.profiles import load_profile
 from utils.reporting.publish import STAMP
 from utils.training.outcomes import Outcomes
+from utils.training.spec import with_starts
 
 SMOKE = load_profile("smoke")
 ROOM = {"memory_gib": 64.0, "disk_gib": 500.0, "gpu": None, "gpu_memory_gib": 0.0}
@@ -502,14 +504,44 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("course_notebook", paths or [None], ids=lambda path: path.stem if path else "none found")
 
 
+SPY = """
+from utils.training.store import RunStore
+
+_get = RunStore.get
+
+
+def get(self, spec):
+    with open({asked!r}, "a") as stream:
+        stream.write(spec.key + chr(10))
+    return _get(self, spec)
+
+
+RunStore.get = get
+"""
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch) -> Path:
+    """The file that a kernel started from here writes the key of each run to that it asks the store for."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (tmp_path / "asked").touch()
+    (startup / "00-spy.py").write_text(SPY.format(asked=str(tmp_path / "asked")))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return tmp_path / "asked"
+
+
 @pytest.mark.alone
-def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch):
-    """The notebook runs whole, and what it publishes is fresh, valid and not degenerate."""
+def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch, asked):
+    """The notebook runs whole, asks for no run but those planned, and publishes what is fresh and not degenerate."""
     assert course_notebook is not None, f"there are no notebooks in {NOTEBOOKS}"
     monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "figures"))
     target, started = tmp_path / course_notebook.name, time.time()
     execute(course_notebook, target, {"PROFILE": "smoke"}, timeout=240, watch=Watch({}))
     check_completed(target)
+    planned = specs_of_notebooks(SMOKE, [course_notebook], None).values()
+    unplanned = set(asked.read_text().split()) - {one.key for spec in planned for one in with_starts(spec)}
+    assert not unplanned, "a measurement asks for runs of an experiment that it does not name in `runs`"
     cells = [cell for cell in nbformat.read(target, 4).cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells if any(one.output_type == "error" for one in cell.outputs)] == []
     folder = tmp_path / "figures" / "yours" / "smoke"

@@ -26,6 +26,7 @@ import torch
 from utils.errors import CourseError, reason_of
 from utils.machine import available_cores, device_name, memory_limit_gib, set_up_process
 from utils.paths import cache_dir, ensure_dir
+from utils.sealed import MANIFEST
 from utils.training.outcomes import Account, Outcomes
 from utils.training.plan import Planned
 from utils.training.spec import RunSpec
@@ -80,6 +81,7 @@ def train_side_by_side(planned: list[Planned], *, workers: int, memory_gib: floa
     say : callable
         Takes one line for each run that ended, where there is no terminal for a bar.
     """
+    _sweep_logs()
     budget = free_memory_gib() if memory_gib is None else memory_gib
     pool = _Pool(Account(planned, say=say), workers=workers, budget=budget)
     try:
@@ -165,6 +167,14 @@ def _gpus() -> list[str]:
 
 def _log(spec: RunSpec) -> Path:
     return ensure_dir(cache_dir() / "logs") / f"{spec.key}.log"
+
+
+def _sweep_logs() -> None:
+    """Delete the logs of runs that are finished: they ended well after their driver was killed."""
+    store = RunStore()
+    for log in ensure_dir(cache_dir() / "logs").glob("*.log"):
+        if (store.folder / log.stem / MANIFEST).exists():
+            log.unlink(missing_ok=True)
 
 
 def _last_line(log: Path) -> str:
