@@ -27,9 +27,9 @@ def test_what_is_killed_damaged_or_wanted_by_many_comes_out_whole(part):
     assert len(tried) >= 3 and [f"{one.name}: {one.problem}" for one in tried if one.problem] == []
 
 
-def test_a_pool_whose_worker_or_driver_is_killed_comes_out_whole():
-    tried = [attempted("pool kills", case) for case in pool_kills.cases(quick=True)]
-    assert len(tried) == 2 and [f"{one.name}: {one.problem}" for one in tried if one.problem] == []
+def test_a_plan_whose_driver_is_killed_comes_out_whole():
+    (case,) = pool_kills.cases(quick=True)
+    assert attempted("pool kills", case).problem is None
 
 
 def test_the_long_part_has_the_cases_that_it_promises():

@@ -209,6 +209,35 @@ def test_memory_decides_how_many_run_at_a_time(monkeypatch, spec, cache):
     assert len(pool.account.outcomes.failed) == 4, "no such process trained anything"
 
 
+class _Killed(_Process):
+    """A process that something else ended, as often as it is started."""
+
+    def __init__(self, target, args):
+        super().__init__(target, args)
+        self.exitcode = -9
+
+
+def test_a_run_whose_process_is_killed_goes_on_a_few_times_and_is_then_named(monkeypatch, spec, cache):
+    monkeypatch.setattr(_Process, "started", [])
+    monkeypatch.setattr(module, "wait", lambda sentinels, timeout: sentinels[:1])
+    waits = Planned(spec(seed=1), 1.0, 1.0, after=frozenset({spec().key}))
+    pool = module._Pool(Account([Planned(spec(), 1.0, 1.0), waits], say=lambda line: None), workers=2, budget=5.0)
+    pool.context = type("Context", (), {"Process": _Killed})
+    pool.run()
+    assert len(_Process.started) == module.ATTEMPTS
+    assert f"killed {module.ATTEMPTS} times (exit -9)" in pool.account.outcomes.failed[spec().key]
+    assert list(pool.account.outcomes.left_out) == [waits.spec.key]
+
+
+def test_logs_of_finished_runs_that_a_killed_driver_left_go(cache, spec):
+    (cache / "runs" / "done").mkdir(parents=True)
+    (cache / "runs" / "done" / "SEAL.json").touch()
+    for name in ("done", "under-way"):
+        module.ensure_dir(cache / "logs").joinpath(f"{name}.log").touch()
+    assert train_side_by_side([], workers=1) == Outcomes(workers=1, seconds=pytest.approx(0.0, abs=1.0))
+    assert [path.name for path in (cache / "logs").iterdir()] == ["under-way.log"]
+
+
 def test_fewer_at_a_time_than_asked_for_is_said(monkeypatch, spec):
     monkeypatch.setattr(module, "free_memory_gib", lambda: 5.0)
     said = memory_note([Planned(spec(), 1.0, 2.0)], 4)

@@ -19,8 +19,8 @@ from utils.progress import track
 from utils.provenance import provenance
 
 PARTS: dict[str, Callable[..., list[Case]]] = {
-    "kills": kills.cases, "pool kills": pool_kills.cases, "run damage": run_damage.cases, "damage": damage.cases, "crowds": crowds.cases,
-    "inputs": inputs.cases, "programs": programs.cases}
+    "kills": kills.cases, "pool kills": pool_kills.cases, "run damage": run_damage.cases, "damage": damage.cases,
+    "crowds": crowds.cases, "inputs": inputs.cases, "programs": programs.cases}
 RECORD, PAGE = "campaign.json", "CAMPAIGN.md"
 
 
