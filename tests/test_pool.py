@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from utils.course import bench_runs
 from utils.course.cli import main
 from utils.course.runner import notebook_paths
 from utils.course.training import specs_of_measurements, specs_of_notebooks
@@ -167,6 +168,30 @@ def test_runs_side_by_side_are_those_that_one_process_makes(cache, spec):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected[one.key].items())
     assert len(lines) == 3 and lines[-1].startswith("[3/3] movies, full, seed ") and "min left" in lines[-1]
     assert plan(specs, RunStore()) == [] and not list((cache / "logs").iterdir())
+
+
+@pytest.mark.process
+def test_the_benchmark_trains_the_same_runs_both_ways(cache, spec, monkeypatch):
+    """Threads are one here both ways, so nothing may differ; what other weights would show is tried too."""
+    short = [spec(seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(bench_runs, "sample", lambda steps, **_: short)
+    monkeypatch.setattr(bench_runs, "default_workers", lambda: 2)
+    row = bench_runs.side_by_side_row(4)
+    assert row["update_difference"] == row["metric_difference"] == 0 and row["runs"] == row["workers"] == 2
+    assert row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"], rel=0.1, abs=0.01)
+    assert not (cache / "runs").exists() and not (cache / "logs").exists(), "in caches of its own"
+    one, other = (RunStore().get(spec(seed=0, learning_rate=rate)) for rate in (1e-2, 2e-2))
+    update, metric = bench_runs._apart(one, other)
+    assert 0.1 < update < 10 and metric >= 0
+
+
+def test_the_benchmarks_sample_has_every_kind_of_run_once():
+    found = bench_runs.sample(7, profile="smoke")
+    kinds = {(one.task, one.method.kind, one.objective) for one in found}
+    every = every_spec(load_profile("smoke")).values()
+    assert kinds == {(one.task, one.method.kind, one.objective) for one in every if not (one.start or one.reward)}
+    assert len(kinds) == len(found) and all(one.steps == 7 and one.durations is None for one in found)
+    assert not {one.key for one in found} & {one.key for one in every}
 
 
 @pytest.mark.process

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from utils.course.bench_runs import side_by_side_row
 from utils.errors import CourseError
 from utils.files import write_json
 from utils.low_rank import LowRankUpdate
@@ -35,7 +36,8 @@ NORMS = {"LoRA r=1": 0.02, "LoRA r=8": 0.03, "LoRA r=64": 0.05, "dense": 0.02}  
 TARGETS = {"LoRA r=1": (60, 1.8), "LoRA r=8": (60, 1.8), "LoRA r=64": (20, 1.8), "dense": (8, 1.5)}  # warm, cold
 
 
-def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps: int = 30, passages: int = 6) -> dict:
+def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps: int = 30, passages: int = 6,
+          pool_steps: int = 60) -> dict:
     """Measure everything and return it ready for JSON.
 
     Parameters
@@ -44,8 +46,8 @@ def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps
         Repetitions of each comparison; the table shows the median ratio and its smallest and largest.
     layers, width : int
         Size of the encoder whose six linear kinds are compared; RoBERTa-base by default, 72 matrices.
-    training_steps, passages : int
-        Size of the other two comparisons; 0 leaves them out.
+    training_steps, passages, pool_steps : int
+        Size of the other three comparisons; 0 leaves them out. The last is made once, for it takes minutes.
     """
     folder = Path(tempfile.mkdtemp(prefix="lora-bench-"))
     try:
@@ -56,8 +58,11 @@ def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps
         rows.append(training_row(rounds, training_steps))
     if passages:
         rows.append(pseudo_loss_row(rounds, passages))
+    if pool_steps:
+        rows.append(side_by_side_row(pool_steps))
     return {"setting": {"rounds": rounds, "layers": layers, "width": width, "k": K, "epsilons": list(EPSILONS),
-                        "relative_update_norms": NORMS, "training_steps": training_steps, "passages": passages},
+                        "relative_update_norms": NORMS, "training_steps": training_steps, "passages": passages,
+                        "pool_steps": pool_steps},
             "rows": rows, "provenance": provenance()}
 
 

@@ -20,6 +20,8 @@ class Outcomes:
 
     Attributes
     ----------
+    durations_s : dict of str to float
+        Seconds of each run that is done.
     seconds, peak_gib : float
         That all of it took, and the most memory that its processes held together (0 where it was not measured).
     workers : int
@@ -29,6 +31,7 @@ class Outcomes:
     done: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    durations_s: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_gib: float = 0.0
     workers: int = 1
@@ -84,7 +87,7 @@ class Account:
             self._leave_out(spec.key, f"{spec.label} failed")
             how = f"failed: {why}"
         else:
-            self.outcomes.done[spec.key] = spec.label
+            self.outcomes.done[spec.key], self.outcomes.durations_s[spec.key] = spec.label, seconds
             diverged = result["run"]["status"] == "diverged"
             if diverged:
                 self._leave_out(spec.key, f"{spec.label} diverged")

@@ -95,12 +95,13 @@ def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None) 
     costs : Costs, optional
         Of the store's own finished runs by default.
     """
-    costs = known_costs(store) if costs is None else costs
     missing: dict[str, RunSpec] = {}
     for spec in specs:
         for one in with_starts(spec):
             if not store.stored(one):
                 missing.setdefault(one.key, one)
+    if costs is None:
+        costs = known_costs(store) if missing else Costs()  # reading every result takes a while
     after = {key: frozenset(other.key for other in (spec.start, spec.reward) if other and other.key in missing)
              for key, spec in missing.items()}
     expected = {key: costs.of(spec) for key, spec in missing.items()}

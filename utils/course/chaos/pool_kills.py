@@ -22,9 +22,9 @@ import psutil
 from utils.course.chaos.ask import in_a_process
 from utils.course.chaos.case import Case
 from utils.course.chaos.kills import difference
+from utils.course.own_cache import link_cache
 from utils.course.runner import notebook_paths
 from utils.course.training import specs_of_notebooks
-from utils.paths import cache_dir
 from utils.profiles import load_profile
 from utils.sealed import MANIFEST
 from utils.training.spec import RunSpec
@@ -34,7 +34,6 @@ NOTEBOOK, SEED = "08", 7
 WORDS = ["train", "--profile", "smoke", "--only", NOTEBOOK, "--seeds", str(SEED), "--workers", "2"]
 VICTIMS = ("a worker", "the fork server", "the driver")
 MOMENTS = 10  # for each of them
-SHARED = ("archives", "models", "sources", "texts")  # of the cache: what is only read
 PATIENCE_S = 240.0
 WORKERS_END_S = 20.0  # once their driver is gone
 
@@ -75,12 +74,7 @@ def left_alone() -> Plan:
 
 def _begin(folder: Path) -> subprocess.Popen:
     """The command, on a cache of its own that shares what is only read."""
-    cache_folder = folder / "cache"
-    if not cache_folder.exists():
-        cache_folder.mkdir()
-        for name in SHARED:
-            if (cache_dir() / name).exists():
-                (cache_folder / name).symlink_to(cache_dir() / name)
+    link_cache(folder / "cache")
     return in_a_process(folder, WORDS, variables={"OMP_NUM_THREADS": "1"})
 
 
