@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from utils.errors import UsageError
+from utils.errors import CourseError, UsageError
 from utils.ledger import page
 from utils.ledger import reference as reference_module
 from utils.ledger.claims import claim_link, claims
@@ -209,6 +209,31 @@ def test_references_can_be_made_one_by_one(references, monkeypatch):
     with pytest.raises(UsageError, match="Unknown measurement 'three'"):
         build_reference(LAPTOP, only=["three"])
     assert made == ["two"], "refused before anything is measured"
+
+
+def test_a_table_that_stays_keeps_where_it_comes_from(references, monkeypatch):
+    """Only what is made anew gets a new date: a table of last month is not of today because its neighbour is."""
+    toys = {name: Measurement(name, lambda profile, seeds: pd.DataFrame({"seed": list(seeds)}), ("seed",), None)
+            for name in ("one", "two", "three")}
+    dates = iter(range(1, 9))
+    monkeypatch.setattr(reference_module, "MEASUREMENTS", toys)
+    monkeypatch.setattr(reference_module, "provenance", lambda: {"date": next(dates)})
+    record = references / "laptop" / "provenance.json"
+
+    def origins() -> dict[str, tuple]:
+        found = json.loads(record.read_text())
+        usual = {name: {"seeds": found["seeds"], "provenance": found["provenance"]} for name in toys}
+        return {name: (one["provenance"]["date"], one["seeds"]) for name, one in (usual | found["tables"]).items()}
+
+    build_reference(LAPTOP, (5,))
+    assert origins() == dict.fromkeys(toys, (1, [5])) and json.loads(record.read_text())["tables"] == {}
+    build_reference(LAPTOP, (6, 7), only=["two"])
+    assert origins() == {"one": (1, [5]), "two": (2, [6, 7]), "three": (1, [5])}
+    build_reference(LAPTOP, (8,), only=["three"])
+    assert origins() == {"one": (1, [5]), "two": (2, [6, 7]), "three": (3, [8])}
+    record.write_text("[]")
+    with pytest.raises(CourseError, match="is not as it was written"):
+        build_reference(LAPTOP, only=["one"])
 
 
 def test_every_measurement_says_what_it_is():

@@ -57,6 +57,8 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     folder = ensure_dir(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
     remember(profile, seeds)
+    made = {"seeds": list(seeds), "provenance": provenance()}
+    written = {}
     for name, one in MEASUREMENTS.items():
         if only and name not in only:
             continue
@@ -65,10 +67,23 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
             continue  # a profile without a learning-rate sweep, or without leave to run generated code
         # Digits that mean something, and not decimals: scales and rates reach 1e-6.
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.7g"))
+        written[name] = made
+        write_json(folder / PROVENANCE, _where_tables_come_from(folder, written))
         print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
-    write_json(folder / PROVENANCE, {"seeds": list(seeds), "measurements": list(MEASUREMENTS),
-                                     "provenance": provenance()})
     return only or list(MEASUREMENTS)
+
+
+def _where_tables_come_from(folder: Path, written: dict[str, dict]) -> dict:
+    """Seeds and provenance of the newest table, and under ``tables`` those of each one that was not made with it.
+
+    A table that was made before is still as it was made; one that is written anew takes its new place.
+    """
+    newest = next(reversed(written.values()))
+    before = _committed(folder / PROVENANCE, lambda content: content | {}) if (folder / PROVENANCE).exists() else {}
+    older = {"seeds": before.get("seeds"), "provenance": before.get("provenance")}
+    tables = {name: before.get("tables", {}).get(name, older) for name in MEASUREMENTS
+              if (folder / f"{name}.csv").exists()}
+    return newest | {"tables": {name: one for name, one in (tables | written).items() if one != newest}}
 
 
 def check_reference(profile: Profile, only: list[str] | None = None) -> None:
