@@ -54,13 +54,14 @@ class SpectrumCache:
         self.hits, self.misses, self._full = 0, 0, False
 
     def spectrum(self, weight: torch.Tensor, *, name: str = "matrix") -> BaseSpectrum:
-        """See :func:`utils.spectra.base.base_spectrum`; the result may be on the device or on the CPU."""
+        """See :func:`utils.spectra.base.base_spectrum`; the result lies on the CPU, found or computed."""
         path = self.folder / f"{self._key(weight)}.safetensors"
         if (found := self._read(path, weight)) is not None:
             self.hits += 1
             return found
         self.misses += 1
-        spectrum = base_spectrum(weight.to(self.device), name=name)
+        # Not where it was computed: a caller would meet another device the first time than ever after.
+        spectrum = BaseSpectrum(*(part.cpu() for part in base_spectrum(weight.to(self.device), name=name)))
         self._write(path, spectrum)
         return spectrum
 
@@ -87,7 +88,7 @@ class SpectrumCache:
         return BaseSpectrum(basis, values) if whole else None
 
     def _write(self, path: Path, spectrum: BaseSpectrum) -> None:
-        tensors = {"basis": spectrum.basis.cpu().contiguous(), "values": spectrum.values.cpu().contiguous()}
+        tensors = {"basis": spectrum.basis.contiguous(), "values": spectrum.values.contiguous()}
         size = tensors["basis"].nbytes
         if self._full or shutil.disk_usage(self.folder).free < size + SPARE_BYTES:
             if not self._full:
