@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.files import atomic_write, sha256_of, write_text
-from utils.training.metrics import Measure
+from utils.training.metrics import Measure, without_autocast
 from utils.training.weights import trained_tensors
 
 METRICS = "metrics.jsonl"
@@ -65,7 +65,9 @@ class Checkpoints(TrainerCallback):
         path = checkpoint_path(self.folder, step)
         with atomic_write(path) as temporary:
             save_file(tensors, temporary)
-        row = {"step": step, "train_seconds": round(seconds, 2), **more, **self.measure(model), "file": path.name,
+        with without_autocast(model):  # or a base, measured in float32, would be compared with a run in bfloat16
+            measured = self.measure(model)
+        row = {"step": step, "train_seconds": round(seconds, 2), **more, **measured, "file": path.name,
                "sha256": sha256_of(path)}
         self.rows.append(row)
         write_text(self.folder / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))

@@ -1,7 +1,8 @@
 """What is measured while a run trains: accuracy and causal language-model loss. Model in, number out, no I/O."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -10,6 +11,23 @@ from torch.nn.functional import cross_entropy
 from utils.errors import CourseError
 
 Measure = Callable[[nn.Module], dict]  # what is measured of a run at its checkpoints
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Give a model the forward pass back that accelerate has wrapped in mixed precision, as long as the context lasts.
+
+    An autocast that is switched off around the model would be switched on again within it.
+    """
+    wrapped, own = (model.__dict__.get(name) for name in ("forward", "_original_forward"))
+    if wrapped is None or own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = wrapped
 
 
 @torch.no_grad()
