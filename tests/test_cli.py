@@ -53,7 +53,7 @@ def said(capsys, arguments: list[str], status: int) -> str:
 @pytest.mark.parametrize("arguments, parts", [
     (["coarse"], ["'coarse'", "course", "doctor", "--help"]),
     ([], ["command"]),
-    (["course", "--profile", "smok"], ["Unknown profile 'smok'", "smoke, laptop, gpu, paper"]),
+    (["course", "--profile", "smok"], ["Unknown profile 'smok'", "smoke, laptop, workstation, gpu, paper"]),
     (["course", "--profile", "none.yaml"], ["no profile file /", "/none.yaml"]),
     (["fetch", "--profile", "Laptop"], ["Unknown profile 'Laptop'"]),
     (["reference", "--profile", "smoke"], ["smoke is not evidence"]),

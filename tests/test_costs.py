@@ -28,7 +28,7 @@ from utils.evaluation.costs import (
 )
 from utils.evaluation.memory import training_bytes
 from utils.paths import MODELS, PAPER
-from utils.profiles import load_profile
+from utils.profiles import PROFILE_NAMES, load_profile
 from utils.studies.costs import measure, tables
 from utils.training import footprint
 from utils.training.recipe import Recipe
@@ -285,7 +285,7 @@ def test_worked_examples_come_from_another_split_and_cost_tokens():
     assert examples and not examples & asked
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "gpu", "paper"])
+@pytest.mark.parametrize("name", PROFILE_NAMES)
 def test_every_profile_says_what_is_measured(name):
     profile = load_profile(name)
     assert profile.costs.shots[0] == 0 and len({recipe.label for recipe in measure.recipes(profile)}) == 8

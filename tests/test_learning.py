@@ -286,7 +286,7 @@ def planned(measurement: str, profile) -> pd.DataFrame:
     return marked(table)
 
 
-@pytest.mark.parametrize("name", ["laptop", "gpu"])
+@pytest.mark.parametrize("name", ["laptop", "workstation", "gpu"])
 def test_reference_results_have_the_runs_that_claims_need(name, monkeypatch):
     """A claim in reach whose runs the profile does not plan would have no verdict for ever."""
     monkeypatch.setattr("utils.training.spec.resolve", lambda base: SimpleNamespace(revision="x"))

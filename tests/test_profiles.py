@@ -1,4 +1,4 @@
-"""Profiles: the four load; what is wrong with one is said in one sentence with file, key and what is allowed."""
+"""Profiles: all of them load; what is wrong with one is said in one sentence with file, key and what is allowed."""
 
 import copy
 from pathlib import Path
@@ -77,7 +77,7 @@ DECODER_RUN = {"task": "python", "durations": [5], "runs": [{"method": "full", "
     ({("spectra", "epsilons"): [0.5, 1.5]}, ("'spectra.epsilons.1'", "less than or equal to 1", "1.5")),
     ({("hardware", "min_memory_gib"): float("inf")}, ("'hardware.min_memory_gib'", "finite")),
     ({("encoder", "source"): "web"}, ("'encoder.source'", "'packaged', 'hub' or 'local'", "'web'")),
-    ({("profile",): "huge"}, ("'profile'", "'smoke', 'laptop', 'gpu' or 'paper'", "'huge'")),
+    ({("profile",): "huge"}, ("'profile'", "'smoke', 'laptop', 'workstation', 'gpu' or 'paper'", "'huge'")),
     ({("seeds",): []}, ("'seeds'", "at least 1")),
     ({("seeds",): [-1]}, ("'seeds.0'", "greater than or equal to 0", "-1")),
     ({("reference_seeds",): [3, 3]}, ("'reference_seeds'", "twice")),
@@ -202,8 +202,8 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Laptop", "smok", "", "schema"])
-def test_an_unknown_profile_names_the_four(name):
-    with pytest.raises(UsageError, match="smoke, laptop, gpu, paper") as caught:
+def test_an_unknown_profile_names_the_known_ones(name):
+    with pytest.raises(UsageError, match="smoke, laptop, workstation, gpu, paper") as caught:
         load_profile(name)
     assert f"'{name}'" in str(caught.value)
 

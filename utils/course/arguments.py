@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.errors import UsageError
 
-PROFILE_HELP = "smoke, laptop, gpu, paper or a .yaml file"
+PROFILE_HELP = "smoke, laptop, workstation, gpu, paper or a .yaml file"
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from utils.files import read_text
 from utils.profiles.plain import plain_yaml
 from utils.profiles.schema import Profile
 
-PROFILE_NAMES = ("smoke", "laptop", "gpu", "paper")
+PROFILE_NAMES = ("smoke", "laptop", "workstation", "gpu", "paper")
 
 
 @cache

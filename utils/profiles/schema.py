@@ -73,7 +73,7 @@ def _named_once(pairs: tuple[ReleasedPair, ...]) -> tuple[ReleasedPair, ...]:
 class Profile(Checked):
     """One scale of the whole course: the same cells and functions run on it, whatever its size."""
 
-    profile: Literal["smoke", "laptop", "gpu", "paper"]
+    profile: Literal["smoke", "laptop", "workstation", "gpu", "paper"]
     summary: str
     evidence: bool  # False stamps each figure "not evidence"
     hardware: Hardware
