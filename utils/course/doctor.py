@@ -10,6 +10,7 @@ from utils.errors import CourseError
 from utils.machine import available_cores, memory_limit_gib
 from utils.paths import ROOT, cache_dir, ensure_dir, relative
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
+from utils.spectra.agreement import compare_devices
 
 
 def pins() -> dict[str, str]:
@@ -68,14 +69,21 @@ def require(profile: Profile) -> None:
 
 
 def doctor() -> bool:
-    """Print versions, hardware and what each profile would need here; True if the default profile can run."""
+    """Print versions, hardware and what each profile would need here; True if the default profile can run.
+
+    Where there is a GPU, intruders are counted on it and on the CPU; False as well if one count differs.
+    """
     have, wrong = machine(), wrong_versions()
     print(f"Python {have['python']}, {have['cores']} cores, {have['memory_gib']:g} GiB memory, "
           f"{have['disk_gib']:g} GiB free at {cache_dir()}, GPU: {have['gpu'] or 'none'}")
     print("Packages: " + ("all as pinned" if not wrong else "; ".join(wrong)))
     for name in PROFILE_NAMES:
         lacks = missing(load_profile(name), have)
-        print(f"  {name:7} {'fits' if not lacks else 'needs ' + ', '.join(lacks)}")
+        print(f"  {name:11} {'fits' if not lacks else 'needs ' + ', '.join(lacks)}")
+    counted = compare_devices("cuda") if have["gpu"] else None
+    if counted:
+        print(f"Counting on the GPU against the CPU: {counted.sentence}")
     if wrong:
         print("Run `make setup`, or `pip install -r requirements.txt`, to get the pinned versions.")
-    return not wrong and not missing(load_profile("laptop"), have)
+    fits = not missing(load_profile("laptop"), have)
+    return not wrong and fits and (counted is None or not counted.different)

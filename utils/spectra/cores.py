@@ -34,6 +34,7 @@ from utils.spectra.pairs import Pair, Tuned, is_far
 
 EXACT_RANK = 12  # up to here the whole update goes into the preconditioner
 BATCH_BYTES = 12 * 2**20  # of solver workspace at a time
+DENSE_BATCHES_ON = ("cuda",)  # kinds of device on which a batch of dense updates pays
 ORDINARY = (1e-60, 1e60)  # sizes whose squares and products float64 holds; anything else goes to the definition
 
 
@@ -83,9 +84,10 @@ class DenseCore(Core):
     method = "leading-vectors"
 
     def joins(self, other: Core, count: int) -> bool:
-        """Whether both lie on a GPU, where a batch pays, and there is room."""
-        return isinstance(other, DenseCore) and self.gram.is_cuda and self.gram.shape == other.gram.shape \
-            and (count + 1) * 8 * (4 * self.gram.numel() + 2 * self.tuned.numel()) <= 8 * BATCH_BYTES
+        """Whether both lie where a batch pays, and there is room."""
+        own_bytes = 8 * (4 * self.gram.numel() + 2 * self.tuned.numel())
+        return isinstance(other, DenseCore) and self.gram.device.type in DENSE_BATCHES_ON \
+            and self.gram.shape == other.gram.shape and (count + 1) * own_bytes <= 8 * BATCH_BYTES
 
 
 def prepare(pair: Pair, k: int, vectors: str, *, spectrum: Callable[..., BaseSpectrum], device: str,
