@@ -263,6 +263,23 @@ def test_logs_of_finished_runs_that_a_killed_driver_left_go(cache, spec):
     assert [path.name for path in (cache / "logs").iterdir()] == ["under-way.log"]
 
 
+def test_on_gpus_a_free_card_is_what_a_run_waits_for(monkeypatch, spec, cache):
+    """What a run is expected to take there is its card's memory, which says nothing of this machine's."""
+    at_once: list[int] = []
+    monkeypatch.setattr(_Process, "started", [])
+    monkeypatch.setattr(module, "_gpus", lambda: ["0", "3"])
+    monkeypatch.setattr(module, "wait", lambda sentinels, timeout: at_once.append(len(sentinels)) or sentinels[:1])
+    seen: list[str] = []
+    monkeypatch.setattr(_Process, "__init__", lambda self, target, args, init=_Process.__init__: (
+        init(self, target, args), seen.append(args[2]["CUDA_VISIBLE_DEVICES"]))[0])
+    planned = [Planned(spec(seed=seed), 1.0, 70.0) for seed in range(4)]
+    assert module.default_workers() == 2 and memory_note(planned, 2) is None
+    pool = module._Pool(Account(planned, say=lambda line: None), workers=2, budget=5.0)
+    pool.context = type("Context", (), {"Process": _Process})
+    pool.run()
+    assert max(at_once) == 2 and len(_Process.started) == 4 and seen == ["0", "3", "0", "3"]
+
+
 def test_fewer_at_a_time_than_asked_for_is_said(monkeypatch, spec):
     monkeypatch.setattr(module, "free_memory_gib", lambda: 5.0)
     said = memory_note([Planned(spec(), 1.0, 2.0)], 4)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from utils.errors import UsageError
+from utils.machine import device_name
 from utils.sources.models import resolve, weight_files
 from utils.training.spec import RunSpec, with_starts
 from utils.training.store import RunStore
 
-GUESSED_TOKENS_PER_SECOND = 4e10  # times parameters: a laptop's core, before anything was measured
+GUESSED_OPERATIONS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13}  # a laptop's core, a consumer GPU; before any was measured
 GUESSED_COPIES = 6  # of the weights in memory: weights, gradients, two moments, activations
 LEAST_GIB = 1.0  # of a process that has imported everything
 
@@ -28,7 +29,7 @@ class Planned:
     ----------
     spec : RunSpec
     seconds, peak_gib : float
-        Expected.
+        Expected; the peak is of a GPU's memory where there is one.
     after : frozenset of str
         Keys of the missing runs that it goes on from or is judged by.
     chain_seconds : float
@@ -63,7 +64,7 @@ class Costs:
                 return steps * statistics.median(self.seconds_per_step[shape]), self.peaks_gib[shape]
         size = sum(file.stat().st_size for file in weight_files(resolve(spec.base).folder))
         tokens = spec.batch_size * spec.gradient_accumulation * spec.sizes.max_length
-        seconds = steps * tokens * 6 * (size / 4) / GUESSED_TOKENS_PER_SECOND
+        seconds = steps * tokens * 6 * (size / 4) / GUESSED_OPERATIONS_PER_SECOND[device_name()]
         return seconds, LEAST_GIB + GUESSED_COPIES * size / 2**30
 
 

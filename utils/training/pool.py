@@ -56,8 +56,11 @@ def free_memory_gib() -> float:
 
 
 def memory_note(planned: list[Planned], workers: int) -> str | None:
-    """One sentence where memory does not bear so many of the largest runs at a time; None where it does."""
-    largest = max((one.peak_gib for one in planned), default=0.0)
+    """One sentence where memory does not bear so many of the largest runs at a time; None where it does.
+
+    On GPUs each run has a card of its own, and nothing is said here.
+    """
+    largest = max((one.peak_gib for one in planned), default=0.0) if not _gpus() else 0.0
     fitting = max(1, int(free_memory_gib() / largest)) if largest else workers
     if fitting >= workers:
         return None
@@ -76,8 +79,8 @@ def train_side_by_side(planned: list[Planned], *, workers: int, memory_gib: floa
     workers : int
         Processes at a time, of one thread each on a CPU and one GPU each on a machine with GPUs.
     memory_gib : float, optional
-        What all of them may take together; a share of what is free now by default. A run that alone expects more is
-        trained alone.
+        What all of them may take together on a CPU; a share of what is free now by default. A run that alone expects
+        more is trained alone.
     say : callable
         Takes one line for each run that ended, where there is no terminal for a bar.
     """
@@ -120,6 +123,8 @@ class _Pool:
             running.process.join()
 
     def _fits(self, one: Planned) -> bool:
+        if _gpus():
+            return True  # what is expected of a run there is its card's memory, and a free card is what it waits for
         taken = sum(running.one.peak_gib for running in self.running.values())
         return taken + one.peak_gib <= self.budget or not self.running
 
