@@ -22,6 +22,7 @@ from utils.machine import limit_threads
 from utils.paths import ROOT
 
 limit_threads()
+gc.disable()  # until the files have imported their libraries: a sixth of that time would go into looking for garbage
 
 DURATIONS = ROOT / ".pytest_durations.json"
 KINDS = {
@@ -84,6 +85,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     """The files have imported their libraries: collections, one before every training, pass over them from here on."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
