@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers, and the processes 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import functools
+import gc
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from utils.machine import limit_threads
 from utils.paths import ROOT
 
 limit_threads()
+gc.disable()  # until the files have imported their libraries: a sixth of that time would go into looking for garbage
 
 DURATIONS = ROOT / ".pytest_durations.json"
 KINDS = {
@@ -79,6 +81,13 @@ def pytest_collection_modifyitems(config, items):
         seconds = measured.get(item.nodeid, USUAL_SECONDS[kind_of(item)])
         total[group_of(item)] = total.get(group_of(item), 0.0) + seconds
     items.sort(key=lambda item: (-total[group_of(item)], group_of(item)))  # stable: a file keeps its order
+
+
+def pytest_collection_finish():
+    """The files have imported their libraries: collections, one before every training, pass over them from here on."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

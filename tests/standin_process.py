@@ -141,6 +141,7 @@ def forget() -> None:
                 if callable(clear := getattr(value, "cache_clear", None)):
                     clear()
     gc.collect()
+    gc.freeze()  # what is left is the libraries', which each later collection, one before every training, passes over
 
 
 def _call(module: str, function: str):

@@ -238,17 +238,21 @@ def test_a_committed_table_answers_its_claim(claim):
     assert found.values.notna().any() or set(found.missing) == set(found.values.index) != set()
 
 
-def test_claims_about_counts_are_judged_at_the_courses_epsilons():
-    table = verdicts("laptop")
+@pytest.fixture(scope="module")
+def laptop_verdicts() -> pd.DataFrame:
+    return verdicts("laptop")
+
+
+def test_claims_about_counts_are_judged_at_the_courses_epsilons(laptop_verdicts):
+    table = laptop_verdicts
     judged = table[table["claim"] == "full-no-intruders"]
     assert judged["epsilon"].tolist() == list(CLAIM_EPSILONS)
     assert set(table["epsilon"].dropna()) == set(CLAIM_EPSILONS)
 
 
-def test_a_floor_is_no_finding():
+def test_a_floor_is_no_finding(laptop_verdicts):
     """At one fixed rate no run has an intruder at epsilon 0.5: nothing could fall with the rank."""
-    table = verdicts("laptop")
-    floor = table[table["verdict"] == NO_POWER]
+    floor = laptop_verdicts[laptop_verdicts["verdict"] == NO_POWER]
     assert len(floor) and floor["p"].isna().all() and floor["why"].str.len().gt(10).all()
 
 

@@ -3,15 +3,15 @@ and which matrices are trained.
 """
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from peft import PeftModel
@@ -21,13 +21,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, set_seed
 
 from utils.errors import CourseError
-from utils.paths import MODELS, ROOT
+from utils.paths import MODELS
 from utils.profiles import load_profile
 from utils.profiles import loader as loader_module
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sources.models import resolve
 from utils.training import checkpoints as checkpoints_module
 from utils.training import cooldown as cooldown_module
+from utils.training import store as store_module
 from utils.training import train as train_module
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import METRICS
@@ -283,38 +284,35 @@ def test_a_point_that_a_resume_point_covers_is_not_measured_again(store, spec, m
     assert (cooled, run.steps) == ([20], [10, 20])
 
 
-SCRIPT = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-from utils.training import checkpoints, store as module
-from utils.training.spec import RunSpec
+def killed_at_its_second_checkpoint(spec: RunSpec, folder: Path) -> None:
+    """Begin to train, wait for the other process to ask for the same run, and end by kill -9 in the midst of a file."""
+    real_train, real_save, saved = store_module.train, checkpoints_module.save_file, []
 
-torch.set_num_threads(1)
-spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
-real_train, real_save, saved = module.train, checkpoints.save_file, []
+    def save_file(tensors, path):
+        real_save(tensors, path)
+        saved.append(path)
+        if len(saved) == 2:
+            Path(path).write_bytes(Path(path).read_bytes()[:-200])
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def save_file(tensors, path):
-    real_save(tensors, path)
-    saved.append(path)
-    if len(saved) == 2:
-        Path(path).write_bytes(Path(path).read_bytes()[:-200])
-        os.kill(os.getpid(), signal.SIGKILL)
+    def train(*arguments, **named):
+        (folder / "training").touch()
+        wait_for(folder / "waiting")
+        return real_train(*arguments, **named)
 
-def train(*arguments, **named):
-    (folder / "training").touch()
-    while not (folder / "waiting").exists():
-        time.sleep(0.02)
-    return real_train(*arguments, **named)
+    checkpoints_module.save_file, store_module.train = save_file, train
+    print("STEPS", RunStore(folder).get(spec).steps, flush=True)
 
-if mode == "killed":
-    checkpoints.save_file, module.train = save_file, train
-else:
+
+def next_in_line(spec: RunSpec, folder: Path) -> None:
     (folder / "waiting").touch()
-    while not (folder / "training").exists():
+    wait_for(folder / "training")
+    print("STEPS", RunStore(folder).get(spec).steps, flush=True)
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
         time.sleep(0.02)
-print("STEPS", module.RunStore(folder).get(spec).steps, flush=True)
-"""
 
 
 @pytest.mark.process
@@ -322,13 +320,10 @@ def test_a_run_killed_while_it_writes_a_point_is_finished_by_the_process_that_wa
     """kill -9 in the middle of the second checkpoint, with another process in line for the same run."""
     chosen, folder = spec(), tmp_path / "runs"
     folder.mkdir()
-    (tmp_path / "spec.json").write_text(chosen.model_dump_json())
-    processes = [subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "spec.json"), str(folder), mode],
-                                  cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                 for mode in ("killed", "next")]
-    outputs = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [-signal.SIGKILL, 0], outputs
-    assert "STEPS [10, 20]" in outputs[1][0] and "STEPS" not in outputs[0][0]
+    killed, other = forked.ended(partial(killed_at_its_second_checkpoint, chosen, folder),
+                                 partial(next_in_line, chosen, folder), folder=tmp_path)
+    assert (killed.code, other.code) == (-signal.SIGKILL, 0), (killed, other)
+    assert "STEPS [10, 20]" in other.output and "STEPS" not in killed.output
     assert_same_run(RunStore(folder).get(chosen), finished())
     assert sorted(path.name for path in (folder / chosen.key / "checkpoints").glob("step-*")) == [
         "step-000010.safetensors", "step-000020.safetensors"]

@@ -64,7 +64,10 @@ def custom_profile(folder: Path, **changes) -> str:
 
 
 def shrunk_profile(folder: Path, **evaluation) -> str:
-    """gpu.yaml with every run on a causal base cut to a few steps of short texts; which runs there are stays."""
+    """gpu.yaml with every run on a causal base cut to a few steps of short texts, and few texts to measure on.
+
+    Which runs and measurements there are stays.
+    """
     content = yaml.safe_load(GPU_PROFILE.read_text(encoding="utf-8"))
     for name in TEXTS:
         content["tasks"][name] = {"test_rows": 4, "max_length": 32}
@@ -86,11 +89,14 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
     for group in (group for groups in chosen["runs"].values() for group in groups):
         group.pop("steps", None)
         group["checkpoints"] = 1
+    content["pseudo_loss"] |= {"passages": 8, "tokens": 16}
+    content["continual"] |= {"probe_train_rows": 24, "probe_test_rows": 12}
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
     return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
-                          preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
+                          pseudo_loss=content["pseudo_loss"], continual=content["continual"], preferences=chosen,
+                          sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
 
 
 def _narrow(experiment: dict) -> None:

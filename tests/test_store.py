@@ -4,8 +4,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -13,13 +11,13 @@ from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pandas as pd
 import pytest
 import torch
 
 from utils.errors import CourseError
 from utils.files import sha256_of
-from utils.paths import ROOT
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting import runs as kit_runs
 from utils.reporting import runs as measure
@@ -225,52 +223,39 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, spec, monkeypa
     assert not (run.folder / "resume").exists()
 
 
-SCRIPT = """
-import os, sys, time
-from pathlib import Path
-import torch
-from utils.training import store as module
-from utils.training.spec import RunSpec
-from utils.training.checkpoints import Checkpoints
+def killed_at_its_seventh_step(spec: RunSpec, folder: Path) -> None:
+    real = Checkpoints.on_step_end
 
-torch.set_num_threads(1)
-spec, folder, mode = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
-real_train, real_step = module.train, Checkpoints.on_step_end
+    def killed(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            os._exit(9)
 
-def train(*arguments, **named):
-    print("TRAINING", flush=True)
-    time.sleep(1)
-    return real_train(*arguments, **named)
-
-def killed(self, args, state, control, **kwargs):
-    real_step(self, args, state, control, **kwargs)
-    if state.global_step == 7:
-        os._exit(9)
-
-module.train = train
-if mode == "kill":
     Checkpoints.on_step_end = killed
-else:
-    (folder / f"ready-{mode}").touch()
+    RunStore(folder).get(spec)
+
+
+def slowly_trained(spec: RunSpec, folder: Path, name: str) -> None:
+    """Ask for a run once both processes are ready to; whoever trains it takes a second longer, and says so."""
+    real = module.train
+
+    def train(*arguments, **named):
+        print("TRAINING", flush=True)
+        time.sleep(1)
+        return real(*arguments, **named)
+
+    module.train = train
+    (folder / f"ready-{name}").touch()
     deadline = time.monotonic() + 120
     while len(list(folder.glob("ready-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-print("ACCURACY", module.RunStore(folder).get(spec).metrics()["accuracy"].tolist(), flush=True)
-"""
-
-
-def process(tmp_path: Path, spec: RunSpec, folder: Path, mode: str) -> subprocess.Popen:
-    (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "spec.json"), str(folder), mode], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    print("ACCURACY", RunStore(folder).get(spec).metrics()["accuracy"].tolist(), flush=True)
 
 
 @pytest.mark.process
 def test_a_killed_run_is_finished_by_another_process(tmp_path, spec, monkeypatch, finished):
-    killed = process(tmp_path, spec(), tmp_path / "runs", "kill")
-    _, errors = killed.communicate(timeout=120)
-    assert killed.returncode == 9, errors
+    killed, = forked.ended(partial(killed_at_its_seventh_step, spec(), tmp_path / "runs"), folder=tmp_path)
+    assert killed.code == 9, killed.output
     folder = tmp_path / "runs" / spec().key
     assert not (folder / RESULT).exists() and (folder / "resume" / "checkpoint-6" / MANIFEST).exists()
     seen = steps_done(monkeypatch)
@@ -281,10 +266,10 @@ def test_a_killed_run_is_finished_by_another_process(tmp_path, spec, monkeypatch
 
 @pytest.mark.process
 def test_two_processes_train_a_run_once(tmp_path, spec):
-    processes = [process(tmp_path, spec(), tmp_path / "runs", mode) for mode in ("a", "b")]
-    outputs = [one.communicate(timeout=180) for one in processes]
-    assert [one.returncode for one in processes] == [0, 0], outputs
-    texts = [output for output, _ in outputs]
+    (tmp_path / "runs").mkdir()
+    both = forked.ended(*(partial(slowly_trained, spec(), tmp_path / "runs", name) for name in "ab"), folder=tmp_path)
+    assert [one.code for one in both] == [0, 0], both
+    texts = [one.output for one in both]
     assert sorted(text.count("TRAINING") for text in texts) == [0, 1]
     waiting = next(text for text in texts if "TRAINING" not in text)
     assert f"Another process is training {spec().key}; waiting for it." in waiting

@@ -6,9 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat.reader import NotJSONError
-
 from utils.errors import CourseError, reason_of
 from utils.files import read_text
 
@@ -21,6 +18,9 @@ def read_notebook(path: Path) -> Any:
     CourseError
         If the file is missing, or holds no whole notebook.
     """
+    import nbformat  # a second, for its schema's grammar of addresses, which no kernel needs
+    from nbformat.reader import NotJSONError
+
     try:
         found = nbformat.reads(read_text(path), as_version=4)
         nbformat.validate(found)

@@ -12,7 +12,7 @@ from utils.ledger.claims import own_verdicts, verdicts
 from utils.ledger.page import effect_text, keep_own, own_text, sentence_of
 from utils.ledger.reference import COSTS, measured_costs, reference_folder, reference_note
 from utils.ledger.session import measured_tables, start_session
-from utils.machine import limit_threads, quiet_libraries
+from utils.machine import set_up_process
 from utils.paths import NOTEBOOKS, reference_dir
 from utils.profiles import Profile, load_profile
 from utils.profiles.used import remember
@@ -41,8 +41,7 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
                   or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)):
         raise UsageError(f"Expected SEEDS to be a list of different whole numbers such as [0, 1], got {seeds!r}; give "
                          "such a list, or None for the profile's own.")
-    limit_threads()
-    quiet_libraries()
+    set_up_process()
     use_style()
     start_session()
     chosen = tuple(seeds or profile.seeds)

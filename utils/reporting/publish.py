@@ -8,6 +8,7 @@ import io
 import os
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def publish(drawn: Drawn) -> None:
     profile, identifier, figure = drawn.profile, drawn.identifier, drawn.figure
     if not profile.evidence:
         figure.text(0.5, 0.5, STAMP, fontsize=28, color="grey", alpha=0.35, ha="center", va="center", rotation=25)
-    _keep_inside(figure)
+    _lay_out(figure)
     folder = ensure_dir(figure_folder(profile))
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
@@ -67,12 +68,21 @@ def publish(drawn: Drawn) -> None:
         display(styled.format(precision=3, na_rep=""))
 
 
-def _keep_inside(figure: Figure) -> None:
-    """Break the titles and axis labels that leave the figure in two, at the space nearest their middle.
+def _lay_out(figure: Figure) -> None:
+    """Give everything its place, once for both files; each would find it again, which takes longer than to draw."""
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    figure.draw_without_rendering()
+    if _keep_inside(figure):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _keep_inside(figure: Figure) -> bool:
+    """Break the titles and axis labels that leave the figure in two, at the space nearest their middle; True if any.
 
     The layout makes room for a label's height alone, so one longer than its panel is cut off at the image's edge.
     """
-    figure.draw_without_rendering()
+    broken = False
     for text in [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]:
         box, whole, words = text.get_window_extent(), figure.bbox, text.get_text()
         outside = box.x0 < whole.x0 or box.x1 > whole.x1 or box.y0 < whole.y0 or box.y1 > whole.y1
@@ -81,6 +91,8 @@ def _keep_inside(figure: Figure) -> None:
         if outside and spaces and "\n" not in words:
             middle = min(spaces, key=lambda at: abs(at - len(words) / 2))
             text.set_text(f"{words[:middle]}\n{words[middle + 1:]}")
+            broken = True
+    return broken
 
 
 def _check(drawn: Drawn) -> None:
