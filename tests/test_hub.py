@@ -91,12 +91,13 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
         group["checkpoints"] = 1
     content["pseudo_loss"] |= {"passages": 8, "tokens": 16}
     content["continual"] |= {"probe_train_rows": 24, "probe_test_rows": 12}
+    content["costs"] |= {"batch_size": 2, "length": 64}
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
     return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
-                          pseudo_loss=content["pseudo_loss"], continual=content["continual"], preferences=chosen,
-                          sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
+                          pseudo_loss=content["pseudo_loss"], continual=content["continual"], costs=content["costs"],
+                          preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
 
 
 def _narrow(experiment: dict) -> None:
