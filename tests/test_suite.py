@@ -1,5 +1,6 @@
 """The suite itself: each test has one kind, a worker begins with what takes long, and durations are kept."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -68,6 +69,10 @@ def test_durations_are_kept_beside_those_of_tests_that_did_not_run(durations):
         "b.py::three[x@y]": 7.0, "b.py::[x@b]": 1.0, "a.py::two": 3.5, "a.py::one": 1.0}
     durations.write_text("half a fi")
     assert conftest.read_durations() == {}
+
+
+def test_garbage_is_looked_for_again_and_not_among_the_libraries():
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
 
 
 def test_a_unit_test_that_starts_python_is_told_to_say_so():
