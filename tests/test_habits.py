@@ -147,7 +147,8 @@ def used_by(folder: str) -> set[str]:
     return set().union(*modules) - {path.stem for path in (ROOT / folder).glob("*.py")}
 
 
-@pytest.mark.parametrize("folder, extras", [("utils", ["gpu", "ray"]), ("notebooks", []), ("tests", ["gpu", "ray", "test"])])
+@pytest.mark.parametrize("folder, extras", [
+    ("utils", ["gpu", "ray"]), ("notebooks", []), ("tests", ["gpu", "ray", "test"])])
 def test_everything_that_is_imported_is_declared(folder, extras):
     """A package that only came along with another one is gone on the day when that one drops it."""
     declared = set(ranges(*extras))
