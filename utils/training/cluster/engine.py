@@ -1,6 +1,6 @@
 """The same plan that :mod:`utils.training.pool` trains on one machine, as tasks of a Ray cluster.
 
-A task asks for one core (or one GPU, where the cluster has any) and for the memory that its run is expected to take.
+A task asks for one core and the memory that its run is expected to take, or for one GPU where the cluster has any.
 The driver alone decides what is trained next and keeps the account; Ray places tasks and tells which were lost with
 their worker or node. Those wait again and go on from their last resume point where the store is shared. Ray's own
 retries are off: they would know neither of the order nor of how often a run was lost.
@@ -167,13 +167,14 @@ class _Driver:
         self.measured_at = time.monotonic()
 
     def _start(self, one: Planned) -> None:
-        # A run that expects more than the largest machine has is trained alone on one.
-        bytes_ = min(round(one.peak_gib * 2**30), self.largest_bytes or 2**62)
+        # Where there are GPUs, what is expected of a run is its card's memory. A run that expects more than the largest
+        # machine has is trained alone on one.
+        demands = {"num_gpus": 1} if self.gpus else {
+            "num_cpus": 1, "memory": min(round(one.peak_gib * 2**30), self.largest_bytes or 2**62)}
         starts = {spec.key: self._archive(spec) for spec in list(with_starts(one.spec))[:-1]}
         asked = Asked(one.spec.key, one.spec.model_dump_json(), like=versions(), cache=str(cache_dir()),
                       token=self.token, starts=starts, on_gpu=self.gpus)
-        options = {"num_gpus": 1} if self.gpus else {"num_cpus": 1}
-        reference = self.call.options(memory=bytes_, name=one.spec.label, **options).remote("train", vars(asked))
+        reference = self.call.options(name=one.spec.label, **demands).remote("train", vars(asked))
         self.running[reference] = one, time.monotonic()
 
     def _archive(self, spec: RunSpec) -> Any:
