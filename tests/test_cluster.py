@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from utils.course.cli import main
 from utils.course.own_cache import link_cache
 from utils.errors import CourseError
+from utils.files import sweep
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.sealed import check
 from utils.sources.models import resolve
@@ -204,6 +205,17 @@ def test_a_worker_with_other_code_or_without_a_start_trains_nothing(cache, spec,
     (cache / "token").touch()
     monkeypatch.setattr(worker, "_trained", lambda *given: -9)
     assert "exit -9 on " in worker.train(asked(spec(), token="token"), fetch=bytes).killed
+
+
+def test_a_worker_knows_the_drivers_store_by_a_file_that_does_not_stay(cache, tmp_path, monkeypatch):
+    name = engine._left_in(cache)
+    assert worker._store(str(cache), name) == (cache, True)
+    monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path / "mount"))  # the same disk by another name
+    (tmp_path / "mount").symlink_to(cache)
+    assert worker._store("/none", name) == (tmp_path / "mount", True)
+    assert worker._store("/none", "other") == (tmp_path / "mount", False)
+    monkeypatch.setattr("utils.files._is_writing", lambda writer, path: False)
+    assert sweep(cache, recursive=False, older_s=-1.0) == 1, "a driver that was killed left it"
 
 
 class _Ray:

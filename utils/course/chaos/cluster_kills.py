@@ -21,7 +21,6 @@ from utils.course.chaos.case import Case
 from utils.course.chaos.pool_kills import PATIENCE_S, WORKERS_END_S, begin, compared, ended, left_alone, seals, specs
 
 MOMENTS = {"a worker": 3, "the process that trains": 2, "a node": 3, "the driver": 2}
-SLOWER = 2.0  # than the pool: every driver's workers begin anew
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 4 * 2**30}
 
 
@@ -105,11 +104,14 @@ def _strike(victim: str, process: subprocess.Popen, *, drawn: random.Random) -> 
 def _killed(folder: Path, *, victim: str, moment: int) -> str | None:
     alone, store, drawn = left_alone(), folder / "cache" / "runs", random.Random(f"{victim} {moment}")
     words = ("--engine", "ray", "--address", _cluster().address)
-    process = begin(folder, *words)
+    process, total = begin(folder, *words), len(seals(alone.store))
     deadline = time.monotonic() + PATIENCE_S
-    while not _training() and process.poll() is None and time.monotonic() < deadline:
+    # By what is finished and not by the clock: how fast a cluster is that shares two cores is anybody's guess.
+    while len(seals(store)) < moment / MOMENTS[victim] * total or not any(map(_trains, _training())):
+        if process.poll() is not None or time.monotonic() > deadline:
+            break
         time.sleep(0.05)
-    time.sleep(drawn.uniform(moment, moment + 1) / MOMENTS[victim] * SLOWER * alone.seconds)
+    time.sleep(drawn.uniform(0.0, alone.seconds / total))
     if process.poll() is not None:
         return f"it had ended before the kill: {ended(process) or 'well'}"
     finished, training = seals(store), _strike(victim, process, drawn=drawn)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from utils.errors import CourseError, reason_of
-from utils.machine import available_cores, device_name
+from utils.machine import available_cores
 from utils.training.pool import free_memory_gib
 
 PATIENCE_S = 20.0  # for a cluster that does not answer
@@ -28,7 +28,7 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Any]:
     address : str or None
         Of a cluster, or None for a Ray of our own on this machine.
     workers : int, optional
-        Cores (or GPUs) that a Ray of our own has.
+        Cores that a Ray of our own has.
 
     Raises
     ------
@@ -62,10 +62,9 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Any]:
 
 
 def _own(workers: int | None) -> dict[str, Any]:
-    """What a Ray of our own has: this machine's cores or GPUs, and what is free of its memory."""
-    gpus = {"num_gpus": workers} if workers and device_name() == "cuda" else {}
+    """What a Ray of our own has: cores, the GPUs that Ray finds, and what is free of this machine's memory."""
     return {"address": "local", "include_dashboard": False, "num_cpus": workers or available_cores(),
-            "object_store_memory": OBJECTS_BYTES, "_memory": int(free_memory_gib() * 2**30)} | gpus
+            "object_store_memory": OBJECTS_BYTES, "_memory": int(free_memory_gib() * 2**30)}
 
 
 def _see_that_someone_answers(address: str) -> None:

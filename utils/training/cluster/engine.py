@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from utils.errors import CourseError, reason_of
@@ -64,19 +65,25 @@ def train_on_ray(planned: list[Planned], *, address: str | None = None, workers:
         or libraries than this one.
     """
     with connected(address, workers) as ray:
-        token = f".cluster.{os.getpid()}-{secrets.token_hex(4)}.part"  # a name that `sweep` takes away if we are killed
-        write_text(ensure_dir(cache_dir()) / token, "The driver's store.\n")
+        token = _left_in(ensure_dir(cache_dir()))
         driver = _Driver(ray, Account(planned, say=say), token=token, workers=workers)
         try:  # the cluster may go at any moment
             driver.look_around()
             driver.run()
-        except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, ConnectionError) as error:
-            raise CourseError(f"The Ray cluster is gone ({reason_of(error)}); the same command goes on from "
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise CourseError(f"The Ray cluster is gone ({_first_line(error)}); the same command goes on from "
                               "here.") from error
         finally:
             (cache_dir() / token).unlink(missing_ok=True)
             driver.account.close()
         return driver.account.outcomes
+
+
+def _left_in(folder: Path) -> str:
+    """The name of a new file in a folder, by which workers know it; one that `sweep` takes away if we are killed."""
+    name = f".cluster.{os.getpid()}-{secrets.token_hex(4)}.part"
+    write_text(folder / name, "The driver's store.\n")
+    return name
 
 
 def _caller(root: str) -> Callable[..., Any]:
