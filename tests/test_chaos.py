@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from utils.course.chaos import campaign, crowds, kills, pool_kills, run_damage
+from utils.course.chaos import campaign, cluster_kills, crowds, kills, pool_kills, run_damage
 from utils.course.chaos.apart import run_apart
 from utils.course.chaos.campaign import Tried, attempted, report, tallied
 from utils.course.chaos.case import Case
@@ -34,12 +34,19 @@ def test_a_plan_whose_driver_is_killed_comes_out_whole():
 
 def test_the_long_part_has_the_cases_that_it_promises():
     assert len(pool_kills.cases(quick=False)) == 30
+    assert len(cluster_kills.cases(quick=False)) == 10 and {case.kind for case in cluster_kills.cases(quick=True)} == {
+        "a node"}
     assert len(kills.kinds()) >= 40, "every kind of run of profile smoke"
     methods = {spec.method.variant for spec in kills.kinds().values()}
     assert {"pissa", "lora_ga", "dora", "vera", "gralora", "randlora", "adalora"} <= methods
     objectives = {spec.objective for spec in kills.kinds().values()}
     assert {"likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"} == objectives
     assert sum(count * 3 for count in crowds.ROUNDS.values()) >= 50
+
+
+def test_without_ray_no_cluster_is_killed_and_that_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(cluster_kills.importlib.util, "find_spec", lambda name: None)
+    assert cluster_kills.cases(quick=False) == [] and "Ray is not installed" in capsys.readouterr().out
 
 
 # That it can fail: a case that does not hold, an exception, a process that is killed ---------------------------------

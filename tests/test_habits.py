@@ -111,7 +111,7 @@ def pins(*, direct: bool = False) -> dict[str, Version]:
 
 def test_every_range_admits_its_pin():
     """The tests run at the pins and a reader may install by the ranges: a pin outside of its range tests nothing."""
-    every = ranges("gpu", "test", "lint")
+    every = ranges("gpu", "ray", "test", "lint")
     assert set(every) - set(pins()) == {"bitsandbytes"}, "only what has no wheels for every system goes without a pin"
     outside = {name: str(wanted) for name, wanted in every.items()
                if name in pins() and not wanted.specifier.contains(pins()[name])}
@@ -119,12 +119,12 @@ def test_every_range_admits_its_pin():
 
 
 def test_every_pin_of_our_own_has_a_range():
-    assert set(pins(direct=True)) - set(ranges("test", "lint")) == BUILD_ONLY
+    assert set(pins(direct=True)) - set(ranges("ray", "test", "lint")) == BUILD_ONLY
 
 
 def test_every_range_is_closed_on_both_sides():
     """An open range takes a release that nobody has tried; one that begins below the pin was never tested there."""
-    for name, wanted in ranges("gpu", "test", "lint").items():
+    for name, wanted in ranges("gpu", "ray", "test", "lint").items():
         assert {part.operator for part in wanted.specifier} == {">=", "<"}, f"{name}: {wanted}"
 
 
@@ -147,7 +147,8 @@ def used_by(folder: str) -> set[str]:
     return set().union(*modules) - {path.stem for path in (ROOT / folder).glob("*.py")}
 
 
-@pytest.mark.parametrize("folder, extras", [("utils", ["gpu"]), ("notebooks", []), ("tests", ["gpu", "test"])])
+@pytest.mark.parametrize("folder, extras", [
+    ("utils", ["gpu", "ray"]), ("notebooks", []), ("tests", ["gpu", "ray", "test"])])
 def test_everything_that_is_imported_is_declared(folder, extras):
     """A package that only came along with another one is gone on the day when that one drops it."""
     declared = set(ranges(*extras))

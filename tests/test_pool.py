@@ -12,6 +12,7 @@ from utils.course.cli import main
 from utils.course.runner import notebook_paths
 from utils.course.training import specs_of_measurements, specs_of_notebooks
 from utils.errors import UsageError
+from utils.paths import cache_dir
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting.registry import MEASUREMENTS
@@ -95,7 +96,7 @@ def test_costs_are_those_of_finished_runs_of_the_same_shape(spec):
 def test_every_run_of_a_profile_is_planned_once_and_starts_come_first():
     smoke = load_profile("smoke").with_reference_runs()
     specs = every_spec(smoke, (0, 1))
-    planned = plan(specs.values(), RunStore(module.cache_dir() / "nothing"), Costs())
+    planned = plan(specs.values(), RunStore(cache_dir() / "nothing"), Costs())
     keys = [one.spec.key for one in planned]
     assert len(keys) == len(set(keys)) >= len(specs)
     assert all(one.after <= set(keys) for one in planned) and any(one.after for one in planned)

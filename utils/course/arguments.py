@@ -91,6 +91,10 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     _worker_option(parser)
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the share of machine I of N")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local",
+                        help="this machine's own processes, or Ray: utils/training/cluster/README.md")
+    parser.add_argument("--address", type=_address, help="of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; a Ray "
+                                                         "of its own on this machine by default")
 
 
 def _sharded_options(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +183,13 @@ def _shard(text: str) -> tuple[int, int]:
     if not 1 <= part <= parts:
         raise _refused(text, "is no shard I/N with I from 1 to N, such as 2/8")
     return part, parts
+
+
+def _address(text: str) -> str:
+    found = re.fullmatch(r"auto|(?:ray://)?(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
+    if not found or (found[1] and not 0 < int(found[1]) < 2**16):
+        raise _refused(text, "is no address of a Ray cluster; give auto, HOST:PORT or ray://HOST:PORT")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -87,6 +87,8 @@ def _summary(profile, outcomes) -> None:
 
 def train(options) -> int:
     """Train what a profile lacks, side by side; 1 if a run failed."""
+    if options.address and options.engine != "ray":
+        raise UsageError("--address names a Ray cluster; add --engine ray, or leave it out.")
     profile = _profile(options)
     from utils.course.doctor import require
     from utils.course.runner import notebook_paths
@@ -97,7 +99,8 @@ def train(options) -> int:
     from utils.training.wanted import every_spec
 
     paths = notebook_paths(options.only) if options.only else None
-    require(profile)
+    if options.address is None:  # else other machines train
+        require(profile)
     set_up_process()
     _tidy()
     seeds = tuple(options.seeds) if options.seeds else None
@@ -105,7 +108,7 @@ def train(options) -> int:
         profile, seeds = profile.with_reference_runs(), seeds or profile.reference_seeds
     remember(profile, seeds or profile.seeds)
     specs = specs_of_notebooks(profile, paths, seeds) if paths else every_spec(profile, seeds)
-    asked = Asked(specs, options.workers, *options.shard)
+    asked = Asked(specs, options.workers, *options.shard, engine=options.engine, address=options.address)
     if options.dry_run and (planned := planned_runs(asked)):
         print(announcement(planned, options.workers or default_workers()), listed(planned), sep="\n")
         return 0

@@ -8,6 +8,7 @@ from utils.ledger.cells import measured_in
 from utils.profiles import Profile
 from utils.reporting.registry import MEASUREMENTS
 from utils.studies import load_studies
+from utils.training.cluster.engine import train_on_ray
 from utils.training.outcomes import Outcomes, summary
 from utils.training.plan import Planned, makespan, plan, shard
 from utils.training.pool import default_workers, memory_note, train_side_by_side
@@ -28,12 +29,16 @@ class Asked:
         Runs at a time; one for each core, or each GPU, by default.
     part, parts : int
         This machine's share, counted from 1, where several train one plan.
+    engine, address : str
+        ``local`` or ``ray``; of a Ray cluster, if there is one.
     """
 
     specs: dict[str, RunSpec]
     workers: int | None = None
     part: int = 1
     parts: int = 1
+    engine: str = "local"
+    address: str | None = None
 
 
 def specs_of_notebooks(profile: Profile, paths: Iterable[Path], seeds: tuple[int, ...] | None) -> dict[str, RunSpec]:
@@ -66,9 +71,12 @@ def train_missing(asked: Asked, *, always_say: bool = False) -> Outcomes:
         if always_say:
             print("Every run is there; nothing is to be trained.")
         return Outcomes()
-    workers = asked.workers or default_workers()
-    print(announcement(planned, workers), flush=True)
-    outcomes = train_side_by_side(planned, workers=workers)
+    if asked.engine == "ray":
+        outcomes = train_on_ray(planned, address=asked.address, workers=asked.workers)
+    else:
+        workers = asked.workers or default_workers()
+        print(announcement(planned, workers), flush=True)
+        outcomes = train_side_by_side(planned, workers=workers)
     print("\n".join(summary(outcomes)), flush=True)
     return outcomes
 

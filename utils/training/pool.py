@@ -6,35 +6,27 @@ stops nothing but what waits for it; one whose process was killed goes on from i
 """
 
 import contextlib
-import multiprocessing
 import os
-import sys
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import psutil
 import torch
 
-from utils.errors import CourseError, reason_of
-from utils.machine import available_cores, device_name, memory_limit_gib, set_up_process
+from utils.machine import available_cores, device_name, memory_limit_gib
 from utils.paths import cache_dir, ensure_dir
 from utils.sealed import MANIFEST
 from utils.training.outcomes import Account, Outcomes
 from utils.training.plan import Planned
-from utils.training.spec import RunSpec
+from utils.training.process import ATTEMPTS, forks, last_line, log_of, train_one
 from utils.training.store import RunStore
 
 SPARE = 0.9  # share of the memory that is free at the start which runs may take
-PRELOADED = ["utils.training.store", "trl", "peft"]
-ATTEMPTS = 3  # of a run whose process was killed, and not by an error of its own
 
 
 @dataclass
@@ -101,9 +93,7 @@ class _Pool:
         account.outcomes.workers = workers
         self.running: dict[int, _Running] = {}  # by what tells that the process has ended
         self.devices, self.killed = set(range(max(1, workers))), Counter[str]()
-        self.context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-        if os.name == "posix":
-            self.context.set_forkserver_preload(PRELOADED)
+        self.context = forks()
 
     def run(self) -> None:
         """Start what fits, take in what ends, until nothing is left."""
@@ -134,21 +124,21 @@ class _Pool:
         # The server that processes are forked from has the variables of the moment when it was first needed.
         gpus = _gpus()
         own = {"CUDA_VISIBLE_DEVICES": gpus[device % len(gpus)]} if gpus else {"OMP_NUM_THREADS": "1"}
-        arguments = (one.spec.model_dump_json(), str(_log(one.spec)), dict(os.environ) | own)
-        process = self.context.Process(target=_train, args=arguments)
+        arguments = (one.spec.model_dump_json(), str(log_of(one.spec.key, cache_dir())), dict(os.environ) | own)
+        process = self.context.Process(target=train_one, args=arguments)
         process.start()
         self.running[process.sentinel] = _Running(process, one, device, time.monotonic())
 
     def _take_in(self, ended: _Running) -> None:
         ended.process.join()
         self.devices.add(ended.device)
-        log, code = _log(ended.one.spec), ended.process.exitcode
+        log, code = log_of(ended.one.spec.key, cache_dir()), ended.process.exitcode
         if code not in (0, 1):  # killed, or its end was not heard of: it said nothing about itself
             self.killed[ended.one.spec.key] += 1
             if self.killed[ended.one.spec.key] < ATTEMPTS:
                 self.account.put_back(ended.one)
                 return
-        why = None if code == 0 else _last_line(log) if code == 1 else (
+        why = None if code == 0 else last_line(log) if code == 1 else (
             f"its process was killed {ATTEMPTS} times (exit {code}), which a lack of memory does; its log: {log}")
         if why is None:
             log.unlink(missing_ok=True)
@@ -170,46 +160,9 @@ def _gpus() -> list[str]:
     return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
 
-def _log(spec: RunSpec) -> Path:
-    return ensure_dir(cache_dir() / "logs") / f"{spec.key}.log"
-
-
 def _sweep_logs() -> None:
     """Delete the logs of runs that are finished: they ended well after their driver was killed."""
     store = RunStore()
     for log in ensure_dir(cache_dir() / "logs").glob("*.log"):
         if (store.folder / log.stem / MANIFEST).exists():
             log.unlink(missing_ok=True)
-
-
-def _last_line(log: Path) -> str:
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"it said nothing in {log}")
-
-
-def _train(text: str, log: str, variables: dict[str, str]) -> None:
-    """The life of one process: train a run, with its output in a log, whose last line says why if it fails.
-
-    It sees one GPU alone, for Trainer takes all that it sees.
-    """
-    os.environ.update(variables)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    with Path(log).open("w", encoding="utf-8", buffering=1) as stream, contextlib.redirect_stdout(stream), \
-            contextlib.redirect_stderr(stream):
-        try:
-            set_up_process()
-            RunStore().get(RunSpec.model_validate_json(text))
-        except Exception as error:
-            if not isinstance(error, CourseError):
-                traceback.print_exc()
-            print(str(error) if isinstance(error, CourseError) else f"{type(error).__name__}: {reason_of(error)}")
-            sys.exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """End this process once the one that started it is gone: the driver was killed, and nobody waits for it."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.course.chaos import crowds, damage, inputs, kills, pool_kills, programs, run_damage
+from utils.course.chaos import cluster_kills, crowds, damage, inputs, kills, pool_kills, programs, run_damage
 from utils.course.chaos.case import Case
 from utils.errors import UsageError
 from utils.files import write_json, write_text
@@ -20,7 +20,8 @@ from utils.provenance import provenance
 
 PARTS: dict[str, Callable[..., list[Case]]] = {
     "kills": kills.cases, "pool kills": pool_kills.cases, "run damage": run_damage.cases, "damage": damage.cases,
-    "crowds": crowds.cases, "inputs": inputs.cases, "programs": programs.cases}
+    "crowds": crowds.cases, "inputs": inputs.cases, "programs": programs.cases,
+    "cluster kills": cluster_kills.cases}
 RECORD, PAGE = "campaign.json", "CAMPAIGN.md"
 
 

@@ -64,18 +64,18 @@ def left_alone() -> Plan:
     """The plan without a kill, for this process's lifetime."""
     folder = Path(mkdtemp(prefix="chaos-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    process = _begin(folder)
+    process = begin(folder)
     _first_worker(process)
     started = time.monotonic()
-    if problem := _ended(process):
+    if problem := ended(process):
         raise RuntimeError(f"The plan that was left alone: {problem}")
     return Plan(folder / "cache" / "runs", time.monotonic() - started)
 
 
-def _begin(folder: Path) -> subprocess.Popen:
-    """The command, on a cache of its own that shares what is only read."""
+def begin(folder: Path, *words: str) -> subprocess.Popen:
+    """The command, with further words, on a cache of its own that shares what is only read."""
     link_cache(folder / "cache")
-    return in_a_process(folder, WORDS, variables={"OMP_NUM_THREADS": "1"})
+    return in_a_process(folder, [*WORDS, *words], variables={"OMP_NUM_THREADS": "1"})
 
 
 def _first_worker(process: subprocess.Popen) -> None:
@@ -101,7 +101,7 @@ def _workers(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
-def _ended(process: subprocess.Popen) -> str | None:
+def ended(process: subprocess.Popen) -> str | None:
     """None once the command has ended well; else how it ended."""
     try:
         output, said = process.communicate(timeout=PATIENCE_S)
@@ -113,7 +113,7 @@ def _ended(process: subprocess.Popen) -> str | None:
     return None
 
 
-def _seals(store: Path) -> dict[str, int]:
+def seals(store: Path) -> dict[str, int]:
     """Of every finished run when it was sealed."""
     return {path.parent.name: path.stat().st_mtime_ns for path in store.glob(f"*/{MANIFEST}")}
 
@@ -121,10 +121,10 @@ def _seals(store: Path) -> dict[str, int]:
 def _killed(folder: Path, *, victim: str, moment: int) -> str | None:
     alone, store = left_alone(), folder / "cache" / "runs"
     wait_s = random.Random(f"{victim} {moment}").uniform(moment, moment + 1) / MOMENTS * alone.seconds
-    process = _begin(folder)
+    process = begin(folder)
     _first_worker(process)
     time.sleep(wait_s)
-    finished, workers = _seals(store), _workers(process)
+    finished, workers = seals(store), _workers(process)
     target = {"a worker": next(iter(workers), None), "the fork server": _server(process),
               "the driver": psutil.Process(process.pid) if process.poll() is None else None}[victim]
     if target is not None:
@@ -134,12 +134,13 @@ def _killed(folder: Path, *, victim: str, moment: int) -> str | None:
             process.communicate()
             if psutil.wait_procs(with_its_end, timeout=WORKERS_END_S)[1]:
                 return "its workers live on without it"
-            process = _begin(folder)
-    return _ended(process) or _compared(store, alone.store, finished)
+            process = begin(folder)
+    return ended(process) or compared(store, alone.store, finished)
 
 
-def _compared(store: Path, other: Path, finished: dict[str, int]) -> str | None:
-    after = _seals(store)
+def compared(store: Path, other: Path, finished: dict[str, int]) -> str | None:
+    """What of a plan that was killed is not as in one that was left alone, or was trained again after the kill."""
+    after = seals(store)
     if again := [key for key, sealed in finished.items() if after.get(key) != sealed]:
         return f"{again[0]} was finished and trained again"
     for spec in specs().values():
