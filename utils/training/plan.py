@@ -5,8 +5,8 @@ was ever trained, they follow from the size of the model. They decide the order 
 """
 
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
@@ -19,6 +19,7 @@ from utils.training.store import RunStore
 GUESSED_OPERATIONS_PER_SECOND = {"cpu": 4e10, "cuda": 2e13}  # a laptop's core, a consumer GPU; before any was measured
 GUESSED_COPIES = 6  # of the weights in memory: weights, gradients, two moments, activations
 LEAST_GIB = 1.0  # of a process that has imported everything
+RESUME_POINTS = 4  # that a run makes, evenly
 
 
 @dataclass(frozen=True)
@@ -146,29 +147,52 @@ def _chains(planned: list[Planned]) -> list[list[Planned]]:
     return list({id(group): group for group in group_of.values()}.values())
 
 
-def makespan(planned: list[Planned], workers: int) -> tuple[float, float]:
+def makespan(planned: list[Planned], workers: int, *,
+             killed: Callable[[Planned, int], float | None] = lambda one, attempt: None) -> tuple[float, float]:
     """Expected seconds with so many workers, and the bound that no order can beat (mean load, or the longest chain).
 
     A worker that is free takes the ready run with the longest chain behind it, as the pool does.
+
+    Parameters
+    ----------
+    planned : list of Planned
+    workers : int
+    killed : callable, optional
+        Of a run and the number of its attempt, from 0: the share of what is left of it after which its worker is
+        killed, or None. It waits again and goes on from its last resume point; what is done twice is in the bound.
     """
     waits = {one.spec.key: set(one.after) for one in planned}
     by_key, then = {one.spec.key: one for one in planned}, defaultdict(list)
     for one in planned:
         for other in one.after:
             then[other].append(one.spec.key)
+    left, attempts = {one.spec.key: one.seconds for one in planned}, Counter[str]()
     ready = [(-one.chain_seconds, one.spec.key) for one in planned if not one.after]
     heapify(ready)
     running: list[tuple[float, str]] = []
-    now = 0.0
+    now = worked = 0.0
     while ready or running:
         while ready and len(running) < max(1, workers):
             _, key = heappop(ready)
-            heappush(running, (now + by_key[key].seconds, key))
+            seconds, left[key] = _attempt(by_key[key], left[key], killed(by_key[key], attempts[key]))
+            attempts[key] += 1
+            worked += seconds
+            heappush(running, (now + seconds, key))
         now, ended = heappop(running)
+        if left[ended]:
+            heappush(ready, (-by_key[ended].chain_seconds, ended))
+            continue
         for key in then[ended]:
             waits[key].discard(ended)
             if not waits[key]:
                 heappush(ready, (-by_key[key].chain_seconds, key))
-    bound = max(sum(one.seconds for one in planned) / max(1, workers),
-                max((one.chain_seconds for one in planned), default=0.0))
-    return now, bound
+    return now, max(worked / max(1, workers), max((one.chain_seconds for one in planned), default=0.0))
+
+
+def _attempt(one: Planned, left: float, killed: float | None) -> tuple[float, float]:
+    """Seconds that an attempt at a run takes, and what is left of the run after it."""
+    if killed is None:
+        return left, 0.0
+    point = one.seconds / RESUME_POINTS
+    reached = one.seconds - left + killed * left
+    return killed * left, max(1e-9, one.seconds - reached // point * point)
