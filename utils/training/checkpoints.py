@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from utils.files import atomic_write, sha256_of, write_text
+from utils.training.alone import Alone
 from utils.training.metrics import Measure, without_autocast
 from utils.training.weights import trained_tensors
 
@@ -20,11 +21,13 @@ class Checkpoints(TrainerCallback):
     """At each planned step: save the trained tensors, measure, and add a row to ``rows``.
 
     Time is counted from step begin to step end, so that neither saving nor evaluating is in it. The rows of a resumed
-    run come from its resume point; ``metrics.jsonl`` is written for people and never read.
+    run come from its resume point; ``metrics.jsonl`` is written for people and never read. Where several processes
+    train (`way`), all of them take part in collecting and measuring, and one writes.
     """
 
-    def __init__(self, folder: Path, steps: list[int], measure: Measure, *, scale: float):
+    def __init__(self, folder: Path, steps: list[int], measure: Measure, *, scale: float, way: Alone | None = None):
         self.folder, self.steps, self.measure, self.scale = folder, set(steps), measure, scale
+        self.way = way or Alone()
         self.rows: list[dict[str, Any]] = []
         self.train_seconds, self.diverged = 0.0, False
 
@@ -58,20 +61,29 @@ class Checkpoints(TrainerCallback):
         **more
             Further columns of the row.
         """
-        tensors = trained_tensors(model, self.scale)
-        self.diverged = not all(tensor.isfinite().all() for tensor in tensors.values())
+        path = checkpoint_path(self.folder, step)
+        self.diverged = not self._saved(model, path)
         if self.diverged:
             return False
-        path = checkpoint_path(self.folder, step)
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary)
         with without_autocast(model):  # or a base, measured in float32, would be compared with a run in bfloat16
-            measured = self.measure(model)
-        row = {"step": step, "train_seconds": round(seconds, 2), **more, **measured, "file": path.name,
-               "sha256": sha256_of(path)}
+            measured = self.way.measured(self.measure, model)
+        row = {"step": step, "train_seconds": round(seconds, 2), **more, **measured}
+        if self.way.writes:
+            self._record(row | {"file": path.name, "sha256": sha256_of(path)})
+        return True
+
+    def _saved(self, model: nn.Module, path: Path) -> bool:
+        """Whether the trained tensors are finite; if so, they are in the file."""
+        tensors = trained_tensors(model, self.scale, copy=self.way.whole)
+        finite = self.way.answer(lambda: all(bool(tensor.isfinite().all()) for tensor in tensors.values()))
+        if finite and self.way.writes:
+            with atomic_write(path) as temporary:
+                save_file(tensors, temporary)
+        return finite
+
+    def _record(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         write_text(self.folder / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
-        return True
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from utils.training.alone import Alone
 from utils.training.blocks import block_batches
 from utils.training.checkpoints import Checkpoints
 
@@ -33,8 +34,8 @@ class Cooldowns(Checkpoints):
     """At 0.8 T of each duration T: cool a copy down, save and measure it under step T, and go back to the hot run."""
 
     def __init__(self, *arguments: Any, scale: float, durations: tuple[int, ...], blocks: list[list[int]],
-                 batch_size: int, accumulation: int, dtype: torch.dtype):
-        super().__init__(*arguments, scale=scale)
+                 batch_size: int, accumulation: int, dtype: torch.dtype, way: Alone | None = None):
+        super().__init__(*arguments, scale=scale, way=way)
         self.durations = durations  # two near ones, such as 7 and 8, begin to cool at the same step
         self.blocks, self.batch_size, self.accumulation, self.dtype = blocks, batch_size, accumulation, dtype
 
@@ -76,10 +77,11 @@ class Cooldowns(Checkpoints):
                 group["lr"] = rate * (duration - step) / (duration - start)
             rows_each = self.batch_size * self.accumulation
             rows = self.blocks[step * rows_each:(step + 1) * rows_each]
-            for batch in block_batches(rows, self.batch_size):
+            batches = block_batches(*self.way.share(rows, self.batch_size))
+            for batch in batches:
                 with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
                     loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
-                (loss / self.accumulation).backward()
+                (loss / len(batches)).backward()
             nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
             optimizer.step()
             optimizer.zero_grad()

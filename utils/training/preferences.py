@@ -286,8 +286,7 @@ def trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list
     """
     common = dict(train_dataset=rows, callbacks=callbacks, processing_class=chat_tokenizer(base.folder, spec.template),
                   optimizers=(optimiser_of(model, spec.method, arguments), None))
-    settings = arguments | dict(gradient_checkpointing=False, gradient_accumulation_steps=spec.gradient_accumulation,
-                                max_length=spec.sizes.max_length)
+    settings = arguments | dict(gradient_checkpointing=False, max_length=spec.sizes.max_length)
     return _TRAINERS[spec.objective](model, settings, common, spec=spec, reward=reward)
 
 

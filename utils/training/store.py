@@ -262,9 +262,8 @@ class RunStore:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         shutil.rmtree(folder / "measurements", ignore_errors=True)  # of weights that this run once had
         try:
-            result = train(spec, base, folder, start=start.tuned_matrices() if start else None,
-                           reward=reward.classifier() if reward else None)
-            result |= {"provenance": provenance() | {"base_revision": base.revision}}
+            result = self._result(spec, base, folder, start=start.tuned_matrices() if start else None,
+                                  reward=reward.classifier() if reward else None)
         except (OSError, RuntimeError, SafetensorError) as error:
             if (sentence := _not_written(error, folder)) is None:
                 raise
@@ -274,6 +273,15 @@ class RunStore:
         # Only now: whatever happens before this line, there is a whole point to go on from.
         shutil.rmtree(folder / "resume", ignore_errors=True)
         return result
+
+    def _result(self, spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None,
+                reward: nn.Module | None) -> dict:
+        """Train; what ``result.json`` says of it."""
+        return self._with_provenance(train(spec, base, folder, start=start, reward=reward), base)
+
+    @staticmethod
+    def _with_provenance(result: dict, base: BaseModel, **more: object) -> dict:
+        return result | {"provenance": provenance() | {"base_revision": base.revision} | more}
 
     def _whole(self, folder: Path, spec: RunSpec) -> dict | None:
         """The result of a run that is as it was sealed, or None."""

@@ -27,6 +27,7 @@ from utils.machine import compute_dtype, device_name, peak_memory_gib
 from utils.sources.models import BaseModel, resolve
 from utils.sources.tasks import load_task, task
 from utils.training import preferences
+from utils.training.alone import Alone
 from utils.training.blocks import block_batches, text_blocks
 from utils.training.checkpoints import Checkpoints, missing_checkpoint, planned_steps
 from utils.training.cooldown import CLIP, Cooldowns, cooldown_start
@@ -43,7 +44,7 @@ Loaded = tuple[nn.Module, Dataset, Measure]
 
 
 def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None = None,
-          reward: nn.Module | None = None) -> dict:
+          reward: nn.Module | None = None, way: Alone | None = None) -> dict:
     """Train a run in `folder`, going on from its last whole resume point.
 
     Parameters
@@ -52,40 +53,47 @@ def train(spec: RunSpec, base: BaseModel, folder: Path, *, start: Tensors | None
         The matrices to start from instead of W0: those of the run that ``spec.start`` names.
     reward : nn.Module, optional
         The reward model of online DPO, of the run that ``spec.reward`` names.
+    way : Alone, optional
+        How the processes that train it work together, where there are several (:mod:`utils.training.sharded`).
 
     Returns
     -------
     dict
         The ``run`` and ``measured`` blocks of ``result.json``.
     """
-    kind = task(spec.task).kind
-    model, rows, measure, steps, total_parameters = built(spec, base, start)
-    about = {"run": spec.key, "data_sha256": same_rows(rows, _rows_of(spec, kind))}
-    checkpoints = _checkpoints(spec, folder, steps, measure=measure, rows=rows)
+    kind, way = task(spec.task).kind, way or Alone()
+    with way.in_turn():
+        model, rows, measure, steps, total_parameters = built(spec, base, start)
+        about = {"run": spec.key, "data_sha256": same_rows(rows, _rows_of(spec, kind))}
+    points = folder / way.points
+    checkpoints = _checkpoints(spec, folder, steps, measure=measure, rows=rows, way=way)
     hot = cooldown_start(steps) if spec.durations else steps
     # AdaLoRA's averages of importance are in no checkpoint of Trainer's: such a run starts anew when it was cut short.
     resumable = spec.method.variant != "adalora"
-    arguments = common_arguments(
-        folder / "resume", steps=hot, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
+    arguments = way.arguments(spec, common_arguments(
+        points, steps=hot, batch_size=spec.batch_size, learning_rate=spec.learning_rate,
         warmup_fraction=spec.warmup_fraction * steps / hot, schedule=spec.schedule, seed=spec.seed,
         save_every=max(1, math.ceil(hot / 4)) if resumable else hot + 1,
         bfloat16=compute_dtype(spec.dtype) == torch.bfloat16)
-    callbacks = [SealPoints(checkpoints, about), checkpoints, Progress(spec.label)]
+        | {"gradient_accumulation_steps": spec.gradient_accumulation})
+    callbacks = [SealPoints(checkpoints, about, way), checkpoints]
+    callbacks += [Progress(spec.label)] if way.writes else []
     callbacks += [] if resumable else [AllocateRanks()]
     trainers: dict[str, Callable[..., Trainer]] = {
         "classification": _trainer, "causal": _sft_trainer, "text": _text_trainer,
         "preference": partial(preferences.trainer, reward=reward)}
     trainer = trainers[kind](model, rows, arguments, callbacks=callbacks, base=base, spec=spec)
     trainer.remove_callback(PrinterCallback)
+    way.fit(trainer, spec, lambda: _optimiser(model, spec, arguments))
     if device_name() == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer.train(resume_from_checkpoint=resume_point(
-        folder / "resume", about=about, unusable=lambda point: missing_checkpoint(folder, recorded_rows(point))))
+    trainer.train(resume_from_checkpoint=way.answer(lambda: resume_point(
+        points, about=about, unusable=lambda point: missing_checkpoint(folder, recorded_rows(point)))))
     status = "diverged" if checkpoints.diverged else "done"
     return {"run": {"key": spec.key, "spec": spec.model_dump(mode="json"), "status": status, "error": None,
                     "train_rows": len(rows), "data_sha256": about["data_sha256"]},
             "measured": {"steps": steps, "train_seconds": round(checkpoints.train_seconds, 2),
-                         "peak_gib": round(_peak_gib(), 2), "total_parameters": total_parameters,
+                         "peak_gib": round(way.together(_peak_gib()), 2), "total_parameters": total_parameters,
                          "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                          "metrics": checkpoints.rows}}
 
@@ -98,12 +106,13 @@ def _rows_of(spec: RunSpec, kind: str) -> dict:
     return spec.model_dump(mode="json", include=decides) | {"judge": spec.reward.base_revision if spec.reward else None}
 
 
-def _checkpoints(spec: RunSpec, folder: Path, steps: int, *, measure: Measure, rows: Dataset) -> Checkpoints:
+def _checkpoints(spec: RunSpec, folder: Path, steps: int, *, measure: Measure, rows: Dataset,
+                 way: Alone) -> Checkpoints:
     if spec.durations is None:
-        return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, scale=spec.method.scale)
+        return Checkpoints(folder, planned_steps(steps, spec.checkpoints), measure, scale=spec.method.scale, way=way)
     return Cooldowns(folder, [], measure, scale=spec.method.scale, durations=spec.durations,
                      blocks=rows["input_ids"][:], batch_size=spec.batch_size,
-                     accumulation=spec.gradient_accumulation, dtype=compute_dtype(spec.dtype))
+                     accumulation=spec.gradient_accumulation, dtype=compute_dtype(spec.dtype), way=way)
 
 
 class Built(NamedTuple):
@@ -227,7 +236,7 @@ def _classifier(spec: RunSpec, base: BaseModel) -> Loaded:
 def _trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
              spec: RunSpec) -> Trainer:
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks,
-                   optimizers=(optimiser_of(model, spec.method, arguments), None),
+                   optimizers=(_at_once(model, spec, arguments), None),
                    data_collator=DataCollatorWithPadding(tokenizer_of(base.folder)),
                    args=TrainingArguments(**arguments, train_sampling_strategy="group_by_length",
                                           length_column_name="length"))
@@ -253,11 +262,15 @@ def _text(spec: RunSpec, base: BaseModel) -> Loaded:
 def _text_trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
                   spec: RunSpec) -> Trainer:
     clip = 0.0 if spec.method.variant == "loft" else CLIP  # LoFT clips the full weight's gradient by itself
-    arguments = arguments | {"max_grad_norm": clip, "train_sampling_strategy": "sequential",
-                             "gradient_accumulation_steps": spec.gradient_accumulation}
+    arguments = arguments | {"max_grad_norm": clip, "train_sampling_strategy": "sequential"}
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks, args=TrainingArguments(**arguments),
-                   optimizers=(_optimiser(model, spec, arguments), None),
+                   optimizers=(_at_once(model, spec, arguments), None),
                    data_collator=lambda rows: block_batches([row["input_ids"] for row in rows], len(rows))[0])
+
+
+def _at_once(model: nn.Module, spec: RunSpec, arguments: dict) -> torch.optim.Optimizer | None:
+    """The optimiser that a trainer is built with: none beside FSDP, where Trainer refuses it until it is built."""
+    return None if arguments.get("fsdp") else _optimiser(model, spec, arguments)
 
 
 def _optimiser(model: nn.Module, spec: RunSpec, arguments: dict) -> torch.optim.Optimizer | None:
@@ -288,10 +301,9 @@ def _sft_trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks:
     from trl import SFTConfig, SFTTrainer  # slow to import, and the classification runs do not need it
 
     # SFTConfig's own defaults ask for checkpointing; the loss is on the completion because the data says so.
-    config = SFTConfig(**arguments, gradient_checkpointing=False, max_length=spec.sizes.max_length,
-                       gradient_accumulation_steps=spec.gradient_accumulation)
+    config = SFTConfig(**arguments, gradient_checkpointing=False, max_length=spec.sizes.max_length)
     return SFTTrainer(model=model, args=config, train_dataset=rows, callbacks=callbacks,
-                      optimizers=(_optimiser(model, spec, arguments), None),
+                      optimizers=(_at_once(model, spec, arguments), None),
                       processing_class=tokenizer_of(base.folder))
 
 

@@ -17,6 +17,7 @@ from utils.files import write_json
 from utils.machine import device_name
 from utils.progress import INTERVAL_S, Lines
 from utils.sealed import MANIFEST, check, seal, set_aside
+from utils.training.alone import Alone
 
 _POINT = re.compile(r"checkpoint-(\d+)")
 EPOCH_STATE, ROWS = "epoch_rng_state.safetensors", "rows.json"
@@ -77,10 +78,12 @@ class SealPoints(TrainerCallback):
         Its ``rows`` are kept, and put back when a run goes on.
     about : dict
         What the points belong to, JSON-ready; see :func:`resume_point`.
+    way : Alone, optional
+        Where several processes train: all have written their part before one seals the point.
     """
 
-    def __init__(self, recorder: Recorder, about: dict):
-        self.recorder, self.about = recorder, about
+    def __init__(self, recorder: Recorder, about: dict, way: Alone | None = None):
+        self.recorder, self.about, self.way = recorder, about, way or Alone()
         self.epoch_state: torch.Tensor | None = None
         self.kept: torch.Tensor | None = None
 
@@ -97,10 +100,14 @@ class SealPoints(TrainerCallback):
         """Put the epoch's random state back, or remember it."""
         if self.kept is not None:
             torch.set_rng_state(self.kept)
+        self.way.share_random_state()
         self.kept, self.epoch_state = None, torch.get_rng_state()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write what makes the resume point whole, its seal last."""
+        self.way.wait()
+        if not self.way.writes:
+            return
         # A save at the very end of an epoch goes on with the next one's order, which is not drawn yet.
         between_epochs = state.epoch == int(state.epoch or 0)
         kept = torch.get_rng_state() if between_epochs or self.epoch_state is None else self.epoch_state

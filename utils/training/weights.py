@@ -5,6 +5,7 @@ full fine-tuning and for the variants whose update has no thin factors (with ``a
 beside it), ``head.<parameter>`` for the classifier; ``<matrix>`` is the short name of :mod:`utils.training.targets`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModel
 
 from utils.errors import UsageError
+from utils.training.alone import Alone
 from utils.training.spec import Method
 from utils.training.targets import HEADS, lora_pattern, model_type, tuned_modules
 from utils.training.variants import DENSE, Backward, adapter_config, merged_weights, update_factors, wrap
@@ -65,11 +67,13 @@ def prepare(model: nn.Module, method: Method, *, causal: bool, steps: int | None
     return model
 
 
-def trained_tensors(model: nn.Module, scale: float = 1.0) -> Tensors:
-    """Every trained tensor of a prepared model as float32 on the CPU; adapters as factors of (Wt - W0) / `scale`."""
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().float().cpu().clone().contiguous()
+def trained_tensors(model: nn.Module, scale: float = 1.0, *,
+                    copy: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Tensors:
+    """Every trained tensor of a prepared model as float32 on the CPU; adapters as factors of (Wt - W0) / `scale`.
 
+    `copy` makes such a tensor of a parameter; where several processes hold the model together, it is theirs.
+    """
+    copy = copy or Alone().whole
     modules, found = tuned_modules(model), {}
     if isinstance(model, PeftModel) and _is_dense(model):
         found = {f"weight.{name}": copy(weight) for name, weight in merged_weights(model).items()}
