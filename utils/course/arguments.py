@@ -37,6 +37,7 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     fetch.add_argument("--source", nargs="+", default=[], help="packaged sources by name, instead of a profile's")
     _course_options(command("course", "run the notebooks in order"))
     _train_options(command("train", "train the runs that a profile lacks, side by side"))
+    _sharded_options(command("train-sharded", "train runs that are bigger than a card, each over several GPUs"))
     _intruder_options(command("intruders", "count intruder dimensions between any two checkpoints", profile=False))
     benchmark = command("bench", "measure the fast paths against the plain ways, as ratios", profile=False)
     benchmark.add_argument("--rounds", type=_positive, default=3, help="repetitions of each comparison (3)")
@@ -90,6 +91,14 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     _worker_option(parser)
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="the share of machine I of N")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and how long it would take")
+
+
+def _sharded_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", dest="run_keys", nargs="+", required=True, metavar="KEY",
+                        help="runs by key, as `train --dry-run` lists them")
+    parser.add_argument("--processes", type=_positive, help="processes of a run; one per GPU, or core, by default")
+    parser.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
+    parser.add_argument("--reference", action="store_true", help="runs of the reference results, with its seeds")
 
 
 def _intruder_options(parser: argparse.ArgumentParser) -> None:

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import psutil
 
-from utils.course import commands
+from utils.course import commands, sharded
 from utils.course.arguments import Parser, build_parser
 from utils.course.streams import Stopped, deaf, end_children, say_error, signals_stop, unread_output
 from utils.errors import CourseError, reason_of
 from utils.paths import settle
 
 RUNS = {"doctor": commands.doctor, "fetch": commands.fetch, "course": commands.course, "train": commands.train,
+        "train-sharded": sharded.train_sharded,
         "intruders": commands.intruders,
         "bench": commands.bench, "build-base": commands.build_base, "reference": commands.reference,
         "claims": commands.claims, "where": commands.where, "runs": commands.runs, "chaos": commands.chaos}
-GO_ON = ("fetch", "course", "train", "intruders", "build-base", "reference")  # they keep what they have done
+# They keep what they have done.
+GO_ON = ("fetch", "course", "train", "train-sharded", "intruders", "build-base", "reference")
 
 
 def main(arguments: list[str] | None = None) -> int:
