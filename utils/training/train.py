@@ -236,7 +236,7 @@ def _classifier(spec: RunSpec, base: BaseModel) -> Loaded:
 def _trainer(model: nn.Module, rows: Dataset, arguments: dict, *, callbacks: list, base: BaseModel,
              spec: RunSpec) -> Trainer:
     return Trainer(model=model, train_dataset=rows, callbacks=callbacks,
-                   optimizers=(optimiser_of(model, spec.method, arguments), None),
+                   optimizers=(_at_once(model, spec, arguments), None),
                    data_collator=DataCollatorWithPadding(tokenizer_of(base.folder)),
                    args=TrainingArguments(**arguments, train_sampling_strategy="group_by_length",
                                           length_column_name="length"))
