@@ -37,8 +37,11 @@ def cluster(tmp_path_factory):
     if sys.platform == "win32":
         pytest.skip("Ray on Windows is a beta without clusters")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patch.setenv(name, "")
+            patch.delenv(name)  # what is set below goes with the fixture
         patch.setenv("LORA_COURSE_CACHE", str(link_cache(tmp_path_factory.mktemp("workers"))))
+        connection.prepare(own=True)
         from ray.cluster_utils import Cluster
 
         started = Cluster(initialize_head=True, head_node_args={
@@ -251,7 +254,7 @@ class _Ray:
         answer = self.answers[min(reference, len(self.answers)) - 1]
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return vars(answer)
 
 
 def driven(planned, answers, **settings):

@@ -19,6 +19,7 @@ import psutil
 
 from utils.course.chaos.case import Case
 from utils.course.chaos.pool_kills import PATIENCE_S, WORKERS_END_S, begin, compared, ended, left_alone, seals, specs
+from utils.training.cluster.connection import prepare
 
 MOMENTS = {"a worker": 3, "the process that trains": 2, "a node": 3, "the driver": 2}
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 4 * 2**30}
@@ -38,7 +39,7 @@ def cases(*, quick: bool) -> list[Case]:
 @cache
 def _cluster() -> Any:
     """A head and two nodes, for this process's lifetime."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    prepare(own=True)
     from ray.cluster_utils import Cluster
 
     started = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "include_dashboard": False})

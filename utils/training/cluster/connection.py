@@ -35,10 +35,7 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Any]:
     CourseError
         If Ray is not installed, or nobody answers at the address within :data:`PATIENCE_S`.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
-    if address is None:  # its ports are open to the network, and who may speak to them may run anything
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    prepare(own=address is None)
     try:
         import ray
     except ImportError as error:
@@ -59,6 +56,22 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def prepare(*, own: bool) -> None:
+    """Set Ray's environment: nobody is told that it is used, and whoever speaks to a Ray of our own needs a token.
+
+    Its ports are open to the network, and who may speak to them may run anything. Without a token in the environment
+    Ray would write one to the home folder.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if own:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if "ray" in sys.modules:  # it read the environment when it was imported
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
 
 
 def _own(workers: int | None) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def _left_in(folder: Path) -> str:
 def _caller(root: str) -> Callable[..., Any]:
     """What Ray runs on a worker: a function of :mod:`utils.training.cluster.worker`, by name.
 
-    It is made in a function, so that it travels as code: the worker may not know the course before it has run. The
+    It is made in a function, so that it travels as code: the worker may not know the course before it has run, nor does
+    what stands between driver and cluster where the address is ray://, which is why only plain values pass. The
     driver's folder comes first where the worker sees it, as on a shared disk; else the course is installed there.
     """
     def call(name: str, given: dict[str, Any]) -> Any:
@@ -104,7 +105,7 @@ def _caller(root: str) -> Callable[..., Any]:
             return worker.look(**given)
         import ray
 
-        return worker.train(worker.Asked(**given), ray.get)
+        return vars(worker.train(worker.Asked(**given), ray.get))
 
     return call
 
@@ -113,7 +114,7 @@ class _Driver:
     def __init__(self, ray: Any, account: Account, *, token: str, workers: int | None):
         self.ray, self.account, self.token, self.limit = ray, account, token, workers
         self.call = ray.remote(max_retries=0, max_calls=0)(_caller(str(ROOT)))
-        self.running: dict[Any, tuple[Planned, float]] = {}
+        self.running: dict[Any, Planned] = {}
         self.lost: dict[str, Counter[str]] = {"worker": Counter(), "node": Counter()}
         self.sending = False  # whether some machine does not see the store
         self.sent: dict[str, Any] = {}  # archives of finished runs, in Ray's object store
@@ -157,7 +158,7 @@ class _Driver:
                 self._start(one)
             ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=5.0)
             for reference in ready:
-                self._take_in(reference, *self.running.pop(reference))
+                self._take_in(reference, self.running.pop(reference))
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
@@ -182,7 +183,7 @@ class _Driver:
         asked = Asked(one.spec.key, one.spec.model_dump_json(), like=versions(), cache=str(cache_dir()),
                       token=self.token, starts=starts, on_gpu=self.gpus)
         reference = self.call.options(name=one.spec.label, **demands).remote("train", vars(asked))
-        self.running[reference] = one, time.monotonic()
+        self.running[reference] = one
 
     def _archive(self, spec: RunSpec) -> Any:
         """A reference to a finished run's archive; None while every machine sees the store."""
@@ -192,16 +193,16 @@ class _Driver:
             self.sent[spec.key] = self.ray.put(pack(RunStore().folder / spec.key))
         return self.sent[spec.key]
 
-    def _take_in(self, reference: Any, one: Planned, started: float) -> None:
+    def _take_in(self, reference: Any, one: Planned) -> None:
         errors = self.ray.exceptions
         try:
-            answer: Answer = self.ray.get(reference)
+            answer = Answer(**self.ray.get(reference))
         except (errors.NodeDiedError, errors.ObjectLostError) as error:
             return self._again(one, "node", f"the machine that it was trained on was lost ({_first_line(error)})")
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             return self._again(one, "worker", f"its worker was killed ({_first_line(error)})")
         except errors.RayTaskError as error:
-            return self.account.ended(one, time.monotonic() - started, reason_of(error.cause))
+            return self.account.ended(one, 0.0, reason_of(error.cause))
         self._refuse(answer.refused)
         if answer.killed:
             return self._again(one, "worker", f"its process was killed ({answer.killed})")
@@ -209,7 +210,7 @@ class _Driver:
             self._send_from_here([answer.host])
             return self.account.put_back(one)
         why = answer.why or self._arrived(one.spec, answer.archive)
-        self.account.ended(one, time.monotonic() - started, why)
+        self.account.ended(one, answer.seconds, why)
         self._forget_what_nobody_needs()
         return None
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -56,8 +57,8 @@ class Answer:
 
     Attributes
     ----------
-    host : str
-        Where.
+    host, seconds : str, float
+        Where, and how long its process lived.
     why : str
         The run's own error, in a sentence.
     killed : str
@@ -76,6 +77,7 @@ class Answer:
     refused: str | None = None
     lacks_starts: bool = False
     archive: bytes | None = None
+    seconds: float = 0.0
 
 
 @cache
@@ -122,12 +124,14 @@ def train(asked: Asked, fetch: Callable[[Any], bytes]) -> Answer:
         log = log_of(asked.key, folder)
     except CourseError as error:
         return Answer(host, why=f"{error} (on {host})")
+    started = time.monotonic()
     code = _trained(asked, folder, log)
+    seconds = time.monotonic() - started
     if code == 0:
         log.unlink(missing_ok=True)
-        return Answer(host, archive=None if shared else pack(folder / "runs" / asked.key))
+        return Answer(host, archive=None if shared else pack(folder / "runs" / asked.key), seconds=seconds)
     if code == 1:
-        return Answer(host, why=last_line(log))
+        return Answer(host, why=last_line(log), seconds=seconds)
     return Answer(host, killed=f"exit {code} on {host}, its log there: {log}")
 
 
