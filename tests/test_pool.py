@@ -304,8 +304,12 @@ def test_on_gpus_a_free_card_is_what_a_run_waits_for(monkeypatch, spec, cache):
     seen: list[str] = []
     monkeypatch.setattr(_Process, "__init__", lambda self, target, args, init=_Process.__init__: (
         init(self, target, args), seen.append(args[2]["CUDA_VISIBLE_DEVICES"]))[0])
+    monkeypatch.setattr(module, "hardware", lambda: {"accelerator": {"name": "a card", "memory_gib": 80.0}})
     planned = [Planned(spec(seed=seed), 1.0, 70.0) for seed in range(4)]
     assert module.default_workers() == 2 and memory_note(planned, 2) is None
+    said = memory_note([*planned, Planned(spec(seed=9), 1.0, 112.0)], 2)
+    assert said == (f"1 runs expect more than the 80 GiB of a card (movies, full, seed 9 112 GiB, for one); "
+                    f"`train-sharded --run {spec(seed=9).key}` trains such a run on several.")
     pool = module._Pool(Account(planned, say=lambda line: None), workers=2, budget=5.0)
     pool.context = type("Context", (), {"Process": _Process})
     pool.run()

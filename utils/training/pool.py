@@ -18,7 +18,7 @@ from typing import cast
 import psutil
 import torch
 
-from utils.machine import available_cores, device_name, memory_limit_gib
+from utils.machine import available_cores, device_name, hardware, memory_limit_gib
 from utils.paths import cache_dir, ensure_dir
 from utils.sealed import MANIFEST
 from utils.training.outcomes import Account, Outcomes
@@ -50,9 +50,14 @@ def free_memory_gib() -> float:
 def memory_note(planned: list[Planned], workers: int) -> str | None:
     """One sentence where memory does not bear so many of the largest runs at a time; None where it does.
 
-    On GPUs each run has a card of its own, and nothing is said here.
+    On GPUs each run has a card of its own; there it is said of runs that expect more than one has.
     """
-    largest = max((one.peak_gib for one in planned), default=0.0) if not _gpus() else 0.0
+    if (card := hardware()["accelerator"]) is not None:
+        larger = [one for one in planned if one.peak_gib > card["memory_gib"]]
+        return (f"{len(larger)} runs expect more than the {card['memory_gib']:g} GiB of a card ({larger[0].spec.label} "
+                f"{larger[0].peak_gib:.0f} GiB, for one); `train-sharded --run {larger[0].spec.key}` trains such a run "
+                "on several.") if larger else None
+    largest = max((one.peak_gib for one in planned), default=0.0)
     fitting = max(1, int(free_memory_gib() / largest)) if largest else workers
     if fitting >= workers:
         return None
