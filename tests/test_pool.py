@@ -11,7 +11,7 @@ import torch
 from utils.course import bench_runs
 from utils.course.cli import main
 from utils.course.runner import notebook_paths
-from utils.course.training import specs_of_measurements, specs_of_notebooks
+from utils.course.training import Asked, planned_runs, specs_of_measurements, specs_of_notebooks
 from utils.errors import UsageError
 from utils.paths import cache_dir, reference_dir
 from utils.profiles import load_profile
@@ -136,6 +136,17 @@ def test_shards_hold_every_run_once_and_no_chain_is_torn(parts):
         assert all(one.after <= keys for one in some)
     with pytest.raises(UsageError, match="Expected a shard from 1/3 to 3/3, got 4/3"):
         shard(planned, 4, 3)
+
+
+def test_shares_are_the_same_whenever_a_machine_begins(cache, spec):
+    """Dealt from what is missing, a machine that began later dealt anew, and some runs fell to nobody."""
+    wanted = {one.key: one for one in [spec(seed=seed) for seed in range(6)]}
+    first = [{one.spec.key for one in planned_runs(Asked(wanted, part=part, parts=3))} for part in (1, 2, 3)]
+    assert set().union(*first) == wanted.keys() and sum(map(len, first)) == 6
+    done = next(iter(first[0]))
+    RunStore().get(wanted[done])
+    later = [{one.spec.key for one in planned_runs(Asked(wanted, part=part, parts=3))} for part in (1, 2, 3)]
+    assert later == [first[0] - {done}, *first[1:]]
 
 
 def recorded_durations() -> list[float]:

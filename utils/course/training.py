@@ -10,7 +10,7 @@ from utils.reporting.registry import MEASUREMENTS
 from utils.studies import load_studies
 from utils.training.cluster.engine import train_on_ray
 from utils.training.outcomes import Outcomes, summary
-from utils.training.plan import Planned, makespan, plan, shard
+from utils.training.plan import Costs, Planned, makespan, plan, shard
 from utils.training.pool import default_workers, memory_note, train_side_by_side
 from utils.training.spec import RunSpec
 from utils.training.store import RunStore
@@ -54,8 +54,17 @@ def specs_of_measurements(profile: Profile, names: Iterable[str], seeds: tuple[i
 
 
 def planned_runs(asked: Asked) -> list[Planned]:
-    """The share of this machine in the runs that are missing, the longest chain first."""
-    return shard(plan(asked.specs.values(), RunStore()), asked.part, asked.parts)
+    """The share of this machine in the runs that are missing, the longest chain first.
+
+    Shares are dealt from all runs, finished or not, by times that no run has measured yet: machines that begin hours
+    apart on one store deal out the same, so that none is left over or trained for another.
+    """
+    planned = plan(asked.specs.values(), RunStore())
+    if asked.parts == 1:
+        return planned
+    dealt = shard(plan(asked.specs.values(), RunStore(), Costs(), finished_too=True), asked.part, asked.parts)
+    mine = {one.spec.key for one in dealt}
+    return [one for one in planned if one.spec.key in mine]
 
 
 def train_missing(asked: Asked, *, always_say: bool = False) -> Outcomes:

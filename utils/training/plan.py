@@ -85,7 +85,8 @@ def known_costs(store: RunStore) -> Costs:
     return costs
 
 
-def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None) -> list[Planned]:
+def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None, *,
+         finished_too: bool = False) -> list[Planned]:
     """The runs that are missing, with those that they go on from, each after what it waits for; longest chain first.
 
     Parameters
@@ -96,11 +97,13 @@ def plan(specs: Iterable[RunSpec], store: RunStore, costs: Costs | None = None) 
         What there is.
     costs : Costs, optional
         Of the store's own finished runs by default.
+    finished_too : bool
+        As if none of them were finished.
     """
     missing: dict[str, RunSpec] = {}
     for spec in specs:
         for one in with_starts(spec):
-            if not store.stored(one):
+            if finished_too or not store.stored(one):
                 missing.setdefault(one.key, one)
     if costs is None:
         costs = known_costs(store) if missing else Costs()  # reading every result takes a while
