@@ -63,7 +63,7 @@ def test_counts_are_compared_with_float64_and_a_wrong_one_would_show(models, mon
 def test_the_whole_benchmark_runs_and_its_table_says_where(tmp_path, monkeypatch):
     """A row for each comparison, cold and warm; the spread holds the median; nothing is left behind."""
     monkeypatch.setattr(bench.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "work"))
-    result = bench.bench(rounds=2, layers=1, width=144, training_steps=0, passages=1)
+    result = bench.bench(rounds=2, layers=1, width=144, training_steps=0, passages=1, pool_steps=0)
     assert [row["what"].startswith("count") for row in result["rows"]] == [True] * 8 + [False]
     assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["seconds"] > 0 for row in result["rows"])
     assert [row["different_counts"] for row in result["rows"][:8]] == [0] * 8

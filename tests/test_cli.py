@@ -168,6 +168,7 @@ def test_closed_streams_are_written_to_nowhere(monkeypatch):
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_a_signal_is_an_interruption_with_its_own_status(monkeypatch, capsys, number):
     number = getattr(signal, number)
+    before = signal.signal(number, signal.SIG_DFL)  # these tests themselves may run under nohup
     monkeypatch.setattr(doctor, "doctor", lambda: signal.raise_signal(number))
     assert main(["doctor"]) == 128 + number
     assert capsys.readouterr().err == "Interrupted; the same command starts afresh.\n"
@@ -176,7 +177,7 @@ def test_a_signal_is_an_interruption_with_its_own_status(monkeypatch, capsys, nu
     try:
         assert main(["doctor"]) == 1, "what doctor() returned, None, is no yes"
     finally:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before)
 
 
 def test_a_profile_file_is_known_by_its_whole_path(one_notebook, tmp_path, monkeypatch):

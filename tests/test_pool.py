@@ -1,10 +1,14 @@
 """Runs side by side: what is planned, in which order, what fits, and that what comes out does not depend on it."""
 
+import os
 import pathlib
 import random
+import signal
+import threading
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -197,14 +201,28 @@ def test_a_run_that_is_killed_loses_what_came_after_its_last_resume_point():
 # The pool -------------------------------------------------------------------------------------------------------------
 
 
+def kill_the_first_worker(killed: list[int]) -> None:
+    """Wait for a process that a fork server of ours has started, and kill it."""
+    while not killed:
+        for server in psutil.Process().children():
+            if "forkserver import main" in " ".join(server.cmdline()):
+                killed += [worker.pid for worker in server.children()][:1]
+        time.sleep(0.02)
+    os.kill(killed[0], signal.SIGKILL)
+
+
 @pytest.mark.process
-def test_runs_side_by_side_are_those_that_one_process_makes(cache, spec):
+def test_runs_side_by_side_are_those_that_one_process_makes_though_a_worker_is_killed(cache, spec):
     specs = [spec(seed=seed) for seed in (0, 1)] + [spec(seed=2, start=spec(seed=0))]
     alone = RunStore(cache / "alone")
     torch.set_num_threads(1)
     expected = {one.key: alone.get(one).trained() for one in specs}
-    lines: list[str] = []
+    lines, killed = list[str](), list[int]()
+    killer = threading.Thread(target=kill_the_first_worker, args=(killed,), daemon=True)
+    killer.start()
     outcomes = train_side_by_side(plan(specs, RunStore()), workers=2, say=lines.append)
+    killer.join(timeout=5)
+    assert killed and not killer.is_alive()
     assert set(outcomes.done) == {one.key for one in specs} and not outcomes.failed
     for one in specs:
         found = RunStore().get(one).trained()

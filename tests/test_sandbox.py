@@ -379,7 +379,8 @@ def test_what_a_killed_session_left_is_removed_by_the_next(tmp_path, number):
 
 
 # Without the packages around the module, whose import takes seconds.
-_HOLDS = (f"import pathlib, sys, time\nsys.path.insert(0, {str(Path(scratch.__file__).parent)!r})\nimport scratch\n"
+_HOLDS = ("import pathlib, signal, sys, time\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as under nohup\n"
+          f"sys.path.insert(0, {str(Path(scratch.__file__).parent)!r})\nimport scratch\n"
           "with scratch.scratch_folder(pathlib.Path(sys.argv[1])) as folder:\n    (folder / 'file').touch()\n"
           "    print(folder, flush=True)\n    time.sleep(60)")
 

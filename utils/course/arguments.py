@@ -105,14 +105,6 @@ def _sharded_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", action="store_true", help="runs of the reference results, with its seeds")
 
 
-def _sharded_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_keys", nargs="+", required=True, metavar="KEY",
-                        help="runs by key, as `train --dry-run` lists them")
-    parser.add_argument("--processes", type=_positive, help="processes of a run; one per GPU, or core, by default")
-    parser.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
-    parser.add_argument("--reference", action="store_true", help="runs of the reference results, with its seeds")
-
-
 def _intruder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="folder or Hub name of the pretrained model; - for the one that "
                                                      "the adapter names")

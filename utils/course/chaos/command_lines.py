@@ -19,6 +19,12 @@ chaos|--only|nothing
 chaos|--quick|--publish
 train|--shard|0/2
 train|--workers|0
+train|--only|99
+train|--address|auto
+train|--engine|slurm
+train-sharded
+train-sharded|--run|0123456789abcdef|--profile|smoke
+train-sharded|--run|0123456789abcdef|--processes|0
 doctor|--colour
 doctor|--profile
 fetch|--source
