@@ -4,6 +4,8 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,9 +17,9 @@ import torch
 from utils.course import bench_runs
 from utils.course.cli import main
 from utils.course.runner import notebook_paths
-from utils.course.training import Asked, planned_runs, specs_of_measurements, specs_of_notebooks
+from utils.course.training import Asked, planned_runs, specs_of_measurements, specs_of_notebooks, train_missing
 from utils.errors import UsageError
-from utils.paths import cache_dir, reference_dir
+from utils.paths import ROOT, cache_dir, reference_dir
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting.registry import MEASUREMENTS
@@ -142,6 +144,11 @@ def test_shards_hold_every_run_once_and_no_chain_is_torn(parts):
         shard(planned, 4, 3)
 
 
+def test_an_empty_share_is_not_called_everything(cache, spec, capsys):
+    train_missing(Asked({spec().key: spec()}, part=2, parts=2), always_say=True)
+    assert capsys.readouterr().out == "Every run of share 2/2 is there; nothing is to be trained here.\n"
+
+
 def test_shares_are_the_same_whenever_a_machine_begins(cache, spec):
     """Dealt from what is missing, a machine that began later dealt anew, and some runs fell to nobody."""
     wanted = {one.key: one for one in [spec(seed=seed) for seed in range(6)]}
@@ -229,6 +236,22 @@ def test_runs_side_by_side_are_those_that_one_process_makes_though_a_worker_is_k
         assert all(torch.equal(found[name], tensor) for name, tensor in expected[one.key].items())
     assert len(lines) == 3 and lines[-1].startswith("[3/3] movies, full, seed ") and "min left" in lines[-1]
     assert plan(specs, RunStore()) == [] and not list((cache / "logs").iterdir())
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C reaches a group of processes there")
+def test_a_terminals_interrupt_ends_in_one_sentence_whatever_is_being_done(cache):
+    """The fork server told where it was in its imports, and each worker that it was interrupted."""
+    command = [sys.executable, "-m", "utils", "train", "--profile", "smoke", "--only", "08", "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               start_new_session=True)
+    driver = psutil.Process(process.pid)
+    while not any("forkserver import main" in " ".join(one.cmdline()) for one in driver.children()):
+        time.sleep(0.02)
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "Interrupted; the same command goes on from here.\n"
+    assert process.returncode == 130 and time.monotonic() - started < 4.0
 
 
 @pytest.mark.process
@@ -336,6 +359,7 @@ def test_on_gpus_a_free_card_is_what_a_run_waits_for(monkeypatch, spec, cache):
     monkeypatch.setattr(module, "hardware", lambda: {"accelerator": {"name": "a card", "memory_gib": 80.0}})
     planned = [Planned(spec(seed=seed), 1.0, 70.0) for seed in range(4)]
     assert module.default_workers() == 2 and memory_note(planned, 2) is None
+    assert module.usable_workers(planned, 9) == 2 and module.usable_workers(planned[:1], None) == 1
     said = memory_note([*planned, Planned(spec(seed=9), 1.0, 112.0)], 2)
     assert said == (f"1 runs expect more than the 80 GiB of a card (movies, full, seed 9 112 GiB, for one); "
                     f"`train-sharded --run {spec(seed=9).key}` trains such a run on several.")

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import xml.etree.ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -380,15 +381,18 @@ def test_costs_are_recorded_cold_and_warm(course):
     course("01_two")
     trained = Outcomes(done={"a": "a run", "b": "another"}, seconds=61.23, peak_gib=2.0, workers=2)
     first = [Outcome("00_one", 10.0, 1.5, 0), Outcome("01_two", 4.0, 1.0, 0)]
-    runner.record_costs(SMOKE, Course(first, trained), whole=True)
+    runner.record_costs(SMOKE, Course(first, trained, wanted_runs=2), whole=True)
     runner.record_costs(SMOKE, Course([Outcome("00_one", 2.0, 0.5, 0)], Outcomes()), whole=False)
     costs = runner.measured_costs("smoke")
     assert costs["00_one"] == {"cold": {"seconds": 10.0, "peak_gib": 1.5, "trained_runs": 0},
                                "warm": {"seconds": 2.0, "peak_gib": 0.5, "trained_runs": 0}}
     training = {"seconds": 61.2, "peak_gib": 2.0, "trained_runs": 2, "workers": 2}
     assert runner.measured_training("smoke") == training and runner.measured_training("laptop") is None
-    runner.record_costs(SMOKE, Course([Outcome("01_two", 5.0, 1.0, 0)], Outcomes(done={"c": "a third"})), whole=False)
+    one = Outcomes(done={"c": "a third"})
+    runner.record_costs(SMOKE, Course([Outcome("01_two", 5.0, 1.0, 0)], one, wanted_runs=1), whole=False)
     assert runner.measured_training("smoke") == training, "of some notebooks only"
+    runner.record_costs(SMOKE, Course([Outcome("01_two", 5.0, 1.0, 0)], one, wanted_runs=2), whole=True)
+    assert runner.measured_training("smoke") == training, "the rest of a course that was cut short"
     assert runner.measured_costs("smoke")["01_two"]["cold"]["seconds"] == 5.0
     runner.record_costs(SMOKE, Course([Outcome("01_two", 4.0, 1.0, 1)], Outcomes()), whole=False)
     assert set(costs["01_two"]) == {"cold"} and runner.measured_costs("laptop") == {}
@@ -396,6 +400,19 @@ def test_costs_are_recorded_cold_and_warm(course):
     (cache_dir() / "runs" / "key").mkdir(parents=True)
     (cache_dir() / "runs" / "key" / "SEAL.json").touch()
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
+
+
+def test_notebooks_that_begin_at_once_start_the_watch_once():
+    watch, at_once = Watch({}), threading.Barrier(8)
+
+    def begin(name: str) -> None:
+        at_once.wait()
+        watch.begin(name, None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(begin, "abcdefgh"))
+    assert watch.is_alive() and set(watch.running) == set("abcdefgh")
+    watch.running.clear()
 
 
 def meeting(mine: Path, other: Path) -> str:
@@ -427,6 +444,13 @@ def test_notebooks_side_by_side_meet_and_those_marked_alone_come_last(course, tm
         "01_two.partial", "")
     lines = capsys.readouterr().out.splitlines()
     assert [line[:5] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"] and "01_two" in lines[2]
+
+
+def test_fewer_notebooks_at_a_time_where_the_machine_bears_fewer_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(runner, "available_cores", lambda: 8)
+    monkeypatch.setattr(runner, "free_memory_gib", lambda: 5.0)
+    assert runner.notebooks_at_once(50, say=print) == 3 and "bears 3 notebooks at a time" in capsys.readouterr().out
+    assert runner.notebooks_at_once(2, say=print) == 2 and not capsys.readouterr().out
 
 
 def test_one_that_fails_lets_the_others_end_and_none_begin(course, tmp_path):

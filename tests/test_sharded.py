@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,7 +25,7 @@ from utils.training import sharded, together
 from utils.training.plan import Costs
 from utils.training.spec import Method, RunSpec
 from utils.training.store import RunStore
-from utils.training.together import check, processes_for, train_together
+from utils.training.together import check, launched, processes_for, train_together
 from utils.training.weights import base_matrices
 
 FULL, LORA = Method(kind="full"), Method(kind="lora", r=3, lora_alpha=6)  # two processes hold two rows of three and one
@@ -299,3 +301,38 @@ def test_a_sharded_runs_memory_is_that_of_all_its_processes(trained, specs):
     costs, spec = Costs(), specs["text full"]
     costs.learn(spec.model_dump(mode="json"), RunStore().get(spec).result["measured"])
     assert costs.of(spec)[1] > 0.6  # two processes that have imported everything
+
+
+def test_a_batch_systems_variable_alone_is_no_launcher(monkeypatch):
+    """Many scripts of SLURM export WORLD_SIZE."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not launched()
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not launched()
+
+
+@pytest.mark.process
+def test_what_is_stopped_ends_all_that_it_started(tmp_path):
+    """Only the launcher was ended, and its processes went on training as orphans."""
+    script = "import subprocess, sys\nprint(subprocess.Popen(['sleep', '60']).pid, flush=True)\nsys.stdin.read()"
+    launcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    child = psutil.Process(int(launcher.stdout.readline()))
+
+    class Stopped:
+        pid, waits = launcher.pid, 0
+
+        def wait(self):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            return launcher.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        together._waited_for(Stopped())
+    assert launcher.poll() is not None
+    assert psutil.wait_procs([child], timeout=5)[1] == []

@@ -95,11 +95,10 @@ def train(options) -> int:
     from utils.course.training import Asked, announcement, listed, planned_runs, specs_of_notebooks, train_missing
     from utils.machine import set_up_process
     from utils.profiles.used import remember
-    from utils.training.pool import default_workers
     from utils.training.wanted import every_spec
 
     paths = notebook_paths(options.only) if options.only else None
-    if options.address is None:  # else other machines train
+    if options.address is None and not options.dry_run:  # else it is not this machine that trains
         require(profile)
     set_up_process()
     _tidy()
@@ -110,7 +109,7 @@ def train(options) -> int:
     specs = specs_of_notebooks(profile, paths, seeds) if paths else every_spec(profile, seeds)
     asked = Asked(specs, options.workers, *options.shard, engine=options.engine, address=options.address)
     if options.dry_run and (planned := planned_runs(asked)):
-        print(announcement(planned, options.workers or default_workers()), listed(planned), sep="\n")
+        print(announcement(planned, options.workers), listed(planned), sep="\n")
         return 0
     return 1 if train_missing(asked, always_say=True).failed else 0
 
@@ -187,6 +186,7 @@ def reference(options) -> None:
     from utils.ledger.reference import build_reference, check_reference
     from utils.machine import set_up_process
     from utils.paths import cache_dir
+    from utils.profiles.used import remember
     from utils.reporting.registry import MEASUREMENTS
 
     check_reference(profile, options.only)
@@ -196,6 +196,7 @@ def reference(options) -> None:
     seeds = tuple(options.seeds) if options.seeds else profile.reference_seeds
     with only_one(cache_dir() / "reference" / profile.profile, f"The reference of profile {profile.profile}"):
         whole = profile.with_reference_runs()
+        remember(profile, seeds)
         train_missing(Asked(specs_of_measurements(whole, options.only or MEASUREMENTS, seeds), options.workers))
         build_reference(profile.with_generated_code(options.run_code), seeds, only=options.only)
         write_ledger(profile)

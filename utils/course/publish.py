@@ -77,12 +77,13 @@ def figure_list() -> str:
 
 def profile_table() -> str:
     """Profiles with measured time and peak memory; a profile never run here says so."""
-    lines = ["| profile | what for | first run | run again | peak memory of a process |", "|---|---|---|---|---|"]
+    lines = ["| profile | what for | first run | run again | peak memory |", "|---|---|---|---|---|"]
     for name in PROFILE_NAMES:
         costs = measured_costs(name)
         training = measured_training(name)
         cold, warm = _total(costs, "cold", before=training), _total(costs, "warm")
         peaks = [entry["peak_gib"] for notebook in costs.values() for entry in notebook.values()]
+        peaks += [training["peak_gib"]] if training else []
         peak = f"{max(peaks):.1f} GiB" if peaks else "not measured yet"
         lines.append(f"| `{name}` | {load_profile(name).summary} | {cold} | {warm} | {peak} |")
     return "\n".join(lines)

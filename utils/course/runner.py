@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,12 +35,16 @@ from utils.ledger.reference import COSTS, measured_costs, measured_training
 from utils.machine import available_cores
 from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, reference_dir
 from utils.profiles import Profile
+from utils.profiles.used import remember
 from utils.provenance import provenance
 from utils.reporting.publish import PUBLISH_VARIABLE
 from utils.sealed import MANIFEST
 from utils.training.outcomes import Outcomes
+from utils.training.pool import free_memory_gib
+from utils.training.spec import with_starts
 
 STATE = "state.json"
+KERNEL_GIB = 1.5  # of a notebook that trains nothing; the largest that runs beside others was measured at 1.1
 ALONE = "alone"  # in a notebook's metadata: it measures time, or tells of all the others
 
 
@@ -184,10 +188,17 @@ def _finished_runs() -> int:
 
 @dataclass(frozen=True)
 class Course:
-    """What a pass over the notebooks did: each one's outcome in their order, and what was trained before them."""
+    """What a pass over the notebooks did: each one's outcome in their order, and what was trained before them.
+
+    Attributes
+    ----------
+    wanted_runs : int
+        How many runs the notebooks ask for, with those that they go on from.
+    """
 
     notebooks: list[Outcome]
     training: Outcomes
+    wanted_runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,10 +245,13 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
     require(profile)
     folder = ensure_dir(cache_dir() / "course" / profile.profile)
     with only_one(folder, f"A course at profile {profile.profile}"), contextlib.chdir(ROOT):
-        training = train_missing(Asked(specs_of_notebooks(profile, paths, how.seeds), workers=how.workers))
+        specs = specs_of_notebooks(profile, paths, how.seeds)
+        remember(profile, how.seeds or profile.seeds)
+        training = train_missing(Asked(specs, workers=how.workers))
+        wanted = {one.key for spec in specs.values() for one in with_starts(spec)}
         running = _Running(profile, paths, folder=folder, how=replace(how, given=given))
         with _quiet_loggers():
-            return Course(running.run(), training)
+            return Course(running.run(), training, len(wanted))
 
 
 class _Running:
@@ -258,7 +272,8 @@ class _Running:
             left = [path for path in self.paths if path.stem not in self.done]
             together = [path for path in left if not is_alone(path)] if self.how.side_by_side > 1 else []
             if together:
-                with_its_processes_ended(lambda: self._side_by_side(together))
+                at_once = notebooks_at_once(self.how.side_by_side, say=print)
+                with_its_processes_ended(lambda: self._side_by_side(together, at_once))
             for path in [path for path in left if path not in together]:
                 self._one(path)
         finally:
@@ -266,9 +281,9 @@ class _Running:
         (self.folder / STATE).unlink(missing_ok=True)  # the pass is complete; the next start is a new one
         return [self.done[path.stem] for path in self.paths]
 
-    def _side_by_side(self, paths: list[Path]) -> None:
+    def _side_by_side(self, paths: list[Path], at_once: int) -> None:
         """Several at a time; one that fails lets those that run end, and none begin."""
-        with _threads_each(self.how.side_by_side), ThreadPoolExecutor(self.how.side_by_side) as pool:
+        with _threads_each(at_once), ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(self._one, path) for path in paths]
             try:
                 for future in as_completed(futures):
@@ -292,6 +307,14 @@ class _Running:
         self.said += 1
         if self.watch.bar is None:
             print(f"[{self.said}/{len(self.paths)}] {line}", flush=True)
+
+
+def notebooks_at_once(asked: int, *, say: Callable[[str], None]) -> int:
+    """As many notebooks as are asked for, or fewer, which is said, where cores or memory do not bear them."""
+    bears = max(1, min(available_cores(), int(free_memory_gib() / KERNEL_GIB)))
+    if bears < asked:
+        say(f"This machine bears {bears} notebooks at a time ({KERNEL_GIB:g} GiB and a core each), not {asked}.")
+    return min(asked, bears)
 
 
 def is_alone(path: Path) -> bool:
@@ -349,7 +372,8 @@ def record_costs(profile: Profile, course: Course, *, whole: bool) -> None:
     Parameters
     ----------
     whole : bool
-        Whether all notebooks were run, so that what was trained before them is what a first course trains.
+        Whether all notebooks were run: what was trained before them is then recorded as what a first course trains,
+        if none of its runs was there before.
     """
     trained = len(course.training) or any(outcome.trained_runs for outcome in course.notebooks)
     kind, record = "cold" if trained else "warm", measured_costs(profile.profile)
@@ -357,7 +381,7 @@ def record_costs(profile: Profile, course: Course, *, whole: bool) -> None:
         record.setdefault(outcome.notebook, {})[kind] = {
             "seconds": outcome.seconds, "peak_gib": outcome.peak_gib, "trained_runs": outcome.trained_runs}
     training = measured_training(profile.profile)
-    if whole and course.training.done:
+    if whole and 0 < course.wanted_runs == len(course.training.done):
         training = {"seconds": round(course.training.seconds, 1), "peak_gib": round(course.training.peak_gib, 2),
                     "trained_runs": len(course.training.done), "workers": course.training.workers}
     write_json(reference_dir() / profile.profile / COSTS,

@@ -121,11 +121,19 @@ def end_children(processes: list[psutil.Process], *, patience_s: float = PATIENC
     for process in processes:
         with contextlib.suppress(psutil.Error):
             every += process.children(recursive=True)
+    every = [process for process in every if not _ends_by_itself(process)]
     for kill in (False, True) if patience_s else (True,):
         for process in every:
             with contextlib.suppress(psutil.Error):
                 (process.kill if kill else process.terminate)()
         _, every = psutil.wait_procs(every, timeout=patience_s or PATIENCE_S)
+
+
+def _ends_by_itself(process: psutil.Process) -> bool:
+    """multiprocessing's resource tracker hears no signal, and ends as soon as those that it tracks for have ended."""
+    with contextlib.suppress(psutil.Error):
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    return False
 
 
 def say_error(sentence: str) -> None:

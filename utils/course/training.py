@@ -11,7 +11,7 @@ from utils.studies import load_studies
 from utils.training.cluster.engine import train_on_ray
 from utils.training.outcomes import Outcomes, summary
 from utils.training.plan import Costs, Planned, makespan, plan, shard
-from utils.training.pool import default_workers, memory_note, train_side_by_side
+from utils.training.pool import memory_note, train_side_by_side, usable_workers
 from utils.training.spec import RunSpec
 from utils.training.store import RunStore
 from utils.training.wanted import wanted_specs
@@ -78,22 +78,31 @@ def train_missing(asked: Asked, *, always_say: bool = False) -> Outcomes:
     planned = planned_runs(asked)
     if not planned:
         if always_say:
-            print("Every run is there; nothing is to be trained.")
+            print("Every run is there; nothing is to be trained." if asked.parts == 1 else
+                  f"Every run of share {asked.part}/{asked.parts} is there; nothing is to be trained here.")
         return Outcomes()
     if asked.engine == "ray":
         outcomes = train_on_ray(planned, address=asked.address, workers=asked.workers)
     else:
-        workers = asked.workers or default_workers()
-        print(announcement(planned, workers), flush=True)
-        outcomes = train_side_by_side(planned, workers=workers)
+        print(announcement(planned, asked.workers), flush=True)
+        outcomes = train_side_by_side(planned, workers=usable_workers(planned, asked.workers))
     print("\n".join(summary(outcomes)), flush=True)
     return outcomes
 
 
-def announcement(planned: list[Planned], workers: int) -> str:
-    """How many runs there are to train, and about how long that will take; with a sentence where memory is short."""
+def announcement(planned: list[Planned], asked: int | None) -> str:
+    """How many runs there are to train, and about how long that will take; with a sentence where memory is short.
+
+    Parameters
+    ----------
+    planned : list of Planned
+    asked : int or None
+        The workers that were asked for.
+    """
+    workers = usable_workers(planned, asked)
     minutes = makespan(planned, workers)[0] / 60
-    said = f"{len(planned)} runs to train, {workers} at a time: about {minutes:.0f} min."
+    said = (f"{len(planned)} runs to train, {workers} at a time: "
+            f"{f'about {minutes:.0f} min' if minutes >= 1 else 'less than a minute'}.")
     note = memory_note(planned, workers)
     return f"{said}\n{note}" if note else said
 

@@ -33,6 +33,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.expected, self.done_s = expected, 0.0
         self.running: dict[str, _Watched] = {}
+        self._beginning = threading.Lock()
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=round(sum(expected.values())), unit="s", dynamic_ncols=True,
@@ -49,8 +50,9 @@ class Watch(threading.Thread):
             Named on the command line of its kernel, which tells the kernels of several notebooks apart.
         """
         self.running[notebook] = _Watched(kernel_folder)
-        if not self.is_alive():
-            super().start()
+        with self._beginning:  # two that begin at once would both find it not alive yet
+            if not self.is_alive():
+                super().start()
 
     def finish(self, notebook: str) -> float:
         """Leave the notebook; returns its peak memory in GiB."""

@@ -42,6 +42,11 @@ def default_workers() -> int:
     return len(_gpus()) or available_cores()
 
 
+def usable_workers(planned: list[Planned], asked: int | None) -> int:
+    """As many as are asked for, but no more than there are runs, or GPUs where there are any."""
+    return max(1, min(asked or default_workers(), len(planned), len(_gpus()) or len(planned)))
+
+
 def free_memory_gib() -> float:
     """What runs may take of this machine's memory now."""
     return SPARE * min(psutil.virtual_memory().available / 2**30, memory_limit_gib())
@@ -74,7 +79,8 @@ def train_side_by_side(planned: list[Planned], *, workers: int, memory_gib: floa
     planned : list of Planned
         Of :func:`utils.training.plan.plan`.
     workers : int
-        Processes at a time, of one thread each on a CPU and one GPU each on a machine with GPUs.
+        Processes at a time, of one thread each on a CPU and one GPU each on a machine with GPUs; see
+        :func:`usable_workers`.
     memory_gib : float, optional
         What all of them may take together on a CPU; a share of what is free now by default. A run that alone expects
         more is trained alone.

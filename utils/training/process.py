@@ -6,10 +6,12 @@ Nothing here imports torch before a run is trained: who starts such processes ne
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,18 @@ def forks() -> Any:
     context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         context.set_forkserver_preload(PRELOADED)
+        _start_server()
     return context
+
+
+def _start_server() -> None:
+    """Start the server deaf to Ctrl-C, which a terminal sends to all: it would tell where it was in its imports."""
+    resource_tracker.ensure_running()  # first, for it makes this thread hear signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def log_of(key: str, cache: Path) -> Path:
@@ -46,8 +59,11 @@ def train_one(text: str, log: str, variables: dict[str, str]) -> None:
 
     It sees one GPU alone, for Trainer takes all that it sees.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it too, and ends this process
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.update(variables)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     with Path(log).open("w", encoding="utf-8", buffering=1) as stream, contextlib.redirect_stdout(stream), \
             contextlib.redirect_stderr(stream):
         try:
@@ -64,8 +80,12 @@ def train_one(text: str, log: str, variables: dict[str, str]) -> None:
             sys.exit(1)
 
 
-def _end_with(parent: int) -> None:
-    """End this process once the one that started it is gone: the driver was killed, and nobody waits for it."""
+def end_with_parent() -> None:
+    """From here on end this process once the one that started it is gone: it was killed, and nobody waits for us."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(3)

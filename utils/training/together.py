@@ -5,6 +5,7 @@ does, whoever started it, so that a launcher of several machines will do as well
 ends the others; the run is then unfinished, and goes on from its last whole resume point.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import psutil
 import torch.distributed as dist
 from torch import nn
 
@@ -20,6 +22,7 @@ from utils.errors import CourseError, UsageError, reason_of
 from utils.machine import available_cores, device_name, hardware, set_up_process
 from utils.paths import ROOT, cache_dir, ensure_dir
 from utils.sources.models import BaseModel, resolve
+from utils.training.process import end_with_parent
 from utils.training.sharded import Sharded, most_processes, refuse
 from utils.training.spec import RunSpec, with_starts
 from utils.training.store import Run, RunStore
@@ -85,15 +88,32 @@ def train_together(specs: list[RunSpec], processes: int) -> None:
         return
     log = _log(missing[0])
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command(missing, processes), cwd=ROOT, env=os.environ | _threads(processes),
-                              stderr=stream, check=False)
+        status = _waited_for(subprocess.Popen(command(missing, processes), cwd=ROOT, stderr=stream,
+                                              env=os.environ | _threads(processes)))
     unfinished = [spec.key for spec in missing if not RunStore().stored(spec)]
-    if done.returncode or unfinished:
+    if status or unfinished:
         which = unfinished[0] if unfinished else missing[0].key
-        raise CourseError(f"Run {which} is not finished: {_why(log, done.returncode)}; the same command goes on from "
+        raise CourseError(f"Run {which} is not finished: {_why(log, status)}; the same command goes on from "
                           f"its last resume point (all that was said is in {log}).")
     for spec in specs:
         _log(spec).unlink(missing_ok=True)  # of an earlier attempt, too
+
+
+def _waited_for(launcher: subprocess.Popen) -> int:
+    """The status of a launcher; if this process is stopped meanwhile, the launcher and all that it started end first.
+
+    At once by force: what they trained since their last resume point is lost either way.
+    """
+    try:
+        return launcher.wait()
+    except BaseException:
+        with contextlib.suppress(psutil.Error):
+            every = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+            for process in every:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        launcher.wait()
+        raise
 
 
 def _log(spec: RunSpec) -> Path:
@@ -171,7 +191,9 @@ def take_part(specs: list[RunSpec]) -> list[Run]:
 
 def launched() -> bool:
     """Whether a launcher has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if any(not os.environ.get(name, "").isdigit() for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")):
+        return False  # batch systems set one or another of them on their own
+    return int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join(specs: list[RunSpec]) -> int:
@@ -179,6 +201,7 @@ def join(specs: list[RunSpec]) -> int:
 
     Where it fails it says why in one line, and ends at once: whatever waits for the others would wait long.
     """
+    end_with_parent()
     try:
         take_part(specs)
         dist.destroy_process_group()
