@@ -433,7 +433,7 @@ def test_notebooks_side_by_side_meet_and_those_marked_alone_come_last(course, tm
     one, two = tmp_path / "one", tmp_path / "two"
     course("00_one", meeting(one, two), "import os\nprint(os.environ['OMP_NUM_THREADS'])")
     marked_alone(course("01_two", f"import os\nprint(os.listdir({str(cache_dir() / 'course' / 'smoke')!r}))"))
-    course("02_three", meeting(two, one) + "\nheld = bytearray(300 * 2**20)")
+    course("02_three", meeting(two, one) + "\nheld = bytearray(300 * 2**20)\ntime.sleep(1.5)")  # memory is sampled
     outcomes = start(side_by_side=2)
     assert [outcome.notebook for outcome in outcomes] == ["00_one", "01_two", "02_three"]
     assert outcomes[2].peak_gib > outcomes[0].peak_gib + 0.2, "each notebook's own memory"
