@@ -109,6 +109,8 @@ def announcement(planned: list[Planned], asked: int | None) -> str:
 
 def listed(planned: list[Planned]) -> str:
     """A line for each planned run: its key, what it is, what it is expected to take."""
-    return "\n".join(f"{one.spec.key} {one.spec.label}: about {one.seconds:.0f} s, {one.peak_gib:.1f} GiB"
-                     f"{', after others' if one.after else ''}" for one in planned)
+    return "\n".join(f"{one.spec.key} {one.spec.label}, learning rate {one.spec.learning_rate:g}, "
+                     f"{f'{one.spec.steps} steps' if one.spec.steps else f'{one.spec.epochs:g} epochs'}: about "
+                     f"{one.seconds:.0f} s, {one.peak_gib:.1f} GiB{', after others' if one.after else ''}"
+                     for one in planned)
 
