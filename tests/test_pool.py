@@ -5,7 +5,6 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -15,11 +14,13 @@ import pytest
 import torch
 
 from utils.course import bench_runs
+from utils.course.chaos.ask import in_a_process
 from utils.course.cli import main
+from utils.course.own_cache import link_cache
 from utils.course.runner import notebook_paths
 from utils.course.training import Asked, planned_runs, specs_of_measurements, specs_of_notebooks, train_missing
 from utils.errors import UsageError
-from utils.paths import ROOT, cache_dir, reference_dir
+from utils.paths import cache_dir, reference_dir
 from utils.profiles import load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting.registry import MEASUREMENTS
@@ -242,15 +243,15 @@ def test_runs_side_by_side_are_those_that_one_process_makes_though_a_worker_is_k
 @pytest.mark.skipif(os.name != "posix", reason="a terminal's Ctrl-C reaches a group of processes there")
 def test_a_terminals_interrupt_ends_in_one_sentence_whatever_is_being_done(cache):
     """The fork server told where it was in its imports, and each worker that it was interrupted."""
-    command = [sys.executable, "-m", "utils", "train", "--profile", "smoke", "--only", "08", "--workers", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               start_new_session=True)
+    link_cache(cache / "cache")
+    process = in_a_process(cache, ["train", "--profile", "smoke", "--only", "08", "--workers", "2"],
+                           stdout=subprocess.DEVNULL, start_new_session=True)
     driver = psutil.Process(process.pid)
     while not any("forkserver import main" in " ".join(one.cmdline()) for one in driver.children()):
         time.sleep(0.02)
     started = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "Interrupted; the same command goes on from here.\n"
+    assert process.communicate(timeout=60)[1] == b"Interrupted; the same command goes on from here.\n"
     assert process.returncode == 130 and time.monotonic() - started < 4.0
 
 

@@ -281,8 +281,8 @@ def test_the_command_trains_the_runs_that_keys_name(profile_run, monkeypatch, ca
     words = ["train-sharded", "--profile", "smoke", "--run", profile_run.key[:12]]
     assert main([*words, "--processes", "2"]) == 0 and asked.pop() == ([profile_run], 2)
     assert "1 run is in the store" in capsys.readouterr().out
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert main(words) == 0 and asked.pop() == ([profile_run], "joined")
 
 

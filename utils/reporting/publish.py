@@ -70,7 +70,8 @@ def publish(drawn: Drawn) -> None:
 
 def _lay_out(figure: Figure) -> None:
     """Give everything its place, once for both files; each would find it again, which takes longer than to draw."""
-    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    if (dpi := matplotlib.rcParams["savefig.dpi"]) != "figure":  # as it is without our style
+        figure.set_dpi(dpi)
     figure.draw_without_rendering()
     if _keep_inside(figure):
         figure.draw_without_rendering()
