@@ -38,7 +38,7 @@ def chosen(profile, seeds: tuple[int, ...] | None, keys: list[str]) -> list:
     known = every_spec(profile, seeds)
     found = []
     for key in keys:
-        named = [spec for whole, spec in known.items() if key and whole.startswith(key)]
+        named = [spec for whole, spec in known.items() if whole.startswith(key)]
         if len(named) != 1:
             raise UsageError(f"Expected the key of one run of profile {profile.profile}, but {len(named) or 'none'} "
                              f"of {len(known)} begins with '{key}'; `train --dry-run` lists them, with --seeds and "
