@@ -219,6 +219,25 @@ def _build_base(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
 
 
+@pytest.fixture
+def spec(tiny_base):
+    """Builds specifications on the tiny base: 4 steps of 4 rows, but for what is given."""
+    from utils.profiles.schema import ModelReference, TaskSizes
+    from utils.sources.models import resolve
+    from utils.training.spec import Method, RunSpec
+
+    reference = ModelReference(source="local", name=str(tiny_base))
+
+    def build(**changes) -> RunSpec:
+        return RunSpec(**{
+            "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
+            "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": Method(kind="full"),
+            "learning_rate": 1e-2, "schedule": "linear", "warmup_fraction": 0.0, "steps": 4, "epochs": None,
+            "batch_size": 4, "checkpoints": 1, "seed": 0} | changes)
+
+    return build
+
+
 @pytest.fixture(scope="session")
 def tiny_decoder(built_once) -> Path:
     """A Llama of two layers, 16 wide, with a byte-level BPE learnt from the packaged movie sentences."""

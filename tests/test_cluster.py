@@ -17,7 +17,7 @@ from utils.course.cli import main
 from utils.course.own_cache import link_cache
 from utils.errors import CourseError
 from utils.files import sweep
-from utils.profiles.schema import ModelReference, TaskSizes
+from utils.profiles.schema import ModelReference
 from utils.sealed import check
 from utils.sources.models import resolve
 from utils.training.cluster import archive, connection, engine, worker
@@ -25,7 +25,7 @@ from utils.training.cluster.engine import train_on_ray
 from utils.training.cluster.worker import Answer, versions
 from utils.training.outcomes import Account
 from utils.training.plan import Costs, Planned, plan
-from utils.training.spec import Method, RunSpec
+from utils.training.spec import RunSpec
 from utils.training.store import RunStore
 
 LONG = 400  # steps of a run that is killed on its way
@@ -56,21 +56,6 @@ def cache(tmp_path, monkeypatch):
     folder = link_cache(tmp_path / "cache")
     monkeypatch.setenv("LORA_COURSE_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture
-def spec(tiny_base):
-    """A specification on the tiny base: 4 steps of 4 rows."""
-    reference = ModelReference(source="local", name=str(tiny_base))
-
-    def build(**changes) -> RunSpec:
-        return RunSpec(**{
-            "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
-            "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": Method(kind="full"),
-            "learning_rate": 1e-2, "schedule": "linear", "warmup_fraction": 0.0, "steps": 4, "epochs": None,
-            "batch_size": 4, "checkpoints": 1, "seed": 0} | changes)
-
-    return build
 
 
 @pytest.fixture

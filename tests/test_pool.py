@@ -22,43 +22,21 @@ from utils.course.training import Asked, planned_runs, specs_of_measurements, sp
 from utils.errors import UsageError
 from utils.paths import cache_dir, reference_dir
 from utils.profiles import load_profile
-from utils.profiles.schema import ModelReference, TaskSizes
 from utils.reporting.registry import MEASUREMENTS
-from utils.sources.models import resolve
 from utils.studies import load_studies
 from utils.training import pool as module
 from utils.training.outcomes import Account, Outcomes, summary
 from utils.training.plan import Costs, Planned, makespan, plan, shard
 from utils.training.pool import memory_note, train_side_by_side
-from utils.training.spec import Method, RunSpec, run_specs
+from utils.training.spec import Method, run_specs
 from utils.training.store import RunStore
 from utils.training.wanted import SHOWN, every_spec, wanted_specs
 
 
 @pytest.fixture
-def spec(tiny_base):
-    """A specification on the tiny base: 4 steps of 4 rows."""
-    reference = ModelReference(source="local", name=str(tiny_base))
-
-    def build(**changes) -> RunSpec:
-        return RunSpec(**{
-            "base": reference, "base_revision": resolve(reference).revision, "task": "movies",
-            "sizes": TaskSizes(train_rows=32, test_rows=16, max_length=32), "method": Method(kind="full"),
-            "learning_rate": 1e-2, "schedule": "linear", "warmup_fraction": 0.0, "steps": 4, "epochs": None,
-            "batch_size": 4, "checkpoints": 1, "seed": 0} | changes)
-
-    return build
-
-
-@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of the test's own, for this process and those that it starts."""
-    from utils.paths import cache_dir
-
-    shared = cache_dir()
-    for name in ("archives", "sources", "texts"):
-        (shared / name).mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(shared / name)
+    link_cache(tmp_path)
     monkeypatch.setenv("LORA_COURSE_CACHE", str(tmp_path))
     return tmp_path
 

@@ -64,7 +64,7 @@ def side_by_side_row(steps: int, *, each: int = 1, profile: str = "laptop") -> d
         apart = [_apart(plain[key], fast[key]) for key in plain]
     ratio, four = plain_s / seconds, _on_four(planned, outcomes)
     return {"what": f"{len(specs)} short runs side by side, {workers} at a time", "against": "one after another, all "
-            "threads", "plain_seconds": round(plain_s, 1), "seconds": round(seconds, 1), "ratio": round(ratio, 2),
+            "threads", "plain_seconds": round(plain_s, 4), "seconds": round(seconds, 4), "ratio": round(ratio, 2),
             "ratio_min": round(ratio, 2), "ratio_max": round(ratio, 2), "workers": workers, "runs": len(specs),
             "steps": steps, "ratio_on_four": round(plain_s / four, 2),
             "update_difference": max(update for update, _ in apart),

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ def forks() -> Any:
 
 def _start_server() -> None:
     """Start the server deaf to Ctrl-C, which a terminal sends to all: it would tell where it was in its imports."""
+    from multiprocessing import forkserver, resource_tracker  # of systems that fork
+
     resource_tracker.ensure_running()  # first, for it makes this thread hear signals again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
