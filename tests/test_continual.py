@@ -502,7 +502,7 @@ def test_a_known_body_is_tested_at_its_own_stage(tiny_base, tmp_path, monkeypatc
     monkeypatch.setattr(continual_measure, "sequence_runs", lambda *_: [chain])
     table = continual_measure.sequence_accuracies(profile).set_index(["stage", "tested_task"])["accuracy"]
     for name in TASKS:
-        train, test = classification_data(name, continual_measure._probe_sizes(profile)[name], base.folder)
+        train, test = classification_data(name, continual_measure.probe_sizes(profile)[name], base.folder)
         counts = np.bincount(train["labels"])
         commonest = np.flatnonzero(counts == counts.max())
         shares = [float(np.mean(np.array(test["labels"]) == label)) for label in commonest]

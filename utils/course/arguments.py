@@ -52,6 +52,8 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     reference.add_argument("--run-code", action="store_true", help="run generated code, in the sandbox")
     reference.add_argument("--only", type=_names, metavar="NAMES", help="these measurements, such as sensitivity; the "
                                                                         "others stay as they are")
+    reference.add_argument("--trained-only", action="store_true", help="train nothing: take the runs that are there, "
+                                                                       "into tables that are measured run by run")
     _worker_option(reference)
     claims = command("claims", "the ledger of claims, judged on the reference results")
     claims.add_argument("--publish", action="store_true", help="write LEDGER.md to be committed")

@@ -180,14 +180,13 @@ def reference(options) -> None:
     """Measure with the reference seeds; write tables and ledger."""
     profile = _profile(options)
     from utils.course.doctor import require
-    from utils.course.training import Asked, specs_of_measurements, train_missing
+    from utils.course.training import Asked, specs_of_reference, train_missing
     from utils.course.turns import only_one
     from utils.ledger.page import write_ledger
     from utils.ledger.reference import build_reference, check_reference
     from utils.machine import set_up_process
     from utils.paths import cache_dir
     from utils.profiles.used import remember
-    from utils.reporting.registry import MEASUREMENTS
 
     check_reference(profile, options.only)
     require(profile)
@@ -197,8 +196,10 @@ def reference(options) -> None:
     with only_one(cache_dir() / "reference" / profile.profile, f"The reference of profile {profile.profile}"):
         whole = profile.with_reference_runs()
         remember(profile, seeds)
-        train_missing(Asked(specs_of_measurements(whole, options.only or MEASUREMENTS, seeds), options.workers))
-        build_reference(profile.with_generated_code(options.run_code), seeds, only=options.only)
+        if not options.trained_only:
+            train_missing(Asked(specs_of_reference(whole, options.only, seeds), options.workers))
+        build_reference(profile.with_generated_code(options.run_code), seeds, only=options.only,
+                        trained_only=options.trained_only)
         write_ledger(profile)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.ledger.cells import measured_in
+from utils.ledger.reference import measured_before
 from utils.profiles import Profile
 from utils.reporting.registry import MEASUREMENTS
 from utils.studies import load_studies
@@ -51,6 +52,26 @@ def specs_of_measurements(profile: Profile, names: Iterable[str], seeds: tuple[i
     """The runs that measurements ask for, by their keys."""
     load_studies()
     return wanted_specs(profile, (group for name in names for group in MEASUREMENTS[name].runs), seeds)
+
+
+def specs_of_reference(profile: Profile, names: Iterable[str] | None, seeds: tuple[int, ...]) -> dict[str, RunSpec]:
+    """The runs that reference tables ask for, without those that a measurement by run has in its table already.
+
+    Parameters
+    ----------
+    profile : Profile
+        With its reference runs.
+    names : iterable of str or None
+        Of measurements; all by default.
+    seeds : tuple of int
+    """
+    load_studies()
+    found: dict[str, RunSpec] = {}
+    for name in names or MEASUREMENTS:
+        known = measured_before(MEASUREMENTS[name], profile)
+        done = set() if known is None else set(known["run"])
+        found |= {key: spec for key, spec in specs_of_measurements(profile, [name], seeds).items() if key not in done}
+    return found
 
 
 def planned_runs(asked: Asked) -> list[Planned]:

@@ -39,13 +39,19 @@ class _Training(_Cost):
 _COSTS = TypeAdapter(dict[str, dict[Literal["cold", "warm"], _Cost]])
 
 
-def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None) -> list[str]:
+def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | None = None,
+                    trained_only: bool = False) -> list[str]:
     """Measure everything with the profile's reference seeds and write ``data/reference/<profile>``.
+
+    What is measured run by run goes on from the committed table: its rows stay, as far as the profile asks for their
+    runs, and those of further runs and seeds are added.
 
     Parameters
     ----------
     only : list of str, optional
         These measurements alone; the other tables stay as they are.
+    trained_only : bool
+        Take the runs that are trained already; what is not measured run by run is left as it is.
 
     Raises
     ------
@@ -57,33 +63,61 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     folder = ensure_dir(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
     remember(profile, seeds)
-    made = {"seeds": list(seeds), "provenance": provenance()}
-    written = {}
+    made_by, written = provenance(), {}
     for name, one in MEASUREMENTS.items():
-        if only and name not in only:
+        if (only and name not in only) or (trained_only and not one.by_run):
             continue
-        table = one.checked(one.function(whole, seeds), f"what {one.function.__module__} returns")
+        if one.by_run:
+            table, made = _added(one, whole, seeds, trained_only=trained_only)
+        else:
+            table, made = one.function(whole, seeds), {"seeds": list(seeds)}
+        table = one.checked(table, f"what {one.function.__module__} returns")
         if table.empty:
             continue  # a profile without a learning-rate sweep, or without leave to run generated code
         # Digits that mean something, and not decimals: scales and rates reach 1e-6.
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.7g"))
-        written[name] = made
+        written[name] = made | {"provenance": made_by}
         write_json(folder / PROVENANCE, _where_tables_come_from(folder, written))
-        print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {list(seeds)}", flush=True)
+        print(f"reference {profile.profile}: {name}, {len(table)} rows, seeds {made['seeds']}", flush=True)
     return only or list(MEASUREMENTS)
 
 
+def _added(one: Measurement, whole: Profile, seeds: tuple[int, ...], *, trained_only: bool
+           ) -> tuple[pd.DataFrame, dict]:
+    """The table of a measurement by run and what its record says: rows that were committed, and those of `seeds`.
+
+    Rows of runs that the profile no longer asks for are dropped. The record has ``seeds`` and how many runs were new.
+    """
+    known = measured_before(one, whole)
+    every = tuple(dict.fromkeys((*whole.reference_seeds, *seeds, *([] if known is None else known["seed"]))))
+    new = one.function(whole, seeds, known=known, trained_only=trained_only)
+    both = new if known is None or new.empty else pd.concat([new, known[~known["run"].isin(new["run"])]])
+    table = one.function(whole, every, known=known if new.empty else both, trained_only=True)
+    if table.empty:
+        return table, {"seeds": []}
+    before = set() if known is None else set(known["run"])
+    return table, {"seeds": sorted({int(seed) for seed in table["seed"]}),
+                   "new_runs": len(set(table["run"]) - before), "earlier_runs": len(set(table["run"]) & before)}
+
+
+def measured_before(one: Measurement, profile: Profile) -> pd.DataFrame | None:
+    """The committed rows of a measurement by run; None where there are none."""
+    path = reference_dir() / profile.profile / f"{one.name}.csv"
+    return _read(one, path) if one.by_run and path.exists() else None
+
+
 def _where_tables_come_from(folder: Path, written: dict[str, dict]) -> dict:
-    """Seeds and provenance of the newest table, and under ``tables`` those of each one that was not made with it.
+    """Seeds and provenance that most tables share, and under ``tables`` those of each of the others.
 
     A table that was made before is still as it was made; one that is written anew takes its new place.
     """
-    newest = next(reversed(written.values()))
     before = _committed(folder / PROVENANCE, lambda content: content | {}) if (folder / PROVENANCE).exists() else {}
     older = {"seeds": before.get("seeds"), "provenance": before.get("provenance")}
     tables = {name: before.get("tables", {}).get(name, older) for name in MEASUREMENTS
-              if (folder / f"{name}.csv").exists()}
-    return newest | {"tables": {name: one for name, one in (tables | written).items() if one != newest}}
+              if (folder / f"{name}.csv").exists()} | written
+    newest_first = list(reversed(written.values())) + list(tables.values())
+    usual = max(newest_first, key=list(tables.values()).count)
+    return usual | {"tables": {name: one for name, one in tables.items() if one != usual}}
 
 
 def check_reference(profile: Profile, only: list[str] | None = None) -> None:
@@ -152,14 +186,26 @@ def reference_table(name: str, profile: Profile | str) -> pd.DataFrame | None:
     path = reference_folder(profile) / f"{name}.csv"
     if not path.exists():
         return None
+    table = _read(chosen, path)
+    try:
+        return marked(table)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _no_table(chosen, path, error) from error
+
+
+def _read(chosen: Measurement, path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(read_text(path)))
         if table.empty:  # none is written without rows
             raise ValueError("it has no rows")
-        return marked(chosen.checked(table, f"{relative(path)}"))
+        return chosen.checked(table, f"{relative(path)}")
     except (ValueError, TypeError, KeyError, pd.errors.ParserError) as error:
-        raise CourseError(f"{relative(path)} is no table ({reason_of(error)[:200]}); get the file anew, or make it "
-                          f"anew with `python -m utils reference --only {name}`.") from error
+        raise _no_table(chosen, path, error) from error
+
+
+def _no_table(chosen: Measurement, path: Path, error: Exception) -> CourseError:
+    return CourseError(f"{relative(path)} is no table ({reason_of(error)[:200]}); get the file anew, or make it "
+                       f"anew with `python -m utils reference --only {chosen.name}`.")
 
 
 def measurement_named(name: str) -> Measurement:

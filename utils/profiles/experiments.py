@@ -119,9 +119,11 @@ class Experiment(Checked):
 
     A `reference_only` experiment is trained when reference results are made, and never by a reader. A `side`
     experiment answers one notebook's question and stays out of the figures over all main experiments.
+    `validation_rows`, where given, replaces the task's own.
     """
 
     task: str
+    validation_rows: Positive | None = None
     reference_only: bool = False
     side: bool = False
     runs: RunGroups

@@ -93,10 +93,14 @@ class Continual(Checked):
 
 
 class PseudoLoss(Checked):
-    """The text on which forgetting is measured: a corpus, how many passages, and tokens of each."""
+    """The text on which forgetting is measured: a corpus, how many passages, and tokens of each.
+
+    `paired_passages` are what two runs are compared on passage by passage.
+    """
 
     corpus: Literal["news", "roberta-pretraining"]
     passages: Positive
+    paired_passages: Positive = 128
     tokens: Annotated[int, Field(ge=8, le=512)]
 
 

@@ -25,8 +25,13 @@ class ModelReference(Checked):
 
 
 class TaskSizes(Checked):
-    """How much of a task is used; `null` rows means all of them."""
+    """How much of a task is used; `null` rows means all of them.
+
+    `validation_rows` are taken from the training part before anything else is: nothing is trained on them, and learning
+    rates are chosen by them, so that the test rows choose nothing. None by default.
+    """
 
     train_rows: Positive | None = None
     test_rows: Positive | None = None
+    validation_rows: Positive | None = None
     max_length: Annotated[int, Field(ge=8, le=8192)]

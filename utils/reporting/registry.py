@@ -19,7 +19,9 @@ from utils.errors import CourseError
 class Measurement:
     """A function of profile and seeds that returns a tidy table with declared columns.
 
-    `runs` names the experiments whose runs it asks for, as :func:`utils.training.wanted.wanted_specs` takes them.
+    `runs` names the experiments whose runs it asks for, as :func:`utils.training.wanted.wanted_specs` takes them. One
+    that is measured `by_run` looks at each run by itself (:func:`utils.reporting.runs.collect_by_run`), so that its
+    reference can be made over several sittings.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Measurement:
     columns: tuple[str, ...]
     published: Callable[[], pd.DataFrame] | None
     runs: tuple[str, ...] = ()
+    by_run: bool = False
 
     def checked(self, table: pd.DataFrame, where: str) -> pd.DataFrame:
         """`table` itself if it has the declared columns (or no rows); CourseError naming the first that it lacks."""
@@ -83,7 +86,7 @@ FINDINGS: dict[str, Callable] = {}  # by the figure's identifier
 
 
 def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame] | None = None,
-                runs: Iterable[str] = ()) -> Callable:
+                runs: Iterable[str] = (), by_run: bool = False) -> Callable:
     """Register a measurement under its function's name.
 
     Parameters
@@ -94,9 +97,11 @@ def measurement(*, columns: Iterable[str], published: Callable[[], pd.DataFrame]
         Returns the paper's own numbers in a table, drawn and told beside ours.
     runs : iterable of str
         The experiments whose runs it asks for, so that they can be trained side by side before it does.
+    by_run : bool
+        It takes ``known`` and ``trained_only`` as :func:`utils.reporting.runs.collect_by_run` does.
     """
     def register(function: Callable) -> Callable:
-        entry = Measurement(function.__name__, function, tuple(columns), published, tuple(runs))
+        entry = Measurement(function.__name__, function, tuple(columns), published, tuple(runs), by_run)
         _add(MEASUREMENTS, function.__name__, entry, what="measurement", function=function)
         return function
 

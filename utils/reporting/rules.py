@@ -38,6 +38,9 @@ class Effects:
         ``seed``, ``item``, ``difference``: effects test item by test item, for a bootstrap over both.
     no_power : str
         Why the rule itself finds that its outcomes could decide nothing, such as answers below guessing; else empty.
+    undecided : str
+        What the comparison rests on and is itself open, such as a best learning rate at the edge of its grid; else
+        empty.
     """
 
     values: pd.Series
@@ -46,6 +49,7 @@ class Effects:
     missing: dict[Hashable, str] = field(default_factory=dict)
     items: pd.DataFrame | None = None
     no_power: str = ""
+    undecided: str = ""
 
 
 def by_seed(table: pd.DataFrame, effect: Effect, *, outcome: str | pd.Series | None,
@@ -154,4 +158,5 @@ def joined(effects: Iterable[Effects], combine: Callable[[pd.Series], float]) ->
     values = table.apply(lambda row: float("nan") if row.isna().any() else combine(row), axis=1).astype(float)
     missing = {seed: reason for one in parts for seed, reason in one.missing.items()}
     return Effects(values, np.concatenate([one.outcomes for one in parts]), parts[0].outcome, missing,
-                   no_power=next((one.no_power for one in parts if one.no_power), ""))
+                   no_power=next((one.no_power for one in parts if one.no_power), ""),
+                   undecided="; ".join(dict.fromkeys(one.undecided for one in parts if one.undecided)))

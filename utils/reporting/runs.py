@@ -207,6 +207,29 @@ def collect(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFram
     return pd.concat(parts, ignore_index=True)
 
 
+def collect_by_run(profile: Profile, seeds: Seeds, measure: Callable[[Run], pd.DataFrame], *,
+                   experiments: tuple[str, ...], known: pd.DataFrame | None = None,
+                   trained_only: bool = False) -> pd.DataFrame:
+    """As :func:`collect`, for what is measured of each run by itself, diverged ones too, over several sittings.
+
+    Parameters
+    ----------
+    known : pandas.DataFrame, optional
+        Rows of earlier sittings; a run that has some is neither trained nor measured again.
+    trained_only : bool
+        Leave out the runs that are not trained yet.
+    """
+    store, parts = RunStore(), []
+    for experiment in experiments:
+        for spec in run_specs(profile, experiment, seeds):
+            before = None if known is None else known[(known["experiment"] == experiment) & (known["run"] == spec.key)]
+            if before is not None and len(before):
+                parts.append(before)
+            elif not trained_only or store.stored(spec):
+                parts.append(with_identity(profile, experiment, measure(store.get(spec))))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 def final_accuracy(profile: Profile, seeds: Seeds, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Each run's accuracy at its last step, with its binomial standard error, by run."""
     last = last_steps(checkpoint_metrics(profile, seeds, experiments), by=["run"])

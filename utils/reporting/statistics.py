@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+MIN_ITEMS = 50  # test items below which a bootstrap's interval means little
+
 
 def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and t-interval of a sample (one value per seed); a single value has no interval (NaN).

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from utils.reporting.rules import Effects
-from utils.reporting.statistics import mean_interval
+from utils.reporting.statistics import MIN_ITEMS, mean_interval
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -104,6 +104,8 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
         return Verdict(word, len(values), agree, mean, why="true by arithmetic" if word == ARITHMETIC else "")
     if len(values) < MIN_SEEDS:
         return Verdict(TOO_FEW, len(values), agree, mean, why=missing or f"{MIN_SEEDS} seeds are needed")
+    if effects.items is not None and (count := effects.items["item"].nunique()) < MIN_ITEMS:
+        return Verdict(TOO_FEW, len(values), agree, mean, why=f"{count} items to compare, {MIN_ITEMS} are needed")
     low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval(effects))
     found = Verdict("", len(values), agree, mean, low, high, p_value(effects, expect))
     word, why = _word(effects, expect, found)
@@ -114,6 +116,8 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
 def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, str]:
     if why := powerless(effects, expect):
         return NO_POWER, why
+    if effects.undecided:
+        return UNDECIDED, effects.undecided
     worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
     if effects.items is None and _alike(effects.values.dropna()):  # counts and grid steps: no spread to judge by
         word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED

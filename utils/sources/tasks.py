@@ -1,6 +1,6 @@
 """Tasks by name: what is classified or continued, from which source, under which label order.
 
-Every task comes as two tables (train, test) with the same columns, so that nothing downstream knows the source:
+Every task comes as tables (train, test, and validation where a profile asks for it) with the same columns, so that nothing downstream knows the source:
 ``text``, ``text_pair`` (None where there is no second text) and ``label`` for classification, ``prompt`` and
 ``completion`` for causal models, ``prompt``, ``chosen`` and ``rejected`` for preferences. An evaluation never reads a
 split whose labels are hidden (GLUE test: -1).
@@ -36,11 +36,12 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows a run trains and is tested on."""
+    """The rows a run trains and is tested on, and those that its learning rate is chosen by."""
 
     task: Task
     train: pd.DataFrame
     test: pd.DataFrame
+    validation: pd.DataFrame  # without rows where the sizes name none
 
 
 def task(name: str) -> Task:
@@ -53,20 +54,29 @@ def task(name: str) -> Task:
 def load_task(name: str, sizes: TaskSizes) -> TaskData:
     """Load a task cut to size. The first rows in a fixed shuffled order are taken, so a smaller size is a subset.
 
+    The validation rows are the last ones of the whole training part in that order: the same ones whatever
+    ``train_rows`` is.
+
     Raises
     ------
     CourseError
         If a label lies outside the task's label names (hidden test labels do).
+    UsageError
+        If the validation rows leave none to train on.
     """
     chosen = task(name)
-    train, test = (_cut(chosen.load(split), rows)
-                   for split, rows in (("train", sizes.train_rows), ("test", sizes.test_rows)))
+    every, test = _cut(chosen.load("train"), None), _cut(chosen.load("test"), sizes.test_rows)
+    kept = len(every) - (sizes.validation_rows or 0)
+    if kept < 1:
+        raise UsageError(f"Expected 'validation_rows' below the {len(every)} training rows of {name}, got "
+                         f"{sizes.validation_rows}; give fewer.")
+    train, validation = every.head(min(kept, sizes.train_rows or kept)), every.iloc[kept:].reset_index(drop=True)
     if chosen.kind == "classification":
-        for split, frame in (("train", train), ("test", test)):
+        for split, frame in (("train", train), ("validation", validation), ("test", test)):
             if not frame["label"].between(0, len(chosen.labels) - 1).all():
                 raise CourseError(f"Task {name} has labels outside 0 … {len(chosen.labels) - 1} in its {split} rows; "
                                   "the split's labels are hidden or the label map is wrong.")
-    return TaskData(chosen, train, test)
+    return TaskData(chosen, train, test, validation)
 
 
 def _cut(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:

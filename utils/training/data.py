@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from utils.errors import CourseError, reason_of
+from utils.errors import CourseError, UsageError, reason_of
 from utils.files import canonical_json, write_json
 from utils.paths import cache_dir, worded
 from utils.profiles.schema import TaskSizes
@@ -51,15 +51,30 @@ def classification_data(task: str, sizes: TaskSizes, folder: Path) -> tuple[Data
         Of the base model, for its tokenizer.
     """
     data, tokenizer = load_task(task, sizes), tokenizer_of(folder)
+    return (_encoded(data.train, tokenizer, sizes.max_length), _encoded(data.test, tokenizer, sizes.max_length))
 
-    def encode(frame: pd.DataFrame) -> Dataset:
-        pairs = None if frame["text_pair"].isna().all() else frame["text_pair"].tolist()
-        tokens = tokenizer(frame["text"].tolist(), pairs, truncation=True, max_length=sizes.max_length,
-                           return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names)
-        return Dataset.from_dict({**tokens, "labels": frame["label"].tolist(),
-                                  "length": [len(ids) for ids in tokens["input_ids"]]})
 
-    return encode(data.train), encode(data.test)
+@lru_cache(maxsize=8)
+def validation_data(task: str, sizes: TaskSizes, folder: Path) -> Dataset:
+    """Tokenised validation rows, as :func:`classification_data` returns the others.
+
+    Raises
+    ------
+    UsageError
+        If the sizes name no validation rows.
+    """
+    if sizes.validation_rows is None:
+        raise UsageError(f"Expected validation rows of task {task}, got none; give its experiment 'validation_rows' in "
+                         "the profile.")
+    return _encoded(load_task(task, sizes).validation, tokenizer_of(folder), sizes.max_length)
+
+
+def _encoded(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    pairs = None if frame["text_pair"].isna().all() else frame["text_pair"].tolist()
+    tokens = tokenizer(frame["text"].tolist(), pairs, truncation=True, max_length=max_length,
+                       return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names)
+    return Dataset.from_dict({**tokens, "labels": frame["label"].tolist(),
+                              "length": [len(ids) for ids in tokens["input_ids"]]})
 
 
 def labelled_batch(rows: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -129,6 +144,11 @@ def same_rows(rows: Dataset, about: dict) -> str:
                           f"trained on {known[:12]}…: the data set has changed or is damaged, and runs on both cannot "
                           f"be compared; fetch it again, or delete {path} to go on with the new rows.")
     return found
+
+
+def labelled_rows(rows: Sequence[dict], folder: Path) -> dict[str, torch.Tensor]:
+    """Tokenised rows as one batch, padded by a base model's tokenizer: ``input_ids``, ``attention_mask``, ``labels``."""
+    return dict(DataCollatorWithPadding(tokenizer_of(folder))(list(rows)))
 
 
 def evaluation_batches(rows: Dataset, folder: Path) -> list[dict[str, torch.Tensor]]:

@@ -41,6 +41,7 @@ HISTORICAL_DEFAULTS: dict[str, dict[str, Any]] = {
             "gradient_accumulation": 1, "objective": "likelihood", "template": None, "beta": None,
             "max_new_tokens": None},
     "method": {"variant": "lora", "targets": "all"},
+    "sizes": {"validation_rows": None},
 }
 
 
@@ -147,7 +148,8 @@ class RunSpec(BaseModel):
         """What the key is made of: every field, but for those at their historical default; other runs by their key."""
         content = self.model_dump(mode="json", exclude={"start", "reward"})
         for part, historical in ((content, HISTORICAL_DEFAULTS["run"]),
-                                 (content["method"], HISTORICAL_DEFAULTS["method"])):
+                                 (content["method"], HISTORICAL_DEFAULTS["method"]),
+                                 (content["sizes"], HISTORICAL_DEFAULTS["sizes"])):
             for name, value in historical.items():
                 if part[name] == value:
                     del part[name]
@@ -185,11 +187,19 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     task(chosen.task)  # an unknown name fails here, before anything is downloaded
     if chosen.reference_only and not profile.whole:
         return []
+    _require_validation(profile, experiment, chosen)
     chosen_seeds = profile.seeds if seeds is None else seeds
     return [spec for seed in chosen_seeds
             for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
             for method, rate in _methods(group)
             for spec in _specs(profile, chosen, group, method=method, learning_rate=rate, seed=seed)]
+
+
+def _require_validation(profile: Profile, name: str, experiment: Experiment) -> None:
+    rows = experiment.validation_rows or profile.tasks[experiment.task].validation_rows
+    if rows and task(experiment.task).kind != "classification":
+        raise UsageError(f"Experiment '{name}' of profile {profile.profile} names validation rows of {experiment.task}, "
+                         "which is no classification task; leave them out.")
 
 
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:
@@ -281,6 +291,8 @@ def _specs(profile: Profile, experiment: Experiment, group: RunGroup, *, method:
     if isinstance(experiment, DecoderExperiment):
         return [_decoder_spec(profile, experiment, group, method=method, learning_rate=learning_rate, seed=seed)]
     training, sizes = profile.training, profile.tasks[experiment.task]
+    if experiment.validation_rows:
+        sizes = sizes.model_copy(update={"validation_rows": experiment.validation_rows})
     steps = experiment.steps or training.steps
     whole = RunSpec(
         base=profile.encoder, base_revision=resolve(profile.encoder).revision, task=experiment.task, sizes=sizes,

@@ -64,7 +64,7 @@ def sequence_accuracies(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         One row per chain, ``stage`` (0 is the untouched base) and ``tested_task``: ``trained_task`` (empty at stage
         0), ``tested_place`` (from 1, the stage at which that task is trained), ``accuracy``, ``base_accuracy``.
     """
-    sizes, parts = _probe_sizes(profile), []
+    sizes, parts = probe_sizes(profile), []
     places = {name: place for place, name in enumerate(sizes, start=1)}
     for chain in sequence_runs(profile, seeds):
         base = _probed(chain[0], "probe-base", sizes=sizes, probe=lambda run: base_probe(run, sizes))
@@ -130,7 +130,7 @@ def _chain_columns(profile: Profile, chain: list[Run], stage: int) -> pd.DataFra
         "stage": stage, "trained_task": columns["task"] if stage else ""}])
 
 
-def _probe_sizes(profile: Profile) -> dict[str, TaskSizes]:
+def probe_sizes(profile: Profile) -> dict[str, TaskSizes]:
     """Every task of the sequence with as many rows as a head is fitted and tested on."""
     settings = profile.continual
     rows = {"train_rows": settings.probe_train_rows, "test_rows": settings.probe_test_rows}
@@ -147,6 +147,23 @@ def _probed(run: Run, name: str, *, sizes: dict[str, TaskSizes],
 def stage_probe(run: Run, sizes: dict[str, TaskSizes]) -> pd.DataFrame:
     """Head-only accuracy on each task for what a run made of its base."""
     return head_accuracies(run.base, load_into(_body(run.base), run.tuned_matrices()), sizes)
+
+
+def task_states(run: Run, tested_task: str, sizes: dict[str, TaskSizes]) -> tuple[tuple, tuple]:
+    """What a head is fitted on and tested on: states and labels of a task's train and test rows, body frozen.
+
+    Parameters
+    ----------
+    run : Run
+        Whose tuned body reads the rows.
+    tested_task : str
+    sizes : dict of str to TaskSizes
+        As :func:`probe_sizes` gives them.
+    """
+    body = load_into(_body(run.base), run.tuned_matrices()).to(device_name())
+    train, test = (first_token_states(body, evaluation_batches(part, run.base.folder))
+                   for part in classification_data(tested_task, sizes[tested_task], run.base.folder))
+    return train, test
 
 
 def base_probe(run: Run, sizes: dict[str, TaskSizes]) -> pd.DataFrame:

@@ -1,0 +1,177 @@
+"""The grid that resolves the knot: ranks, full width and full fine-tuning by learning rate, on two tasks.
+
+Rates are chosen on validation rows, by :func:`chosen_rates`; what is judged comes from test rows and weights.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from utils.errors import CourseError
+from utils.machine import device_name
+from utils.profiles import Profile
+from utils.profiles.schema import PseudoLoss
+from utils.reporting.registry import measurement
+from utils.reporting.rules import CLAIM_EPSILONS
+from utils.reporting.runs import (
+    RUN_COLUMNS,
+    Seeds,
+    base_pseudo_loss,
+    collect_by_run,
+    model_pseudo_loss,
+    run_vectors,
+)
+from utils.reporting.selection import best_rate, comparable_rates
+from utils.spectra import count_intruders, update_table
+from utils.training.data import classification_data, evaluation_batches, validation_data
+from utils.training.metrics import predict
+from utils.training.store import Run
+
+GRIDS = ("grid", "grid_second")
+VERSION = 1  # of what is measured of each run here
+CHOSEN_BY = "validation_accuracy"
+OUTCOMES = ("n_intruders", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss", "forgetting",
+            "relative_norm")
+ITEMS = ("right", "passage_nats")
+
+
+@measurement(columns=(*RUN_COLUMNS, "steps", "epsilon", *OUTCOMES, *ITEMS), runs=GRIDS, by_run=True)
+def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | None = None,
+              trained_only: bool = False) -> pd.DataFrame:
+    """Every run of the grids at both epsilons of the claims: count, accuracies, forgetting, size of the update.
+
+    Counts are of the k leading vectors of all matrices. ``right`` (which test rows were answered rightly, see
+    :func:`right_answers`) and ``passage_nats`` (pseudo-loss of each passage, see :func:`passage_losses`) hold what
+    paired tests compare, in the rows of the first epsilon. A diverged run has NaN in every outcome.
+
+    Parameters
+    ----------
+    known : pandas.DataFrame, optional
+        Rows of runs that were measured before; those runs are neither trained nor measured again.
+    trained_only : bool
+        Leave out the runs that are not trained yet.
+    """
+    return collect_by_run(profile, seeds, lambda run: grid_rows(run, profile), experiments=GRIDS, known=known,
+                          trained_only=trained_only)
+
+
+def grid_rows(run: Run, profile: Profile) -> pd.DataFrame:
+    """One run's rows of :func:`rate_grid`, one per epsilon."""
+    rows = pd.DataFrame({"steps": run.result["measured"]["steps"], "epsilon": CLAIM_EPSILONS})
+    if run.diverged:
+        rows = rows.assign(**dict.fromkeys(OUTCOMES, np.nan), **dict.fromkeys(ITEMS, ""))
+        return pd.DataFrame([run.spec.columns] * len(rows)).join(rows)
+    settings = grid_settings(profile.pseudo_loss)
+    outcomes = run.measured("grid", {"version": VERSION} | settings.model_dump(), lambda run: _outcomes(run, settings))
+    spectra = profile.spectra
+    vectors = run_vectors(run, spectra, k=spectra.k)
+    counts = count_intruders(vectors, CLAIM_EPSILONS, [spectra.k])[["epsilon", "n_intruders"]]
+    table = outcomes.drop(columns=list(ITEMS)).merge(counts, how="cross").assign(
+        steps=run.result["measured"]["steps"], base_pseudo_loss=base_pseudo_loss(run.base, settings))
+    first = table["epsilon"] == CLAIM_EPSILONS[0]
+    for name in ITEMS:  # once is enough
+        table[name] = np.where(first, outcomes[name].iloc[0], "")
+    return table.assign(forgetting=table["pseudo_loss"] - table["base_pseudo_loss"])
+
+
+def grid_settings(settings: PseudoLoss) -> PseudoLoss:
+    """The pseudo-loss of the grid: on as many passages as paired comparisons need."""
+    return settings.model_copy(update={"passages": settings.paired_passages})
+
+
+def _outcomes(run: Run, settings: PseudoLoss) -> pd.DataFrame:
+    """Accuracies, pseudo-loss and size of the update of a run's last weights, in one row."""
+    spec, folder = run.spec, run.base.folder
+    classifier = run.classifier().to(device_name())
+    validation, test = (_answered(classifier, evaluation_batches(rows, folder)) for rows in (
+        validation_data(spec.task, spec.sizes, folder), classification_data(spec.task, spec.sizes, folder)[1]))
+    losses = model_pseudo_loss(run.base, run.masked_lm(), settings)
+    share = test.mean()
+    norms = update_table(run.base_matrices(), run.tuned_matrices(), run.factors())["relative_norm"]
+    return pd.DataFrame([{
+        "validation_accuracy": validation.mean(), "accuracy": share,
+        "accuracy_se": (share * (1 - share) / len(test))**0.5,
+        "pseudo_loss": losses["negative_pll_nats"].sum() / losses["tokens"].sum(), "relative_norm": norms.mean(),
+        "right": packed(test), "passage_nats": _as_text(losses["negative_pll_nats"] / losses["tokens"])}])
+
+
+def _answered(model: torch.nn.Module, batches: list[dict]) -> np.ndarray:
+    """Which rows a classifier answers rightly, as bool, in the order of the batches."""
+    predicted, true = predict(model, batches)
+    return (predicted == true).numpy()
+
+
+def packed(flags: Sequence[bool] | np.ndarray) -> str:
+    """Flags as hexadecimal digits after their number, such as ``"3:a0"`` for True, False, True.
+
+    >>> packed([True, False, True])
+    '3:a0'
+    """
+    return f"{len(flags)}:{np.packbits(np.asarray(flags, dtype=bool)).tobytes().hex()}"
+
+
+def unpacked(text: str) -> np.ndarray:
+    """What :func:`packed` wrote.
+
+    >>> unpacked("3:a0").tolist()
+    [True, False, True]
+    """
+    try:
+        count, digits = text.split(":")
+        flags = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))[:int(count)].astype(bool)
+    except (ValueError, AttributeError) as error:
+        raise CourseError(f"Expected flags such as '3:a0', got {str(text)[:40]!r}; make the table anew.") from error
+    if len(flags) != int(count):
+        raise CourseError(f"Expected {count} flags, got {len(flags)}; make the table anew.")
+    return flags
+
+
+def _as_text(values: pd.Series) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+def right_answers(row: pd.Series) -> np.ndarray:
+    """Which test rows a run of :func:`rate_grid` answered rightly: bool, in an order that all runs of a task share."""
+    return unpacked(row["right"])
+
+
+def passage_losses(row: pd.Series) -> np.ndarray:
+    """Pseudo-loss of each passage after a run of :func:`rate_grid`, nats per token, passages in one order."""
+    return np.array([float(value) for value in row["passage_nats"].split()])
+
+
+def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
+    """The learning rate of each method, task and length: that of the best mean validation accuracy.
+
+    Parameters
+    ----------
+    grid : pandas.DataFrame
+        ``task``, ``steps``, ``method``, ``r``, ``learning_rate``, ``seed``, ``run``, ``validation_accuracy``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``task``, ``steps``, ``method``, ``r``, ``learning_rate``, ``validation_accuracy`` (the mean), ``rates`` (how
+        many were compared), ``seeds`` (on how many each) and ``edge``: ``lowest`` or ``highest`` where the best is the
+        smallest or largest rate tried, so that a better one may lie beyond; else empty.
+    """
+    rows = []
+    # A diverged run is the worst there is; left out, its rate would be judged by the seeds that were lucky.
+    runs = grid.drop_duplicates("run").fillna({CHOSEN_BY: 0.0})
+    for (task, steps, method), part in runs.groupby(["task", "steps", "method"], sort=False):
+        compared = comparable_rates(part)
+        best, rates = best_rate(part, value=CHOSEN_BY), sorted(compared["learning_rate"].unique())
+        edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best, "")
+        rows.append({"task": task, "steps": steps, "method": method, "r": part["r"].iloc[0], "learning_rate": best,
+                     "validation_accuracy": compared.loc[compared["learning_rate"] == best, CHOSEN_BY].mean(),
+                     "rates": len(rates), "seeds": compared["seed"].nunique(), "edge": edge})
+    return pd.DataFrame(rows, columns=["task", "steps", "method", "r", "learning_rate", CHOSEN_BY, "rates", "seeds",
+                                       "edge"])
+
+
+def at_chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`rate_grid` at each method's chosen rate, with ``edge`` as :func:`chosen_rates` says it."""
+    chosen = chosen_rates(grid)[["task", "steps", "method", "learning_rate", "edge"]]
+    return grid.merge(chosen, on=["task", "steps", "method", "learning_rate"])

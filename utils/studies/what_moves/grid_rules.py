@@ -1,0 +1,182 @@
+"""The rules over the grid of rates: at each method's best rate, by the paper's rule, at one rate, at equal norm.
+
+Rates are chosen on validation rows. Where a method's best lies on the edge of its grid, what is said about it at its
+best is left undecided. Only runs that learnt count.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from utils.reporting.registry import rule
+from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
+from utils.reporting.selection import runs_that_learnt
+from utils.studies.what_moves.grid import chosen_rates, passage_losses, right_answers
+
+GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
+        "validation_accuracy")
+COUNTED = (*GRID, "epsilon", "n_intruders")
+MIN_RANKS = 4  # for a sentence about ranks
+
+
+def _of(table: pd.DataFrame, in_experiment: str, epsilon: float) -> pd.DataFrame:
+    """One grid's rows at one epsilon, of LoRA and full fine-tuning alone."""
+    rows = table[(table["experiment"] == in_experiment) & (table["epsilon"] == epsilon)]
+    return rows[rows["method_kind"].eq("full") | rows["method"].str.startswith("LoRA ")]
+
+
+def _at_best(rows: pd.DataFrame, methods: list[str]) -> tuple[pd.DataFrame, str]:
+    """The rows that learnt at the best rates of these methods, and what leaves a best rate open (or "")."""
+    chosen = chosen_rates(rows)
+    chosen = chosen[chosen["method"].isin(methods)]
+    open_ends = [f"the best rate of {one.method}, {one.learning_rate:g}, is the {one.edge} that was tried"
+                 for one in chosen.itertuples() if one.edge]
+    best = rows.merge(chosen[["task", "steps", "method", "learning_rate"]],
+                      on=["task", "steps", "method", "learning_rate"])
+    return runs_that_learnt(best), "; ".join(open_ends)
+
+
+def _lora_and_full(rows: pd.DataFrame, rank: int) -> list[str]:
+    of_rank = rows.loc[(rows["r"] == rank) & (rows["method_kind"] == "lora"), "method"]
+    return [*of_rank.unique()[:1], "full"]
+
+
+@rule(needs=COUNTED)
+def count_at_best_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
+    """Count of LoRA at one rank minus full fine-tuning's, each at its best rate by validation accuracy.
+
+    What the verdict's power is judged by are the counts at all rates: a model in which no rate made any could not show
+    them at the best one either.
+    """
+    rows = _of(table, in_experiment, epsilon)
+    methods = _lora_and_full(rows, rank)
+    best, undecided = _at_best(rows, methods)
+    every = runs_that_learnt(rows[rows["method"].isin(methods)])
+
+    def effect(part: pd.DataFrame) -> float:
+        return rows_where(part, r=rank, method_kind="lora").iloc[0]["n_intruders"] - full_row(part)["n_intruders"]
+
+    return replace(by_seed(best, effect, outcome=every["n_intruders"]), undecided=undecided)
+
+
+@rule(needs=COUNTED)
+def count_of_full_at_best_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str) -> Effects:
+    """Count of full fine-tuning at its best rate by validation accuracy; beside it, LoRA's counts give the power."""
+    rows = _of(table, in_experiment, epsilon)
+    best, undecided = _at_best(rows, ["full"])
+    return replace(by_seed(best, lambda part: full_row(part)["n_intruders"],
+                           outcome=runs_that_learnt(rows)["n_intruders"]), undecided=undecided)
+
+
+@rule(needs=COUNTED)
+def count_trend_with_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
+    """Spearman's rho between learning rate and count over the runs of one rank that learnt, of three rates or more."""
+    rows = runs_that_learnt(_of(table, in_experiment, epsilon))
+    lora = rows[(rows["r"] == rank) & (rows["method_kind"] == "lora")]
+
+    def effect(part: pd.DataFrame) -> float:
+        at_least(part["learning_rate"].nunique(), 3, f"rates of r = {rank} that learnt")
+        return trend(part["learning_rate"], part["n_intruders"])
+
+    return by_seed(lora, effect, outcome="n_intruders")
+
+
+def _over_ranks(rows: pd.DataFrame, setting: str) -> Effects:
+    """Mean over the values of `setting` that four ranks or more share of Spearman's rho between rank and count.
+
+    Values at which no rank has an intruder are left out: there is nothing that could rise or fall.
+    """
+    def effect(part: pd.DataFrame) -> float:
+        shared = [same for _, same in part.groupby(setting)
+                  if same["r"].nunique() >= MIN_RANKS and same["n_intruders"].any()]
+        at_least(len(shared), 1, f"setting with {MIN_RANKS} ranks that learnt, of which one has an intruder")
+        return float(np.mean([trend(same["r"], same["n_intruders"]) for same in shared]))
+
+    return by_seed(rows, effect, outcome="n_intruders")
+
+
+@rule(needs=COUNTED)
+def count_trend_at_fixed_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str) -> Effects:
+    """Spearman's rho between rank and count at one learning rate, the mean over the rates that four ranks share."""
+    rows = runs_that_learnt(_of(table, in_experiment, epsilon))
+    return _over_ranks(rows[rows["method_kind"] == "lora"], "learning_rate")
+
+
+@rule(needs=COUNTED)
+def count_trend_by_rule(table: pd.DataFrame, *, epsilon: float, in_experiment: str) -> Effects:
+    """The same where alpha times learning rate is constant, as the paper keeps it: the rate falls as 1 / r."""
+    rows = runs_that_learnt(_of(table, in_experiment, epsilon))
+    lora = rows[rows["method_kind"] == "lora"]
+    return _over_ranks(lora.assign(product=(lora["lora_alpha"] * lora["learning_rate"]).round(9)), "product")
+
+
+@rule(needs=COUNTED)
+def count_trend_at_best_rates(table: pd.DataFrame, *, epsilon: float, in_experiment: str) -> Effects:
+    """Spearman's rho between rank and count, each rank at its best rate by validation accuracy."""
+    rows = _of(table, in_experiment, epsilon)
+    lora = rows[rows["method_kind"] == "lora"]
+    best, undecided = _at_best(lora, list(lora["method"].unique()))
+
+    def effect(part: pd.DataFrame) -> float:
+        at_least(part["r"].nunique(), MIN_RANKS, "ranks that learnt at their best rates")
+        return trend(part["r"], part["n_intruders"])
+
+    return replace(by_seed(best, effect, outcome=runs_that_learnt(lora)["n_intruders"]), undecided=undecided)
+
+
+@rule(needs=(*COUNTED, "relative_norm"))
+def count_at_equal_norm(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
+    """Count of LoRA at one rank minus full fine-tuning's at the same relative norm of the update.
+
+    Over LoRA's runs whose norm lies among those of full fine-tuning's, whose count is interpolated between its two
+    nearest norms; the mean over such runs of a seed.
+    """
+    rows = runs_that_learnt(_of(table, in_experiment, epsilon))
+
+    def effect(part: pd.DataFrame) -> float:
+        full = rows_where(part, method_kind="full").sort_values("relative_norm")
+        lora = rows_where(part, r=rank, method_kind="lora")
+        inside = lora[lora["relative_norm"].between(full["relative_norm"].min(), full["relative_norm"].max())]
+        at_least(len(inside), 1, f"run of r = {rank} with a norm among full fine-tuning's")
+        expected = np.interp(inside["relative_norm"], full["relative_norm"], full["n_intruders"])
+        return float((inside["n_intruders"] - expected).mean())
+
+    return by_seed(rows, effect, outcome=rows.loc[rows["r"] == rank, "n_intruders"])
+
+
+@rule(needs=(*COUNTED, "right"))
+def accuracy_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
+    """Test accuracy of LoRA minus full fine-tuning, each at its best rate: paired over test rows and seeds."""
+    return _paired(table, in_experiment=in_experiment, rank=rank, column="accuracy", values=lambda row: right_answers(row).astype(float))
+
+
+@rule(needs=(*COUNTED, "pseudo_loss", "passage_nats"))
+def forgetting_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
+    """Pseudo-loss of LoRA minus full fine-tuning's, each at its best rate: paired over passages and seeds."""
+    return _paired(table, in_experiment=in_experiment, rank=rank, column="pseudo_loss", values=passage_losses)
+
+
+def _paired(table: pd.DataFrame, *, in_experiment: str, rank: int, column: str, values) -> Effects:
+    rows = _of(table, in_experiment, table["epsilon"].min())
+    best, undecided = _at_best(rows, _lora_and_full(rows, rank))
+    items = []
+
+    def effect(part: pd.DataFrame) -> float:
+        lora, full = rows_where(part, r=rank, method_kind="lora").iloc[0], full_row(part)
+        difference = values(lora) - values(full)
+        items.append(pd.DataFrame({"seed": lora["seed"], "item": range(len(difference)), "difference": difference}))
+        return float(difference.mean())
+
+    effects = by_seed(best, effect, outcome=column)
+    return replace(effects, undecided=undecided, items=pd.concat(items, ignore_index=True) if items else None)
+
+
+@rule(needs=COUNTED)
+def least_count_at_best_rates(table: pd.DataFrame, *, epsilon: float, in_experiment: str, max_rank: int) -> Effects:
+    """The smallest of :func:`count_at_best_rate` over the ranks up to `max_rank`: above zero where each has more."""
+    rows = _of(table, in_experiment, epsilon)
+    ranks = sorted(rows.loc[(rows["method_kind"] == "lora") & (rows["r"] <= max_rank), "r"].unique())
+    if not ranks:
+        raise MissingRun(f"no run of LoRA with r up to {max_rank}")
+    return joined((count_at_best_rate(table, epsilon=epsilon, in_experiment=in_experiment, rank=rank) for rank in ranks), min)
