@@ -3,13 +3,15 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
 from utils.reporting.selection import marked
-from utils.studies.accuracy import figures, rules
+from utils.studies.accuracy import by_hand, figures, rules
 from utils.studies.accuracy.published import paper_accuracies
+from utils.training.spec import Method
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +169,30 @@ def test_the_first_update_is_a_mean_over_draws():
     assert lines(axis)["alpha = 2r"] == [1.5, 6] and (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
     assert "r = 1 to r = 16" in drawn.alt and "4 (alpha = 2r), 0.25 (alpha = 8)" in drawn.alt
     assert drawn.shown["alpha = 8"].tolist() == [3, 0.75]
+
+
+# Training in the open -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", [Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)])
+def test_both_ways_of_training_begin_with_the_same_numbers_and_rows(spec, method):
+    run = spec(method=method)
+    (one, batches), (two, again) = by_hand.start(run, steps=3), by_hand.start(run, steps=3)
+    assert by_hand.largest_difference(one, two) == 0 and len(batches) == 3
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
+    assert one.training and one(**batches[0]).loss == one(**batches[0]).loss, "dropout is off"
+
+
+@pytest.mark.parametrize("method", [Method(kind="full"), Method(kind="lora", r=2, lora_alpha=4)])
+def test_the_library_trains_as_a_plain_loop_does(spec, method):
+    run = spec(method=method, learning_rate=1e-2)
+    model, batches = by_hand.start(run, steps=3)
+    untrained, _ = by_hand.start(run, steps=3)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for step, batch in enumerate(batches):
+        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 3)
+        model(**batch).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    library = by_hand.trained_by_library(run, steps=3)
+    assert by_hand.largest_difference(untrained, library) > 1e-2
+    assert by_hand.largest_difference(model, library) < 1e-5

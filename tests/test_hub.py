@@ -89,12 +89,14 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
     for group in (group for groups in chosen["runs"].values() for group in groups):
         group.pop("steps", None)
         group["checkpoints"] = 1
-    content["pseudo_loss"] |= {"passages": 8, "tokens": 16}
+    for name in ("grid", "grid_second"):
+        content["experiments"][name]["validation_rows"] = 8
+    content["pseudo_loss"] |= {"passages": 8, "tokens": 16, "paired_passages": 8}
     content["continual"] |= {"probe_train_rows": 24, "probe_test_rows": 12}
     content["costs"] |= {"batch_size": 2, "length": 64}
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
-    return custom_profile(folder, tasks=content["tasks"], decoder_experiments=content["decoder_experiments"],
+    return custom_profile(folder, tasks=content["tasks"], experiments=content["experiments"], decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
                           pseudo_loss=content["pseudo_loss"], continual=content["continual"], costs=content["costs"],
                           preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})

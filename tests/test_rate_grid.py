@@ -93,7 +93,7 @@ def table(*rows: dict) -> pd.DataFrame:
     filled = []
     for given in rows:
         row = {"experiment": "grid", "task": "movies", "seed": 0, "r": 8, "learning_rate": 1e-3, "accuracy": 0.75,
-               "validation_accuracy": 0.75, "n_intruders": 0, "relative_norm": 0.1, "pseudo_loss": 5.0,
+               "validation_accuracy": 0.75, "n_intruders": 0, "n_random": 0, "relative_norm": 0.1, "pseudo_loss": 5.0,
                "forgetting": 0.5, "steps": 300, "right": packed([True] * 60),
                "passage_nats": " ".join(["5.0"] * 60)} | given
         row |= {"lora_alpha": 2 * row["r"], "method": f"LoRA r={row['r']}" if row["r"] else "full"} | given
@@ -248,6 +248,16 @@ def test_equal_norm_takes_full_between_its_nearest_norms():
     rows += [{"learning_rate": rate, "relative_norm": norm, "n_intruders": count, "seed": seed}
              for seed in (0, 1, 2) for rate, norm, count in ((1e-3, 0.15, 6), (4e-3, 0.9, 99))]
     assert by_seed(at(grid_rules.count_at_equal_norm, table(*rows), rank=8)) == {0: 3, 1: 3, 2: 3}
+
+
+def test_the_random_twin_is_taken_off_where_there_is_anything():
+    """Counts 0, 4, 9 against random 0, 1, 2: the mean of 3 and 7; where both are zero nothing is compared."""
+    rows = method(8, MIDDLE, (0, 4, 9))
+    for row in rows:
+        row["n_random"] = {1e-3: 0, 2e-3: 1, 4e-3: 2}[row["learning_rate"]]
+    assert by_seed(at(grid_rules.count_beyond_random, table(*rows), rank=8)) == {0: 5, 1: 5, 2: 5}
+    nothing = at(grid_rules.count_beyond_random, table(*method(8, MIDDLE)), rank=8)
+    assert judge(nothing, UP).verdict == TOO_FEW
 
 
 def test_accuracy_is_paired_row_by_row():

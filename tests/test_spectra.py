@@ -28,7 +28,7 @@ from utils.spectra import (
     update_table,
     vector_table,
 )
-from utils.spectra.controls import random_updates
+from utils.spectra.controls import random_updates, spectrum_matched
 from utils.spectra.rank import update_singular_values
 from utils.spectra.svd import SingularTriplets
 
@@ -325,6 +325,19 @@ def test_each_matrix_of_a_model_gets_its_own_random_update():
         assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
     drawn = [(first[name] - base[name]).flatten() for name in ("a", "b")]
     assert torch.nn.functional.cosine_similarity(*drawn, dim=0).abs() < 0.5
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_a_random_twin_keeps_the_spectrum_and_nothing_of_the_directions(low_rank):
+    b, a = gaussian(96, 3, seed=1), gaussian(3, 64, seed=2)
+    update = LowRankUpdate(b, a, 2.0) if low_rank else 2.0 * b @ a
+    first, again, other = (spectrum_matched(update, seed=seed) for seed in (0, 0, 1))
+    drawn, trained = first.b @ first.a, 2.0 * b @ a
+    assert drawn.shape == (96, 64) and torch.equal(first.b, again.b) and not torch.equal(first.b, other.b)
+    values, expected = (torch.linalg.svdvals(matrix.double())[:5] for matrix in (drawn, trained))
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-3)
+    overlap = thin_svd(drawn.double()).u[:, :3].T @ thin_svd(trained.double()).u[:, :3]
+    assert overlap.abs().max() < 0.5
 
 
 @pytest.mark.parametrize("dimension, count", [(768, 768), (1024, 256), (512, 512), (2048, 384)])

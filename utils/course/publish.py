@@ -110,8 +110,8 @@ def notebook_table() -> str:
     costs = measured_costs(READ_PROFILE)
     lines = ["| notebook | shows | first run | run again |", "|---|---|---|---|"]
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        heading = nbformat.read(path, as_version=4).cells[0].source.splitlines()
-        title, purpose = heading[0].lstrip("# "), next(line for line in heading[1:] if line.strip())
+        title, first, *_ = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
+        title, purpose = title.lstrip("# "), " ".join(first.split())
         cost = costs.get(path.stem, {})
         times = [f"{cost[kind]['seconds']:.0f} s" if kind in cost else "" for kind in ("cold", "warm")]
         lines.append(f"| [{title}](notebooks/{path.name}) | {purpose} | {times[0]} | {times[1]} |")

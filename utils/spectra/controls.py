@@ -6,6 +6,8 @@ import pandas as pd
 import torch
 
 from utils.errors import UsageError
+from utils.low_rank import LowRankUpdate
+from utils.spectra.rank import update_singular_values
 from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
 
@@ -70,6 +72,29 @@ def random_updates(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.T
     """
     return {name: random_update(base[name], weight - base[name], rank=rank, seed=seed * 1_000_003 + index)
             for index, (name, weight) in enumerate(tuned.items())}
+
+
+def spectrum_matched(update: torch.Tensor | LowRankUpdate, *, seed: int = 0) -> LowRankUpdate:
+    """A random update with an update's own singular values: what is left of it without its directions.
+
+    The strictest of the random controls: norm, rank and how the norm is spread over the directions are the trained
+    update's, the singular vectors are drawn uniformly.
+
+    Parameters
+    ----------
+    update : torch.Tensor of shape (out, in), or LowRankUpdate
+    seed : int
+
+    Returns
+    -------
+    LowRankUpdate
+        float32 factors of the update's rank (of full rank for a tensor).
+    """
+    values = update_singular_values(update).float().cpu()
+    shape = (len(update.b), update.a.shape[1]) if isinstance(update, LowRankUpdate) else update.shape
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.linalg.qr(torch.randn(width, len(values), generator=generator)).Q for width in shape)
+    return LowRankUpdate(u * values, v.T.contiguous(), 1.0)
 
 
 def toy_sweep(base: torch.Tensor, ratios: Iterable[float], *, seed: int = 0,

@@ -12,7 +12,7 @@ import torch
 from utils.errors import CourseError
 from utils.machine import device_name
 from utils.profiles import Profile
-from utils.profiles.schema import PseudoLoss
+from utils.profiles.schema import PseudoLoss, Spectra
 from utils.reporting.registry import measurement
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.runs import (
@@ -20,11 +20,13 @@ from utils.reporting.runs import (
     Seeds,
     base_pseudo_loss,
     collect_by_run,
+    cosine_table,
     model_pseudo_loss,
     run_vectors,
 )
 from utils.reporting.selection import best_rate, comparable_rates
-from utils.spectra import count_intruders, update_table
+from utils.spectra import Pair, count_intruders, update_table
+from utils.spectra.controls import spectrum_matched
 from utils.training.data import classification_data, evaluation_batches, validation_data
 from utils.training.metrics import predict
 from utils.training.store import Run
@@ -32,7 +34,7 @@ from utils.training.store import Run
 GRIDS = ("grid", "grid_second")
 VERSION = 1  # of what is measured of each run here
 CHOSEN_BY = "validation_accuracy"
-OUTCOMES = ("n_intruders", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss", "forgetting",
+OUTCOMES = ("n_intruders", "n_random", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss", "forgetting",
             "relative_norm")
 ITEMS = ("right", "passage_nats")
 
@@ -42,7 +44,8 @@ def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | No
               trained_only: bool = False) -> pd.DataFrame:
     """Every run of the grids at both epsilons of the claims: count, accuracies, forgetting, size of the update.
 
-    Counts are of the k leading vectors of all matrices. ``right`` (which test rows were answered rightly, see
+    Counts are of the k leading vectors of all matrices; ``n_random`` is the count after a random update with the same
+    singular values in every matrix (:func:`utils.spectra.controls.spectrum_matched`). ``right`` (which test rows were answered rightly, see
     :func:`right_answers`) and ``passage_nats`` (pseudo-loss of each passage, see :func:`passage_losses`) hold what
     paired tests compare, in the rows of the first epsilon. A diverged run has NaN in every outcome.
 
@@ -66,8 +69,8 @@ def grid_rows(run: Run, profile: Profile) -> pd.DataFrame:
     settings = grid_settings(profile.pseudo_loss)
     outcomes = run.measured("grid", {"version": VERSION} | settings.model_dump(), lambda run: _outcomes(run, settings))
     spectra = profile.spectra
-    vectors = run_vectors(run, spectra, k=spectra.k)
-    counts = count_intruders(vectors, CLAIM_EPSILONS, [spectra.k])[["epsilon", "n_intruders"]]
+    counts = count_intruders(run_vectors(run, spectra, k=spectra.k), CLAIM_EPSILONS, [spectra.k])
+    counts = counts[["epsilon", "n_intruders"]].merge(_random_counts(run, spectra), on="epsilon")
     table = outcomes.drop(columns=list(ITEMS)).merge(counts, how="cross").assign(
         steps=run.result["measured"]["steps"], base_pseudo_loss=base_pseudo_loss(run.base, settings))
     first = table["epsilon"] == CLAIM_EPSILONS[0]
@@ -95,6 +98,23 @@ def _outcomes(run: Run, settings: PseudoLoss) -> pd.DataFrame:
         "accuracy_se": (share * (1 - share) / len(test))**0.5,
         "pseudo_loss": losses["negative_pll_nats"].sum() / losses["tokens"].sum(), "relative_norm": norms.mean(),
         "right": packed(test), "passage_nats": _as_text(losses["negative_pll_nats"] / losses["tokens"])}])
+
+
+def _random_counts(run: Run, spectra: Spectra) -> pd.DataFrame:
+    """``epsilon`` and ``n_random``: the count after random updates of each matrix's own singular values."""
+    def compute(run: Run) -> pd.DataFrame:
+        base, factors = run.base_matrices(), run.factors()
+        tuned = None if factors else run.tuned_matrices()
+        pairs = []
+        for place, (name, weight) in enumerate(base.items()):
+            update = factors[name] if factors else tuned[name] - weight
+            drawn = spectrum_matched(update, seed=run.spec.seed * 1_000_003 + place)
+            moved = drawn if factors else drawn.added_to(weight).float()
+            pairs.append(Pair(name, lambda weight=weight, moved=moved: (weight, moved)))
+        return count_intruders(cosine_table(pairs, spectra, spectra.k), CLAIM_EPSILONS, [spectra.k])
+
+    table = run.measured("random-spectrum", {"version": VERSION, "k": spectra.k, "epsilons": spectra.epsilons}, compute)
+    return table[["epsilon", "n_intruders"]].rename(columns={"n_intruders": "n_random"})
 
 
 def _answered(model: torch.nn.Module, batches: list[dict]) -> np.ndarray:

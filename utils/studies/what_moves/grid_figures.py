@@ -84,6 +84,11 @@ def _over_rates_found(grid: Measured, task: int) -> Found:
     text = (f"On task {part.best['task'].iloc[0]}, {grid.source}, at the rates of best validation accuracy: intruders "
             f"on average in {with_some or 'no LoRA'}; none in any seed in {none or 'no LoRA'}; full fine-tuning has "
             f"{over_seeds(full) if len(full) else 'no run that learnt'}.")
+    learnt = runs_that_learnt(part.best)
+    twins = learnt.loc[learnt["n_intruders"] > 0, ["n_intruders", "n_random"]]
+    if len(twins):
+        text += (f" Over all rates {len(twins)} runs that learnt have intruders, {twins['n_intruders'].mean():.2g} on "
+                 f"average; a random update with the same singular values makes {twins['n_random'].mean():.2g}.")
     if edges:
         text += f" The best rate lies on the edge of the grid for {edges}: a better one may lie beyond."
     return Found(text, None if edges else bool(len(full) and full.eq(0).all() and with_some and not none))

@@ -60,6 +60,24 @@ def count_at_best_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: st
     return replace(by_seed(best, effect, outcome=every["n_intruders"]), undecided=undecided)
 
 
+@rule(needs=(*COUNTED, "n_random"))
+def count_beyond_random(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
+    """Count of LoRA at one rank minus the count after random updates of its own singular values.
+
+    The mean over the rates at which either is above zero: where neither the trained update nor its random twin makes
+    any, nothing is compared.
+    """
+    rows = runs_that_learnt(_of(table, in_experiment, epsilon))
+    lora = rows[(rows["r"] == rank) & (rows["method_kind"] == "lora")]
+
+    def effect(part: pd.DataFrame) -> float:
+        some = part[(part["n_intruders"] > 0) | (part["n_random"] > 0)]
+        at_least(len(some), 1, f"run of r = {rank} with an intruder")
+        return float((some["n_intruders"] - some["n_random"]).mean())
+
+    return by_seed(lora, effect, outcome="n_intruders")
+
+
 @rule(needs=COUNTED)
 def count_of_full_at_best_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str) -> Effects:
     """Count of full fine-tuning at its best rate by validation accuracy; beside it, LoRA's counts give the power."""
