@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.files import canonical_json
 from utils.profiles import Profile
-from utils.profiles.schema import Spectra
+from utils.profiles.schema import ModelReference, Spectra
 from utils.reporting.registry import measurement
 from utils.reporting.runs import (
     RUN_COLUMNS,
@@ -28,11 +28,16 @@ from utils.reporting.runs import (
     showcase_runs,
     with_identity,
 )
+from utils.sources.models import resolve
 from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_direction, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.fast import merged_weight
 from utils.training.store import Run
 from utils.training.wanted import SHOWN
+from utils.training.weights import Tensors, base_matrices
+
+
+RAW_BASES = {"minilm-mlm": "minilm"}  # a packaged base, and the packaged model that it was made from
 
 
 def beside_definition(run: Run, spectra: Spectra) -> pd.DataFrame:
@@ -145,6 +150,33 @@ def random_controls(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
             settings = {"version": 2, "k": spectra.k, "epsilons": spectra.epsilons}
             table = run.measured(f"control-rank-{rank or 'full'}", settings, compute)
             rows.append(with_identity(profile, "ranks", table).assign(control=control))
+    return pd.concat(rows, ignore_index=True)
+
+
+@measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders"), runs=("ranks",))
+def counts_against_raw(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
+    """Counts against the model that the base was itself made from, of the base (``method`` "base") and of every run.
+
+    The laptop's base is an adapter of rank 32 merged into MiniLM, so its "pretrained" vectors are partly an adapter's.
+    Without rows where a profile's base is nobody's adapter.
+    """
+    if profile.encoder.source != "packaged" or profile.encoder.name not in RAW_BASES:
+        return pd.DataFrame()
+    spectra, rows = profile.spectra, []
+    raw = base_matrices(resolve(ModelReference(source="packaged", name=RAW_BASES[profile.encoder.name])).folder)
+
+    def count(tuned: Tensors) -> pd.DataFrame:
+        pairs = [Pair(name, lambda name=name: (raw[name], tuned[name])) for name in raw]
+        return count_intruders(cosine_table(pairs, spectra, spectra.k), spectra.epsilons, [spectra.k])
+
+    for run in experiment_runs(profile, "ranks", seeds):
+        table = run.measured("against-raw", {"version": 1, "k": spectra.k, "epsilons": spectra.epsilons},
+                             lambda run: count(run.tuned_matrices()))
+        rows.append(with_identity(profile, "ranks", table))
+    base = count(experiment_runs(profile, "ranks", seeds)[0].base_matrices())
+    unnamed = {"task": "", "r": 0, "lora_alpha": 0, "learning_rate": 0.0, "run": "base", "method": "base"}
+    rows += [base.assign(profile=profile.profile, experiment="ranks", seed=seed, **unnamed)
+             for seed in dict.fromkeys(part["seed"].iloc[0] for part in rows)]
     return pd.concat(rows, ignore_index=True)
 
 
