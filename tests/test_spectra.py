@@ -13,6 +13,7 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.errors import CourseError, UsageError
+from utils.low_rank import LowRankUpdate
 from utils.spectra import (
     count_intruders,
     effective_rank,
