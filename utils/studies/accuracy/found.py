@@ -22,24 +22,30 @@ def two_errors(runs: pd.DataFrame) -> float:
     return 2 * 2**0.5 * runs["accuracy_se"].mean()
 
 
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
 @finding("02_accuracy_over_steps")
 def accuracy_curves_found(accuracy: Measured) -> Found:
     """How far apart the methods end and begin, and whether LoRA's larger rates fall back more between checkpoints."""
-    told, met, rhos, rougher = [], [], {}, []
+    told, met, rhos, rougher = [], [], [], []
     for task, part in runs_that_learnt(accuracy.best).groupby("task", sort=False):
         text, *parts = _ends_and_starts(part)
-        told.append(f"on {task} {text}")
+        told.append(f"on {task} {text}.")
         met += parts
         fit = _roughness_over_rates(part)
         rougher.append(None if pd.isna(fit["rho"]) or fit["low"] <= 0 < fit["rho"] else fit["rho"] > 0)
         if not pd.isna(fit["rho"]):
-            rhos[f"{task}"] = fit["rho"]
+            rhos.append(f"{fit['rho']:.2f} on {task}")
     if not told:
         return Found(f"No run learnt its task, {accuracy.source}.", None)
-    source, rough = accuracy.source, all_met(*rougher)
-    return Found(f"{source[0].upper()}{source[1:]}: {'; '.join(told)}. Larger learning rates of LoRA {MAKE[rough]} "
-                 "rougher curves: Spearman's rho between a run's rate and how far its accuracy falls back from "
-                 f"checkpoint to checkpoint is {listed(rhos, '{:.2f}') or 'not to be told'}.", all_met(*met, rough))
+    first, *others = told
+    whole = " ".join([f"{accuracy.source}: {first}", *(f"{text[0].upper()}{text[1:]}" for text in others)])
+    rough = all_met(*rougher)
+    return Found(f"{whole[0].upper()}{whole[1:]} Larger learning rates of LoRA {MAKE[rough]} rougher curves: "
+                 "Spearman's rho between a run's rate and how far its accuracy falls back from checkpoint to "
+                 f"checkpoint is {both(rhos) or 'not to be told'}.", all_met(*met, rough))
 
 
 def _ends_and_starts(part: pd.DataFrame) -> tuple[str, bool | None, bool | None]:
@@ -55,8 +61,8 @@ def _ends_and_starts(part: pd.DataFrame) -> tuple[str, bool | None, bool | None]
     if start == part["step"].max() or len(starts) < 2:
         return text, near, None
     apart = starts.max() - starts.min() > two_errors(first)
-    return (f"{text}, and stand between {starts.min():.3f} ({starts.idxmin()}) and {starts.max():.3f} "
-            f"({starts.idxmax()}) at the first checkpoint, {'beyond' if apart else 'within'} two "
+    return (f"{text}; at the first checkpoint they stand between {starts.min():.3f} ({starts.idxmin()}) and "
+            f"{starts.max():.3f} ({starts.idxmax()}), {'beyond' if apart else 'within'} two "
             f"({two_errors(first):.3f})"), near, apart
 
 
@@ -76,13 +82,13 @@ def accuracy_beside_paper_found(accuracy: Measured) -> Found:
     theirs = paper["difference"]
     widest = theirs.abs().groupby(paper["task"], sort=False).max()
     scattered = widest.index.isin(SCATTERED)
-    beside = (f"In the paper's tables it lies between {theirs.min():.3f} and {theirs.max():.3f}; the largest distance is "
-              f"{listed(widest.sort_values(ascending=False), '{:.3f}')}.")
+    beside = (f"In the paper's tables the difference lies between {theirs.min():.3f} and {theirs.max():.3f}; the "
+              f"largest distances are {listed(widest.sort_values(ascending=False), '{:.3f}')}.")
     if ours.empty:
         return Found(f"No run of LoRA has one of full fine-tuning beside it, {accuracy.source}. {beside}", None)
     found = ours["difference"]
     ranges = both(f"between {part.min():.3f} and {part.max():.3f} on {task} (above zero in {(part > 0).sum()} of "
-                  f"{len(part)} runs)" for task, part in found.groupby(ours["task"], sort=False))
+                  f"{_runs(len(part))})" for task, part in found.groupby(ours["task"], sort=False))
     failed = len(last) - len(runs_that_learnt(last))
     within = found.abs().max() <= theirs.abs().max()
     return Found(f"LoRA's accuracy minus full fine-tuning's lies {ranges}, {accuracy.source}"
@@ -98,15 +104,15 @@ def learning_rate_curves_found(sweep: Measured) -> Found:
     several = methods[methods["safe"] > 1]
     plateaus = both(f"{one.method} {one.near} of {one.safe}" for one in several.itertuples())
     alone = both(methods.loc[methods["safe"] < 2, "method"])
-    edges = both(f"{one.method} {one.edge:g} ({one.failed} of {one.tried} runs)"
+    edges = both(f"{one.method} {one.edge:g} ({one.failed} of {_runs(one.tried)})"
                  for one in methods.dropna(subset="edge").itertuples())
     unseen = both(methods.loc[methods["edge"].isna(), "method"])
     earlier = _earlier_at_higher_rank(methods)
-    text = (f"Rates below a method's edge within two standard errors of a difference of its best accuracy, "
+    text = ("Rates below a method's edge that lie within two standard errors of a difference of its best accuracy, "
             f"{sweep.source}: {plateaus or 'none to compare'}"
             + (f"; of {alone} fewer than two such rates were tried, so no plateau can be told" if alone else "")
-            + f". The smallest rate at which a run did not learn: {edges or 'none'}"
-            + (f"; none was met with {unseen}" if edges and unseen else "") + f". {EARLIER[earlier]}")
+            + f". The edge, the smallest rate at which a run did not learn: {edges or 'none met'}"
+            + (f"; none met with {unseen}" if edges and unseen else "") + f". {EARLIER[earlier]}")
     return Found(text, all_met(*(None if one.safe < 2 else one.near > 1 for one in methods.itertuples()),
                                *(None if pd.isna(one.edge) else True for one in methods.itertuples()), earlier))
 

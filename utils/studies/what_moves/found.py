@@ -18,6 +18,7 @@ from utils.studies.what_moves.figures import OUTCOMES, plain_lora
 
 NEAR = 0.03  # accuracies within it are what the claims call equal
 FAR = 2  # times as much is what the claims call far above
+ALPHAS = {"rule": " with alpha = 2r", "alpha_8": " with alpha = 8"}
 WAYS = {"rises": "rises", "falls": "falls", "level": "stays level", "zero": "is zero throughout"}
 
 
@@ -42,7 +43,9 @@ def _positive(values: pd.Series) -> bool | None:
 def rates_through_training_found(sweep: Measured) -> Found:
     """Count, forgetting and accuracy at each rate's last step; what the paper's correlations are here."""
     best, source = sweep.best, sweep.source
-    means = _lora(last_steps(best)).groupby("learning_rate")[OUTCOMES].mean()
+    last = last_steps(best)
+    means = _lora(last).groupby("learning_rate")[OUTCOMES].mean()
+    lost = (last["method_kind"] == "lora").sum() - len(_lora(last))
     if means.empty:
         return Found(f"No run of LoRA learnt its task, {source}.", None)
 
@@ -53,21 +56,24 @@ def rates_through_training_found(sweep: Measured) -> Found:
                           for rule in (rules.trend_over_rates, rules.trend_through_training))
     beyond = effect(rules.largest_rate_minus_full)
     full = runs_that_learnt(best).query("method_kind == 'full'")["n_intruders"]
-    spread = means["accuracy"].max() - means["accuracy"].min()
+    spread = means["accuracy"].max() - means["accuracy"].min() if len(means) > 1 else None
     paper = [f"{_told(effect(rules.rho_over_checkpoints, column='n_intruders', other=row['other']))} between intruders "
              f"and {row['other']} (the paper: {row['rho']:.3g})" for row in sweep.published.to_dict("records")]
     counts, forgotten = (both(map(number.format, means[column])) for number, column in (
         ("{:.3g}", "n_intruders"), ("{:.2f}", "forgetting")))
     of_full = (f"{f'up to {full.max():.0f}' if full.max() else 'no'} intruders at any checkpoint" if len(full)
                else "no run that learnt")
-    rates = both(map("{:g}".format, means.index))
-    text = (f"At the last step LoRA's runs that learnt have, at rates {rates}, {counts} intruders and "
-            f"forget {forgotten} nats per token, {source}; their accuracies lie {spread:.3f} apart. "
-            f"Forgetting at LoRA's largest rate minus full fine-tuning's is {_told(beyond)}; full fine-tuning has "
-            f"{of_full}. Spearman's rho with the step is {_told(growth[0])} for intruders and {_told(growth[1])} for "
-            f"forgetting; over rates and checkpoints it is {both(paper)}.")
+    rates = f"rate{'s' if len(means) > 1 else ''} {both(map('{:g}'.format, means.index))}"
+    text = (f"At the last step LoRA's runs that learnt have, at the {rates}, {counts} intruders and forget {forgotten} "
+            f"nats per token, {source}"
+            + (f"; their accuracies lie {spread:.3f} apart" if spread is not None else "")
+            + (f"; {lost} of LoRA's runs did not learn" if lost else "")
+            + f". LoRA's forgetting at its largest rate minus full fine-tuning's is {_told(beyond)}; full fine-tuning "
+            f"has {of_full}. Through training Spearman's rho with the step is {_told(growth[0])} for intruders (0 for "
+            f"a run without any) and {_told(growth[1])} for forgetting; over rates and checkpoints it is "
+            f"{both(paper)}.")
     return Found(text, all_met(*map(_positive, [*over_rates, *growth, beyond]),
-                               spread <= NEAR if len(means) > 1 else None, full.max() == 0 if len(full) else None))
+                               None if spread is None else spread <= NEAR, full.max() == 0 if len(full) else None))
 
 
 # Over ranks ---------------------------------------------------------------------------------------------------------
@@ -82,6 +88,9 @@ def way(setting: pd.Series, counts: pd.Series) -> str:
 
 def _ways_told(ways: Counter, of: str) -> str:
     """Such as ``falls in 2 and is zero throughout in 1 of 3 seeds``."""
+    if len(ways) == 1:
+        (one,) = ways
+        return f"{WAYS[one]} in {f'all {ways[one]} {of}' if ways[one] > 1 else f'the one {of[:-1]} there is'}"
     return f"{both(f'{WAYS[one]} in {count}' for one, count in ways.items())} of {ways.total()} {of}"
 
 
@@ -93,11 +102,11 @@ def ranks_under_rules_found(moves: Measured) -> Found:
     """
     by_rule, falls = _over_ranks(moves.best, "rule")
     at_one_rate, _ = _over_ranks(moves.best, "fixed_rate")
-    lost = both(f"r = {r} {name} ({failed} of {runs} runs)" for name, experiment in (
+    lost = both(f"r = {r} {name} ({failed} of {runs} run{'s' if runs > 1 else ''})" for name, experiment in (
         ("by the rule", "rule"), ("at one rate", "fixed_rate"), ("with alpha = 8", "alpha_8"))
         for r, failed, runs in _failures(moves.best, experiment))
-    text = (f"By the rule {by_rule}, {moves.source}; at one rate {at_one_rate}. "
-            + (f"Did not learn: {lost}." if lost else "Every run learnt."))
+    text = (f"By the rule {by_rule}, {moves.source}; at one rate {at_one_rate}."
+            + (f" Did not learn: {lost}." if lost else ""))
     pairs = _under_both(moves.best, "forgetting")
     if len(pairs):
         rank = pairs.index.get_level_values("r").max()
@@ -111,13 +120,14 @@ def _over_ranks(table: pd.DataFrame, experiment: str) -> tuple[str, bool | None]
     """An experiment's mean counts by rank with their way in each seed, in words; whether they fall in all that tell."""
     lora = _lora(table[table["experiment"] == experiment])
     if lora.empty:
-        return "no run learnt", None
+        return "there is no run that learnt", None
     means = listed({f"r={r}": count for r, count in lora.groupby("r")["n_intruders"].mean().items()})
     ways = Counter(way(part["r"], part["n_intruders"]) for _, part in lora.groupby("seed") if part["r"].nunique() > 2)
     if not ways:
         return f"the mean counts are {means}, of too few ranks to tell a trend", None
     telling = ways.total() - ways["zero"]
-    return (f"the mean counts are {means}, and the count {_ways_told(ways, 'seeds')}",
+    return (f"the mean counts are {means}, and the count {_ways_told(ways, 'seeds')}"
+            + ("" if telling else ": nothing could fall or rise"),
             ways["falls"] == telling if telling else None)
 
 
@@ -176,7 +186,8 @@ def alpha_against_epsilon_found(counts: Measured) -> Found:
     return Found("Counts with alpha = 8 against those by the rule, over the seeds that learnt under both, "
                  f"{counts.source}: {'; '.join(told) or 'none at the epsilons of the claims'}. With alpha = "
                  f"8 the rate is the larger one at {_ranks(rates.index[rates['alpha_8'] > rates['rule']])}"
-                 + (f"; one seed alone has {_ranks(single)}." if len(single) else "."), all_met(*met))
+                 + (f"; {_ranks(single)} stand{'s' if len(single) == 1 else ''} on one seed." if len(single) else "."),
+                 all_met(*met))
 
 
 def _ranks(ranks: pd.Index) -> str:
@@ -195,9 +206,9 @@ def alpha_against_k_found(by_k: Measured, counts: Measured) -> Found:
     more = (means["alpha_8"] > means["rule"]).groupby(level="r").mean()
     whole = pairs.xs(pairs.index.get_level_values("k").max(), level="k")
     shares = listed({f"r={r}": share for r, share in more.items()}, "{:.0%}")
-    return Found(f"Of the depths at which there are any, alpha = 8 has more intruders than the rule at "
-                 f"{shares or 'none, for there are none at all'}, over the seeds that learnt under both, "
-                 f"{by_k.source}. With every vector examined the counts are {_against(whole, '{:.0f}')}.",
+    return Found("Share of the depths with any intruders at which alpha = 8 has more than the rule, over the seeds "
+                 f"that learnt under both, {by_k.source}: {shares or 'no depth has any'}. With every vector examined "
+                 f"the counts are {_against(whole, '{:.0f}')}.",
                  bool(more.eq(1).all()) if len(more) else None)
 
 
@@ -218,7 +229,7 @@ def effective_rank_found(sizes: Measured) -> Found:
                          f"times the largest of LoRA's (r = {main.idxmax()}: {main.max():.3g}), {sizes.source}.")
     by_rank = [listed({f"r={r}": value for r, value in part.items()}) + f" {name}" for part, name in (
         (main, "in the main runs"), (rule, "by the rule")) if len(part)]
-    parts = [f"With alpha = 2r it is {both(by_rank)}"] if by_rank else []
+    parts = [f"LoRA's with alpha = 2r is {both(by_rank)}"] if by_rank else []
     if len(pairs):
         rank = pairs.index.get_level_values("r").max()
         at = pairs.xs(rank, level="r").mean()
@@ -227,7 +238,7 @@ def effective_rank_found(sizes: Measured) -> Found:
                      f"{at['rule']:.3g}")
     sentences += [f"{'; '.join(parts)}."] if parts else []
     paper = both(f"{one['method']} {one['side']} {one['effective_rank']}"
-                 f"{' with alpha = 8' if one['experiment'] == 'alpha_8' else ''}" for one in levels)
+                 f"{ALPHAS.get(one['experiment'], '')}" for one in levels)
     return Found(f"{' '.join([*sentences, f'The paper, at width 768: {paper}.'])}",
                  all_met(far, _well_above(main), _well_above(rule), pulled))
 
