@@ -1,15 +1,18 @@
-"""Equal accuracy: its rule by hand, the paper's tables, and the figures of notebooks 00, 01 and 02."""
+"""Equal accuracy: its rule by hand, the paper's tables, and the figures of notebooks 00, 01 and 02 with findings."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from small_tables import CUTS, found_on_reference
 
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
+from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
-from utils.studies.accuracy import by_hand, figures, rules
+from utils.studies import load_studies
+from utils.studies.accuracy import by_hand, figures, found, rules
 from utils.studies.accuracy.published import paper_accuracies
 from utils.training.spec import Method
 
@@ -187,7 +190,7 @@ def test_the_library_trains_as_a_plain_loop_does(spec, method):
     run = spec(method=method, learning_rate=1e-2)
     model, batches = by_hand.start(run, steps=3)
     untrained, _ = by_hand.start(run, steps=3)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0, fused=True)
     for step, batch in enumerate(batches):
         optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 3)
         model(**batch).loss.backward()
@@ -196,3 +199,119 @@ def test_the_library_trains_as_a_plain_loop_does(spec, method):
     library = by_hand.trained_by_library(run, steps=3)
     assert by_hand.largest_difference(untrained, library) > 1e-2
     assert by_hand.largest_difference(model, library) < 1e-5
+
+
+# Findings -----------------------------------------------------------------------------------------------------------
+
+LAPTOP = load_profile("laptop")
+TABLED = ("02_accuracy_over_steps", "02_accuracy_beside_the_paper", "02_learning_rates")
+
+
+def test_every_figure_has_a_finding():
+    load_studies()
+    ours = [name for name in FIGURES if name.startswith(("00_", "01_", "02_"))]
+    assert len(ours) == 5 and set(ours) <= set(FINDINGS)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("identifier", TABLED)
+def test_every_finding_is_told_of_the_committed_reference_whole_or_cut(identifier, cut):
+    told = found_on_reference(identifier, cut)
+    assert told.text.endswith(".") and "nan" not in told.text and told.met in (True, False, None)
+
+
+@pytest.mark.parametrize("losses, met, words", [
+    ((10, 6, 5, 4.8, 4.7), True, ("75% of the fall in the first quarter", "2% in the last", "has not ended")),
+    ((10, 9, 8, 7, 6), False, ("25% of the fall in the first quarter", "25% in the last")),
+    ((10, 6, 5, 4.7, 4.8), False, ("The lowest value, 4.70, is not the last",)), ((5, 6), False, ("does not fall",))])
+def test_a_curve_falls_steeply_and_then_slowly_or_not(losses, met, words):
+    told = figures.base_curve_found(LAPTOP, curve=pd.DataFrame(
+        {"step": [100 * place for place in range(len(losses))], "heldout_loss_nats_per_token": losses}))
+    assert told.met is met and all(word in told.text for word in words), told.text
+
+
+SCALES = {"alpha = 2r": lambda r: 2, "alpha = 8": lambda r: 8 / r, "rsLoRA, alpha = 8": lambda r: 8 / r**0.5}
+
+
+def first_steps(scales: dict) -> pd.DataFrame:
+    """The norm as the algebra has it for small ranks: scale squared times the root of the rank; two draws."""
+    return pd.DataFrame([{"scaling": rule, "r": r, "draw": draw, "update_norm": scale(r)**2 * r**0.5 * (1 + draw)}
+                         for rule, scale in scales.items() for r in (1, 2, 4, 8, 16, 64) for draw in (0, 1)])
+
+
+def test_the_first_step_goes_as_the_scales_do_or_not():
+    told = figures.first_update_found(LAPTOP, table=first_steps(SCALES))
+    assert told.met is True and "r to the power 0.50" in told.text
+    assert "grows by a factor of 8 with alpha = 2r, falls by a factor of 512 with alpha = 8" in told.text
+    assert "r = 4 (alpha = 2r and alpha = 8)" in told.text
+    assert "largest step of all at r = 2, r = 4 and r = 8." in told.text
+    swapped = first_steps(SCALES | {"alpha = 2r": SCALES["alpha = 8"], "alpha = 8": SCALES["alpha = 2r"]})
+    turned = figures.first_update_found(LAPTOP, table=swapped)
+    assert turned.met is False and "falls by a factor of 512 with alpha = 2r" in turned.text
+    lacking = first_steps({"alpha = 2r": SCALES["alpha = 2r"]})
+    assert figures.first_update_found(LAPTOP, table=lacking).met is None
+
+
+def courses(by_rank: dict[int, tuple[float, ...]]) -> Measured:
+    """Accuracy at steps 10, 20, … by rank (0 is full), alike in two seeds; LoRA's rate is 1e-4 times the rank."""
+    return measured(marked(pd.DataFrame([
+        {"experiment": "ranks", "task": "movies", "seed": seed, "r": r, "run": f"{r}-{seed}", "accuracy": accuracy,
+         "method": f"LoRA r={r}" if r else "full", "learning_rate": 1e-4 * (r or 1), "step": 10 * place,
+         "accuracy_se": 0.01} for seed in (0, 1) for r, values in by_rank.items()
+        for place, accuracy in enumerate(values, start=1)])))
+
+
+def test_curves_meet_at_the_end_and_larger_rates_are_rougher_or_not():
+    told = found.accuracy_curves_found(courses({
+        0: (0.60, 0.70, 0.80), 1: (0.62, 0.70, 0.79), 4: (0.70, 0.69, 0.79), 8: (0.72, 0.69, 0.80)}))
+    assert told.met is True and "make rougher curves" in told.text and "is 1.00 on movies." in told.text
+    assert "end between 0.790 (LoRA r=1) and 0.800 (full), within two standard errors of a difference" in told.text
+    assert "at the first checkpoint they stand between 0.600 (full) and 0.720 (LoRA r=8), beyond two" in told.text
+    turned = found.accuracy_curves_found(courses({
+        0: (0.60, 0.70, 0.80), 1: (0.61, 0.55, 0.75), 4: (0.60, 0.59, 0.80), 8: (0.60, 0.70, 0.80)}))
+    assert turned.met is False and "do not make rougher curves" in turned.text and "is -1.00 on movies." in turned.text
+    assert "0.750 (LoRA r=1) and 0.800 (full), beyond two" in turned.text and "0.610 (LoRA r=1), within" in turned.text
+    alone = found.accuracy_curves_found(courses({1: (0.6, 0.8)}))
+    assert alone.met is None and "LoRA r=1 alone learnt" in alone.text
+
+
+@pytest.mark.parametrize("values, met, words", [
+    ({0: 0.75, 1: 0.73, 8: 0.76}, True, "between -0.020 and 0.010 on movies (above zero in 1 of 2 runs)"),
+    ({0: 0.75, 1: 0.73, 8: 0.74}, False, "(above zero in 0 of 2 runs)"),
+    ({0: 0.75, 1: 0.73, 8: 0.82}, False, "Ours do not stay within that distance."),
+    ({0: 0.75, 1: 0.73, 8: 0.5}, False, "1 of these runs did not learn"),
+    ({1: 0.73, 8: 0.76}, None, "No run of LoRA has one of full fine-tuning beside it")])
+def test_differences_are_of_either_sign_and_as_far_as_the_papers_or_not(values, met, words):
+    told = found.accuracy_beside_paper_found(measured(runs(values)))
+    assert told.met is met and words in told.text and "winogrande 0.041, siqa 0.035" in told.text, told.text
+
+
+def rated(accuracies: dict[tuple[int, float], tuple[float, ...]]) -> Measured:
+    """Accuracies by rank and rate, seed by seed."""
+    return measured(marked(pd.DataFrame([
+        {"experiment": "learning_rates", "task": "movies", "seed": seed, "r": r, "run": f"{r}-{rate}-{seed}",
+         "method": f"LoRA r={r}" if r else "full", "learning_rate": rate, "accuracy": accuracy, "accuracy_se": 0.01}
+        for (r, rate), values in accuracies.items() for seed, accuracy in enumerate(values)])))
+
+
+EDGES = {(0, 1e-4): (0.8, 0.8), (0, 2e-4): (0.8, 0.8), (0, 4e-4): (0.5, 0.8),
+         (1, 1e-3): (0.8, 0.8), (1, 2e-3): (0.8, 0.8), (1, 4e-3): (0.8, 0.5),
+         (8, 5e-4): (0.8, 0.8), (8, 1e-3): (0.79, 0.8), (8, 2e-3): (0.5, 0.5)}
+
+
+def test_each_method_has_a_plateau_and_an_edge_or_not():
+    told = found.learning_rate_curves_found(rated(EDGES))
+    assert told.met is True and told.text.endswith("The edge comes earlier at every higher rank.")
+    assert "LoRA r=1 2 of 2 and LoRA r=8 2 of 2" in told.text and "LoRA r=8 0.002 (2 of 2 runs)" in told.text
+    turned = found.learning_rate_curves_found(rated({(9 - r if r else 0, rate): values
+                                                     for (r, rate), values in EDGES.items()}))
+    assert turned.met is False and "The edge does not come earlier at every higher rank." in turned.text
+    steep = found.learning_rate_curves_found(rated(EDGES | {(1, 1e-3): (0.72, 0.72)}))
+    assert steep.met is False and "LoRA r=1 1 of 2" in steep.text
+
+
+def test_one_rate_is_no_plateau_and_no_edge():
+    told = found.learning_rate_curves_found(rated({(0, 1e-4): (0.8,), (8, 1e-3): (0.8,)}))
+    assert told.met is None and "no plateau can be told" in told.text and "did not learn: none met." in told.text
+    apart = {(0, 1e-4): (0.8,), (1, 1e-3): (0.8,), (1, 8e-3): (0.5,), (8, 5e-4): (0.8,), (8, 4e-3): (0.5,)}
+    assert "these rates do not tell" in found.learning_rate_curves_found(rated(apart)).text

@@ -52,6 +52,18 @@ class Found:
     met: bool | None
 
 
+def all_met(*parts: bool | None) -> bool | None:
+    """Whether every part of an expectation came true: False where one did not, else None where one cannot be said.
+
+    >>> all_met(True, True), all_met(True, None), all_met(None, False), all_met()
+    (True, None, False, None)
+    """
+    known = [None if part is None else bool(part) for part in parts]
+    if False in known:
+        return False
+    return None if None in known or not known else True
+
+
 def figure(identifier: str, *, measurements: Iterable[str] = (), place: str = "ours") -> Callable:
     """Register a function of :class:`Measured` objects (or of a profile and tables) that returns :class:`Drawn`.
 

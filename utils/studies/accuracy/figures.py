@@ -1,17 +1,22 @@
 """The base model, LoRA's first step, and what every method reaches, beside the paper's tables."""
 
+from itertools import combinations
+
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
 from utils.profiles import Profile
-from utils.reporting.drawn import Drawn, figure
+from utils.reporting.drawn import Drawn, Found, all_met, figure, finding
 from utils.reporting.measured import Measured
 from utils.reporting.panels import by_value, label_left, outer_legend, panel_lines, panels, task_panels
 from utils.reporting.selection import best_rates, last_steps, runs_that_learnt
-from utils.reporting.words import listed
+from utils.reporting.words import both, listed
 
 PAPER_TABLES = {1: "paper's Table 1: alpha = 8", 2: "paper's Table 2: alpha = 2r"}
+TWICE, EIGHT, STABILISED = "alpha = 2r", "alpha = 8", "rsLoRA, alpha = 8"  # the scaling rules of notebook 01
+SMALL_RANK = 8  # up to here the norm of the first step is expected to go as a power of the rank
 
 
 @figure("00_base_model")
@@ -24,6 +29,23 @@ def base_curve(profile: Profile, *, curve: pd.DataFrame) -> Drawn:
     return Drawn(drawn, "Line plot of held-out masked-LM loss against steps while the laptop base was made: it goes "
                  f"from {loss.iloc[0]:.2f} to {loss.iloc[-1]:.2f} nats per token in {curve['step'].max()} steps.",
                  "Masked-LM loss of the laptop base on held-out text, in nats per token, while it was made.", curve)
+
+
+@finding("00_base_model")
+def base_curve_found(profile: Profile, *, curve: pd.DataFrame) -> Found:
+    """How much of the fall lies in the first and in the last quarter of the steps, and whether it has ended."""
+    steps, loss = curve["step"].to_numpy(), curve["heldout_loss_nats_per_token"].to_numpy()
+    told = f"The loss goes from {loss[0]:.2f} to {loss[-1]:.2f} nats per token in {steps[-1]} steps"
+    fall = loss[0] - loss[-1]
+    if fall <= 0:
+        return Found(f"{told}; it does not fall.", False)
+    early, late = (np.interp(steps[0] + share * (steps[-1] - steps[0]), steps, loss) for share in (0.25, 0.75))
+    first, last = (loss[0] - early) / fall, (late - loss[-1]) / fall
+    goes_on = loss[-1] == loss.min()
+    ending = "The last value is the lowest, so the fall has not ended." if goes_on else (
+        f"The lowest value, {loss.min():.2f}, is not the last, so the fall has ended.")
+    return Found(f"{told}, {first:.0%} of the fall in the first quarter of the steps and {last:.0%} in the last. "
+                 f"{ending}", all_met(first > 0.5, last < 0.25, goes_on))
 
 
 @figure("01_first_update", place="Illusion v3, appendix E")
@@ -52,6 +74,58 @@ def first_update(profile: Profile, *, table: pd.DataFrame) -> Drawn:
     shown = wide.T.rename_axis(columns=None).reset_index().rename(columns={"r": "rank"})
     return Drawn(drawn, alt, "Norm of LoRA's first update against the rank under three scaling rules; bands: draws.",
                  table, shown.head(8))
+
+
+@finding("01_first_update")
+def first_update_found(profile: Profile, *, table: pd.DataFrame) -> Found:
+    """By which factor the norm changes over the ranks under each rule, and at which ranks two rules are one."""
+    norms = table.groupby(["r", "scaling"], sort=False)["update_norm"].mean().unstack(sort=False).sort_index()
+    low, high = norms.index[0], norms.index[-1]
+    changes = both(f"{'grows' if end >= start else 'falls'} by a factor of {max(start, end) / min(start, end):.4g} "
+                   f"with {rule}" for rule, (start, end) in norms.loc[[low, high]].items())
+    one = both(f"r = {r} ({first} and {second})" for r, row in norms.iterrows()
+               for first, second in combinations(norms.columns, 2) if _same(row[first], row[second]))
+    text = f"From r = {low} to r = {high} the norm {changes}"
+    if TWICE in norms and (power := _power(norms[TWICE])) is not None:
+        text += f"; up to r = {SMALL_RANK} it goes as r to the power {power:.2f} with {TWICE}"
+    text += f". Two rules give one number at {one or 'no rank'}"
+    if STABILISED in norms:
+        largest = both(f"r = {r}" for r in norms.index[_largest(norms, STABILISED)])
+        text += f"; {STABILISED}, has the largest step of all at {largest or 'no rank'}"
+    return Found(f"{text}.", _as_derived(norms))
+
+
+def _same(one, other):
+    """Equal but for rounding."""
+    return np.isclose(one, other, rtol=1e-6, atol=0)
+
+
+def _largest(norms: pd.DataFrame, rule: str) -> pd.Series:
+    """By rank, whether a rule's norm exceeds every other's by more than rounding."""
+    others = norms.drop(columns=rule).max(axis=1)
+    return (norms[rule] > others) & ~_same(norms[rule], others)
+
+
+def _power(norms: pd.Series) -> float | None:
+    """The power of the rank as which a norm goes, from the lowest rank to the highest up to SMALL_RANK."""
+    small = norms[norms.index <= SMALL_RANK]
+    if len(small) < 2:
+        return None
+    return float(np.log(small.iloc[-1] / small.iloc[0]) / np.log(small.index[-1] / small.index[0]))
+
+
+def _as_derived(norms: pd.DataFrame) -> bool | None:
+    """Whether the norms (a row per rank, a column per rule) go as the scales do; None where a part cannot be said."""
+    if not {TWICE, EIGHT, STABILISED} <= set(norms.columns) or len(norms) < 2:
+        return None
+    twice, eight, stabilised = norms[TWICE], norms[EIGHT], norms[STABILISED]
+    power, beyond = _power(twice), norms[norms.index > 16]
+    return all_met(
+        twice.is_monotonic_increasing, eight.is_monotonic_decreasing, None if power is None else abs(power - 0.5) < 0.1,
+        _same(twice[4], eight[4]) if 4 in norms.index else None,
+        (_largest(norms, STABILISED) == ((norms.index >= 2) & (norms.index <= 15))).all(),
+        _same(twice[16], stabilised[16]) if 16 in norms.index else None,
+        ((beyond[EIGHT] < beyond[STABILISED]) & (beyond[STABILISED] < beyond[TWICE])).all() if len(beyond) else None)
 
 
 @figure("02_accuracy_over_steps", measurements=("accuracy_over_steps",), place="ours")

@@ -87,8 +87,7 @@ def _of_setting(table: pd.DataFrame | None) -> pd.DataFrame | None:
 def rank_by_rate(moves: Measured) -> Drawn:
     """Rank by learning rate with alpha = 2r: the mean over seeds of intruders, accuracy and forgetting in each cell."""
     names = _names(moves)
-    grid = pooled_runs(moves)
-    grid = grid[(grid["lora_alpha"] == 2 * grid["r"]) & grid["method"].str.startswith("LoRA ")]
+    grid = plain_lora(pooled_runs(moves))
     learnt = runs_that_learnt(grid)
     drawn, axes = panels(len(names), width=5.6, height=3.6)
     for axis, (column, label) in zip(axes, names.items(), strict=True):
@@ -101,6 +100,11 @@ def rank_by_rate(moves: Measured) -> Drawn:
                    (names[column], learnt.groupby(["r", "learning_rate"])[column].mean()) for column in names)) + ".")
     return Drawn(drawn, alt, "All LoRA runs with alpha = 2r by rank and learning rate, mean of the seeds that learnt; "
                  "a cross means that none did.", grid, None)
+
+
+def plain_lora(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of LoRA itself, no variant of it, with alpha = 2r."""
+    return runs[(runs["lora_alpha"] == 2 * runs["r"]) & runs["method"].str.startswith("LoRA ")]
 
 
 def pooled_runs(moves: Measured) -> pd.DataFrame:
@@ -201,7 +205,7 @@ def effective_rank(sizes: Measured) -> Drawn:
                        for name, part in means.groupby(level=0, sort=False)) + ".")
     wide = means.unstack(0, sort=False).rename(columns=SETTINGS).rename_axis(columns=None)
     return Drawn(drawn, alt, "Effective rank of the update by layer, mean over the layer's matrices; bands are the "
-                 "reference's seeds, grey lines the paper's levels at twice the width.", sizes.own,
+                 "reference's seeds, grey lines the paper's levels at width 768.", sizes.own,
                  wide.reset_index().head(8))
 
 
