@@ -190,7 +190,8 @@ def test_the_library_trains_as_a_plain_loop_does(spec, method):
     run = spec(method=method, learning_rate=1e-2)
     model, batches = by_hand.start(run, steps=3)
     untrained, _ = by_hand.start(run, steps=3)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0, fused=True)
     for step, batch in enumerate(batches):
         optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / 3)
         model(**batch).loss.backward()

@@ -96,7 +96,8 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
     content["costs"] |= {"batch_size": 2, "length": 64}
     few = {"blocks": 4, "instruction_blocks": 4, "questions": 2, "choice_rows": 2, "problems": 2, "samples": 4,
            "max_new_tokens": 4}
-    return custom_profile(folder, tasks=content["tasks"], experiments=content["experiments"], decoder_experiments=content["decoder_experiments"],
+    return custom_profile(folder, tasks=content["tasks"], experiments=content["experiments"],
+                          decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
                           pseudo_loss=content["pseudo_loss"], continual=content["continual"], costs=content["costs"],
                           preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})

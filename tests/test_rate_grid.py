@@ -51,7 +51,7 @@ def test_validation_rows_are_trained_on_by_no_run_whatever_its_size():
 
 
 def test_validation_rows_leave_some_to_train_on():
-    with pytest.raises(UsageError, match="'validation_rows' below the .* training rows of topics, got 5000; give fewer"):
+    with pytest.raises(UsageError, match="'validation_rows' below the .* training rows of topics, got 5000; give"):
         load_task("topics", TaskSizes(validation_rows=5000, max_length=48))
 
 
@@ -189,7 +189,8 @@ def test_no_intruder_at_the_best_rate_is_a_result_where_larger_rates_have_some()
 
 
 @pytest.mark.parametrize(("lora", "full", "said"), [
-    (MIDDLE, (0.8, 0.7, 0.6), "full, 0.001, is the lowest"), ((0.6, 0.7, 0.8), MIDDLE, "LoRA r=8, 0.004, is the highest")])
+    (MIDDLE, (0.8, 0.7, 0.6), "full, 0.001, is the lowest"),
+    ((0.6, 0.7, 0.8), MIDDLE, "LoRA r=8, 0.004, is the highest")])
 def test_an_edge_leaves_the_claim_undecided(lora, full, said):
     frame = table(*method(8, lora, (4, 5, 6)), *method(0, full))
     verdict = judge(at(grid_rules.count_at_best_rate, frame, rank=8), UP)

@@ -38,8 +38,8 @@ __all__ = ["NO_ALPHA", "Continual", "Costs", "Decoder", "DecoderEvaluation", "De
            "Rate", "Rates", "ReleasedPair", "RunGroup", "RunGroups", "ScaledRun", "Seed", "Sharpness", "Spectra",
            "Targets", "TaskSizes", "Training", "Variant"]
 
-NOTEBOOK_EXPERIMENTS = ("ranks", "second", "grid", "grid_second", "learning_rates", "rule", "fixed_rate", "alpha_8", "matched_alpha",
-                        "rank_stabilised", "data", "variants")
+NOTEBOOK_EXPERIMENTS = ("ranks", "second", "grid", "grid_second", "learning_rates", "rule", "fixed_rate",
+                        "alpha_8", "matched_alpha", "rank_stabilised", "data", "variants")
 DECODER_EXPERIMENTS = ("code", "mathematics", "instruction", "regularisers", "rates", "optimisers", "alpha", "modules",
                        "batches", "scalings", "vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations")
 

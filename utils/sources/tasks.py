@@ -1,6 +1,7 @@
 """Tasks by name: what is classified or continued, from which source, under which label order.
 
-Every task comes as tables (train, test, and validation where a profile asks for it) with the same columns, so that nothing downstream knows the source:
+Every task comes as tables (train, test, and validation where a profile asks for it) with the same columns, so that
+nothing downstream knows the source:
 ``text``, ``text_pair`` (None where there is no second text) and ``label`` for classification, ``prompt`` and
 ``completion`` for causal models, ``prompt``, ``chosen`` and ``rejected`` for preferences. An evaluation never reads a
 split whose labels are hidden (GLUE test: -1).

@@ -147,7 +147,15 @@ def same_rows(rows: Dataset, about: dict) -> str:
 
 
 def labelled_rows(rows: Sequence[dict], folder: Path) -> dict[str, torch.Tensor]:
-    """Tokenised rows as one batch, padded by a base model's tokenizer: ``input_ids``, ``attention_mask``, ``labels``."""
+    """Tokenised rows as one padded batch: ``input_ids``, ``attention_mask`` and ``labels``.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Of :func:`classification_data`, without ``length``.
+    folder : Path
+        Of the base model, for its tokenizer.
+    """
     return dict(DataCollatorWithPadding(tokenizer_of(folder))(list(rows)))
 
 

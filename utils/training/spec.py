@@ -198,8 +198,8 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
 def _require_validation(profile: Profile, name: str, experiment: Experiment) -> None:
     rows = experiment.validation_rows or profile.tasks[experiment.task].validation_rows
     if rows and task(experiment.task).kind != "classification":
-        raise UsageError(f"Experiment '{name}' of profile {profile.profile} names validation rows of {experiment.task}, "
-                         "which is no classification task; leave them out.")
+        raise UsageError(f"Experiment '{name}' of profile {profile.profile} names validation rows of "
+                         f"{experiment.task}, which is no classification task; leave them out.")
 
 
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:

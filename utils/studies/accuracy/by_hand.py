@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PrinterCallback, Trainer, TrainingArguments, set_seed
 
+from utils.machine import device_name
 from utils.profiles import Profile
 from utils.sources.models import resolve
 from utils.sources.tasks import task
@@ -47,9 +48,10 @@ def start(spec: RunSpec, *, steps: int) -> tuple[nn.Module, list[dict[str, torch
         base.folder, num_labels=len(task(spec.task).labels), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     rows = _first_rows(spec, steps)
-    batches = [labelled_rows([rows[place] for place in range(first, first + spec.batch_size)], base.folder)
-               for first in range(0, len(rows), spec.batch_size)]
-    return prepare(model, spec.method, causal=False).train(), batches
+    batches = [{name: tensor.to(device_name()) for name, tensor in labelled_rows(
+        [rows[place] for place in range(first, min(first + spec.batch_size, len(rows)))], base.folder).items()}
+        for first in range(0, len(rows), spec.batch_size)]
+    return prepare(model, spec.method, causal=False).to(device_name()).train(), batches
 
 
 def trained_by_library(spec: RunSpec, *, steps: int) -> nn.Module:

@@ -45,9 +45,10 @@ MERGE = {
 }
 
 
-def _answers(both: int, only_one: int, only_other: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows two models answer rightly, with as many rows of each of the four kinds."""
-    kinds = [(True, True)] * both + [(True, False)] * only_one + [(False, True)] * only_other + [(False, False)] * neither
+def _answers(*counts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows two models answer rightly: both, only the one, only the other, neither, as often as is said."""
+    each = ((True, True), (True, False), (False, True), (False, False))
+    kinds = [kind for kind, count in zip(each, counts, strict=True) for _ in range(count)]
     return tuple(torch.tensor(column) for column in zip(*kinds, strict=True))
 
 

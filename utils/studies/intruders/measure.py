@@ -36,7 +36,6 @@ from utils.training.store import Run
 from utils.training.wanted import SHOWN
 from utils.training.weights import Tensors, base_matrices
 
-
 RAW_BASES = {"minilm-mlm": "minilm"}  # a packaged base, and the packaged model that it was made from
 
 

@@ -34,8 +34,8 @@ from utils.training.store import Run
 GRIDS = ("grid", "grid_second")
 VERSION = 1  # of what is measured of each run here
 CHOSEN_BY = "validation_accuracy"
-OUTCOMES = ("n_intruders", "n_random", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss", "forgetting",
-            "relative_norm")
+OUTCOMES = ("n_intruders", "n_random", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss",
+            "forgetting", "relative_norm")
 ITEMS = ("right", "passage_nats")
 
 
@@ -45,9 +45,10 @@ def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | No
     """Every run of the grids at both epsilons of the claims: count, accuracies, forgetting, size of the update.
 
     Counts are of the k leading vectors of all matrices; ``n_random`` is the count after a random update with the same
-    singular values in every matrix (:func:`utils.spectra.controls.spectrum_matched`). ``right`` (which test rows were answered rightly, see
-    :func:`right_answers`) and ``passage_nats`` (pseudo-loss of each passage, see :func:`passage_losses`) hold what
-    paired tests compare, in the rows of the first epsilon. A diverged run has NaN in every outcome.
+    singular values in every matrix (:func:`utils.spectra.controls.spectrum_matched`). ``right`` (which test rows were
+    answered rightly, see :func:`right_answers`) and ``passage_nats`` (pseudo-loss of each passage, see
+    :func:`passage_losses`) hold what paired tests compare, in the rows of the first epsilon. A diverged run has NaN in
+    every outcome.
 
     Parameters
     ----------

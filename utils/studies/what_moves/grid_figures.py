@@ -127,8 +127,8 @@ def rank_three_ways(grid: Measured) -> Drawn:
         _by_rank(axis, best[epsilon], by="task", title=f"each at its best rate, epsilon {epsilon}")
     first = runs_that_learnt(of_task(grid, 1).best)
     lora = first[(first["method_kind"] == "lora") & (first["lora_alpha"] == 2 * first["r"])]
-    for axis, (title, column) in zip(axes[2:], {"alpha × rate constant": "product", "one rate": "learning_rate"}.items(),
-                                     strict=True):
+    settings = {"alpha × rate constant": "product", "one rate": "learning_rate"}
+    for axis, (title, column) in zip(axes[2:], settings.items(), strict=True):
         _by_rank(axis, _shared(lora, column), by=column, title=f"{title}, epsilon {STRICT}")
     means = {epsilon: table.groupby(["task", "method"], sort=False)["n_intruders"].mean()
              for epsilon, table in best.items()}
@@ -177,8 +177,8 @@ def rank_three_ways_found(grid: Measured) -> Found:
     first = runs_that_learnt(of_task(grid, 1).best)
     lora = first[(first["method_kind"] == "lora") & (first["lora_alpha"] == 2 * first["r"])]
     rule, fixed = _ends(_shared(lora, "product"), "product"), _ends(_shared(lora, "learning_rate"), "learning_rate")
-    text = (f"{grid.source[0].upper()}{grid.source[1:]}, first task, epsilon {STRICT}: under the paper's rule the count "
-            f"falls from the lowest to the highest rank in {(rule < 0).sum()} of {len(rule)} settings and rises in "
+    text = (f"{grid.source[0].upper()}{grid.source[1:]}, first task, epsilon {STRICT}: under the paper's rule the "
+            f"count falls from the lowest to the highest rank in {(rule < 0).sum()} of {len(rule)} settings and rises in "
             f"{(rule > 0).sum()}; at one rate it falls in {(fixed < 0).sum()} of {len(fixed)} and rises in "
             f"{(fixed > 0).sum()}.")
     met = bool((rule < 0).sum() > (rule > 0).sum() and (fixed > 0).sum() >= (fixed < 0).sum()) if len(

@@ -166,7 +166,8 @@ def count_at_equal_norm(table: pd.DataFrame, *, epsilon: float, in_experiment: s
 @rule(needs=(*COUNTED, "right"))
 def accuracy_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
     """Test accuracy of LoRA minus full fine-tuning, each at its best rate: paired over test rows and seeds."""
-    return _paired(table, in_experiment=in_experiment, rank=rank, column="accuracy", values=lambda row: right_answers(row).astype(float))
+    return _paired(table, in_experiment=in_experiment, rank=rank, column="accuracy",
+                   values=lambda row: right_answers(row).astype(float))
 
 
 @rule(needs=(*COUNTED, "pseudo_loss", "passage_nats"))
@@ -197,4 +198,5 @@ def least_count_at_best_rates(table: pd.DataFrame, *, epsilon: float, in_experim
     ranks = sorted(rows.loc[(rows["method_kind"] == "lora") & (rows["r"] <= max_rank), "r"].unique())
     if not ranks:
         raise MissingRun(f"no run of LoRA with r up to {max_rank}")
-    return joined((count_at_best_rate(table, epsilon=epsilon, in_experiment=in_experiment, rank=rank) for rank in ranks), min)
+    return joined((count_at_best_rate(table, epsilon=epsilon, in_experiment=in_experiment, rank=rank)
+                   for rank in ranks), min)
