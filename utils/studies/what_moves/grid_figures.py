@@ -178,8 +178,8 @@ def rank_three_ways_found(grid: Measured) -> Found:
     lora = first[(first["method_kind"] == "lora") & (first["lora_alpha"] == 2 * first["r"])]
     rule, fixed = _ends(_shared(lora, "product"), "product"), _ends(_shared(lora, "learning_rate"), "learning_rate")
     text = (f"{grid.source[0].upper()}{grid.source[1:]}, first task, epsilon {STRICT}: under the paper's rule the "
-            f"count falls from the lowest to the highest rank in {(rule < 0).sum()} of {len(rule)} settings and rises in "
-            f"{(rule > 0).sum()}; at one rate it falls in {(fixed < 0).sum()} of {len(fixed)} and rises in "
+            f"count falls from the lowest to the highest rank in {(rule < 0).sum()} of {len(rule)} settings and rises "
+            f"in {(rule > 0).sum()}; at one rate it falls in {(fixed < 0).sum()} of {len(fixed)} and rises in "
             f"{(fixed > 0).sum()}.")
     met = bool((rule < 0).sum() > (rule > 0).sum() and (fixed > 0).sum() >= (fixed < 0).sum()) if len(
         rule) and len(fixed) else None
