@@ -17,6 +17,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.errors import CourseError
+from utils.profiles import Profile
+from utils.sources.committed import committed_measures
 from utils.training.masked_lm import masked_lm_logits
 
 
@@ -69,6 +71,17 @@ def corpus_loss(table: pd.DataFrame) -> float:
     2.0
     """
     return float(table["negative_pll_nats"].sum() / table["tokens"].sum())
+
+
+def word_frequency_loss(profile: Profile) -> float | None:
+    """Loss of a model that knows only how often each token occurs, in nats per token.
+
+    Whoever lost all that context tells would end there. A pseudo-loss above it is a broken readout: the base's head is
+    sure of wrong words, and how much so is no measure of what was lost. Measured on whole held-out articles of news
+    when the course's own base was made; None where the profile has another base or text.
+    """
+    own = profile.encoder.source == "packaged" and profile.pseudo_loss.corpus == "news"
+    return committed_measures(profile.encoder.name).get("unigram_loss_nats_per_token") if own else None
 
 
 def _masked_copies(tokenizer, texts, tokens) -> list[tuple[int, list[int], int]]:

@@ -52,6 +52,18 @@ class Found:
     met: bool | None
 
 
+def all_met(parts: Iterable[bool | None]) -> bool | None:
+    """Whether all that was expected was found: False where a part was not, None where a part, or all, cannot be said.
+
+    >>> all_met([True, True]), all_met([True, None]), all_met([None, False]), all_met([])
+    (True, None, False, None)
+    """
+    said = [None if part is None else bool(part) for part in parts]
+    if False in said:
+        return False
+    return None if None in said or not said else True
+
+
 def figure(identifier: str, *, measurements: Iterable[str] = (), place: str = "ours") -> Callable:
     """Register a function of :class:`Measured` objects (or of a profile and tables) that returns :class:`Drawn`.
 
