@@ -217,7 +217,7 @@ def test_our_changes_are_said_beside_the_papers(loss, met, words):
     table = interventions()
     result = found("07_beside_table_3", table.assign(loss_change=loss * table["forgetting_change"] / 30))
     assert result.met is met and words in result.text and "At lambda 0.7" in result.text
-    assert "r = 8 -9.0 and -0.6 % (the paper: MNLI -14.5 and -0.2 %, QQP -33.2 and" in result.text
+    assert "by -9.0 and -0.6 % at r = 8 (the paper: MNLI -14.5 and -0.2 %, QQP -33.2 and" in result.text
     assert "the paper's sign in 3 of 3" in result.text
 
 
@@ -237,7 +237,7 @@ def apart(*gaps: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("gaps, met, words", [
-    ((-0.2, -0.21, -0.19), True, "-0.200 nats per token in LoRA r=8, 0.002 (95 % interval -0.225 to -0.175, 3 seeds)"),
+    ((-0.2, -0.21, -0.19), True, "-0.200 in LoRA r=8, 0.002 (95 % interval -0.225 to -0.175, 3 seeds)"),
     ((0.2, 0.21, 0.19), False, "line lies higher"), ((-0.2, 0.21, 0.1), None, "undecided"),
     ((-0.2,), None, "(one seed)")])
 def test_lines_are_compared_at_equal_accuracy(gaps, met, words):
@@ -256,7 +256,7 @@ def test_an_accuracy_that_the_whole_update_never_has_decides_nothing():
 def test_removal_is_said_run_by_run():
     result = found("07_removing_intruders", removals((0, 1, 2)))
     assert result.met is True and "lowers it in 3 of 3 runs, step by step in 3" in result.text
-    assert "by -0.375 (-0.500 to -0.250) nats" in result.text and "raises it in 3 of 3 runs" in result.text
+    assert "by -0.375 nats per token (-0.500 to -0.250)" in result.text and "raises it in 3 of 3 runs" in result.text
     other = {"intruders": "neighbours", "neighbours": "intruders"}
     turned = removals((0, 1)).assign(kind=lambda t: t["kind"].map(other))
     opposite = found("07_removing_intruders", turned)
@@ -274,18 +274,18 @@ def test_a_step_back_is_no_fall_step_by_step():
 
 def test_norm_and_intruders_are_taken_apart_in_words():
     result = found("07_norm_matched", matched((0, 1, 2)))
-    assert result.met is True and "in 3 of 3 runs at the run's own norm (on average +0.500" in result.text
-    assert "in 3 of 3 runs at the norm that removing leaves (on average +0.250" in result.text
-    assert "so intruders matter beyond size" in result.text and "changes by -0.050" in result.text
+    assert result.met is True and "in 3 of 3 runs at the run's own norm, by +0.500" in result.text
+    assert "in 3 of 3 runs at the norm that removing leaves, by +0.250" in result.text
+    assert "In these runs intruders matter beyond size" in result.text and "changes by -0.050" in result.text
     turned = matched().assign(intruders=lambda t: t["intruders"].map({"kept": "removed", "removed": "kept"}))
     opposite = found("07_norm_matched", turned)
-    assert opposite.met is False and "in 0 of 1 runs" in opposite.text and "so not in every run" in opposite.text
+    assert opposite.met is False and "in 0 of 1 runs" in opposite.text and "Not in all runs" in opposite.text
     none = matched().assign(relative_norm=0.5)
     assert found("07_norm_matched", none).met is None
 
 
 @pytest.mark.parametrize("measured_at, met, words", [
-    (2.2, True, "1.10 in the median"), (4.0, False, "lie 0% (one seed)"), (float("inf"), False, "predicted in 0%")])
+    (2.2, True, "1.10 in the median"), (4.0, False, "in 0% (one seed)"), (float("inf"), False, "predicted in 0%")])
 def test_strengths_are_near_their_prediction_or_not(measured_at, met, words):
     result = found("07_critical_strength", strengths(0).assign(measured=measured_at))
     assert result.met is met and words in result.text

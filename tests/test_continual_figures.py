@@ -14,7 +14,7 @@ from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
 from utils.studies import load_studies
 from utils.studies.continual import figures
-from utils.studies.continual.noise import forgetting_beside_noise, rows_behind
+from utils.studies.continual.noise import forgetting_beside_noise
 
 SEEDS = (0, 1, 2)
 ALPHAS = {"full": 0, "LoRA r=1": 2, "LoRA r=8": 16, "LoRA r=64": 128}
@@ -183,15 +183,18 @@ def test_noise_stands_beside_what_each_chain_lost():
     assert (beside["null_mean"] > 0.005).all() and (beside["null_95"] > beside["null_mean"]).all()
 
 
-def test_the_rows_are_those_that_the_reference_was_tested_on():
-    smoke, table = load_profile("smoke"), falling(full=0.0)
-    assert rows_behind(Measured("x", smoke, (0,), table)) == smoke.continual.probe_test_rows == 32
-    assert rows_behind(Measured("x", smoke, (0,), table, table.assign(profile="laptop"))) == 200
+def test_noise_is_that_of_the_rows_that_the_reference_was_tested_on():
+    """A reader at smoke is shown the laptop's reference: 200 rows, not 32."""
+    smoke, table = load_profile("smoke"), marked(falling(full=0.0))
+    own, reference = (Measured("x", smoke, (0,), table, given) for given in (None, table.assign(profile="laptop")))
+    assert own.best_profile is smoke and reference.best_profile is load_profile("laptop")
+    levels = [forgetting_beside_noise(one)["null_95"].mean() for one in (own, reference)]
+    assert levels[0] / levels[1] == pytest.approx((200 / 32) ** 0.5, rel=0.15)
 
 
 @pytest.mark.parametrize("changes, met, words", [
-    ({}, True, "LoRA r=8 8 to 24"), ({"n_intruders": 1}, False, "full 1 to 1 and LoRA r=8 1 to 1"),
-    ({"forgetting": lambda t: -t["forgetting"]}, False, "LoRA r=8 -1.25 to -1.75")])
+    ({}, True, "8 to 24 in LoRA r=8"), ({"n_intruders": 1}, False, "1 to 1 in full and 1 to 1 in LoRA r=8"),
+    ({"forgetting": lambda t: -t["forgetting"]}, False, "-1.25 to -1.75 in LoRA r=8")])
 def test_the_course_of_intruders_and_loss_is_said(changes, met, words):
     result = found("08_spectra_through_the_sequence", spectra(SEEDS).assign(**changes))
     assert result.met is met and words in result.text and "readout" not in result.text

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from utils.errors import CourseError
-from utils.files import read_json, sha256_of, write_text
+from utils.files import sha256_of, write_text
 from utils.paths import MODELS, relative, worded
 
 SUMS = "SHA256SUMS"
@@ -52,9 +52,3 @@ def committed_sums(name: str, *, made_by: str) -> dict[str, str]:
     except OSError as error:
         raise CourseError(worded(error, Path(error.filename or folder), "read")) from error
     return sums
-
-
-def committed_measures(name: str) -> dict[str, float]:
-    """What was measured of a committed model when it was made, such as its held-out loss; empty for any other model."""
-    path = MODELS / name / "provenance.json"
-    return read_json(path)["measured"] if path.is_file() else {}

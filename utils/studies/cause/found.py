@@ -1,6 +1,6 @@
 """What notebook 07's figures show, said from their tables, and whether it is what the notebook expects."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from utils.profiles import Profile
 from utils.reporting.drawn import Found, all_met, finding
 from utils.reporting.measured import Measured
 from utils.reporting.statistics import mean_interval
-from utils.reporting.words import both, listed, over_seeds
+from utils.reporting.words import both, listed, over_seeds, with_range
 from utils.studies.cause.figures import NORMS
 from utils.studies.cause.measure import KINDS
 from utils.studies.cause.published import paper_scaling
@@ -34,13 +34,6 @@ def _of(flags: list[bool]) -> str:
 def _every(flags: list[bool]) -> bool | None:
     """Whether it holds in every run; None where there is none."""
     return all(flags) if flags else None
-
-
-def _spread(values: Iterable[float], number: str = "{:.3f}") -> str:
-    """Mean, least and most over runs; one number of one run."""
-    array = np.asarray(list(values), dtype=float)
-    mean, least, most = (number.format(value) for value in (array.mean(), array.min(), array.max()))
-    return mean if len(array) == 1 else f"{mean} ({least} to {most})"
 
 
 @finding("07_scaling_intruders")
@@ -86,14 +79,14 @@ def beside_table_3_found(scaled: Measured) -> Found:
         there = ", ".join(f"{row.task.upper()} {row.forgetting_change:+.1f} and {row.accuracy_change:+.1f} %"
                           for row in theirs.itertuples())
         ours = part[["forgetting_change", "accuracy_change"]].mean()
-        said.append(f"r = {rank} {ours['forgetting_change']:+.1f} and {ours['accuracy_change']:+.1f} %"
+        said.append(f"by {ours['forgetting_change']:+.1f} and {ours['accuracy_change']:+.1f} % at r = {rank}"
                     + (f" (the paper: {there})" if there else ""))
         alike += list(np.sign(theirs["forgetting_change"]) == np.sign(ours["forgetting_change"]))
     times = (at["forgetting_change"] / at["loss_change"]).groupby(at["r"]).mean()
     signs = f" Forgetting has the paper's sign in {sum(alike)} of {len(alike)} comparisons." if alike else ""
     first_reading = both(f"{value:.0f} times (r = {rank})" for rank, value in times.items())
-    return Found(f"At lambda {factor:g} forgetting and accuracy change, {scaled.source}: {'; '.join(said)}.{signs} The "
-                 f"first reading is {first_reading} the second.", bool(times.min() >= MANY))
+    return Found(f"At lambda {factor:g} forgetting and accuracy change {both(said)}; {scaled.source}.{signs} The first "
+                 f"reading is {first_reading} the second.", bool(times.min() >= MANY))
 
 
 @finding("07_released_scaling")
@@ -132,7 +125,7 @@ def trade_off_found(scaled: Measured) -> Found:
         outside = [_out_of_reach(of_seed) for seed, of_seed in part.groupby("seed") if seed in gaps.index]
         sides.append(0 if any(outside) else -1 if high < 0 else 1 if low > 0 else 0)
         beyond += outside
-        said.append(f"{mean:+.3f} nats per token in {method} " + (
+        said.append(f"{mean:+.3f} in {method} " + (
             "(one seed)" if len(gaps) == 1 else f"(95 % interval {low:+.3f} to {high:+.3f}, {len(gaps)} seeds)"))
     if not said:
         return Found(f"No run has an intruder to scale by {HALF}, {scaled.source}, so nothing can be compared.", None)
@@ -142,7 +135,7 @@ def trade_off_found(scaled: Measured) -> Found:
     nearest = (f" In {_of(beyond)} the shrunk update never has that accuracy, and its nearest point stands in."
                if any(beyond) else "")
     return Found("At equal accuracy, interpolated between the whole update's lambdas, forgetting with intruders scaled "
-                 f"by {HALF} minus that of the shrunk update is {'; '.join(said)}, {scaled.source}: "
+                 f"by {HALF} minus that of the shrunk update is, in nats per token, {both(said)}, {scaled.source}: "
                  f"{verdict}.{nearest}", met)
 
 
@@ -157,19 +150,21 @@ def _out_of_reach(rows: pd.DataFrame) -> bool:
 def removing_intruders_found(removed: Measured) -> Found:
     """Whether forgetting falls with every intruder removed and rises with every neighbour, run by run."""
     said, parts = [], []
-    for kind, sign, verb in (("intruders", -1, "lowers"), ("neighbours", 1, "raises")):
+    for kind, many, sign, verb in (("intruders", "all", -1, "lowers"), ("neighbours", "as many", 1, "raises")):
         courses = [run.sort_values("removed")["forgetting"].to_numpy() for _, run in removed.best[
             removed.best["kind"] == kind].groupby(["method", "seed"], sort=False) if run["removed"].max() > 0]
         steps = [bool((sign * np.diff(course) > 0).all()) for course in courses]
         parts.append(_every(steps))
         if courses:
             moved = [course[-1] - course[0] for course in courses]
-            said.append(f"removing all {kind} changes forgetting by {_spread(moved, '{:+.3f}')} nats per token and "
-                        f"{verb} it in {_of([sign * one > 0 for one in moved])}, step by step in {sum(steps)}")
+            as_expected = [bool(sign * one > 0) for one in moved]
+            said.append(f"removing {many} {kind} changes forgetting by "
+                        f"{with_range(moved, '{:+.3f}', 'nats per token')} and {verb} it in "
+                        f"{_of(as_expected)}, step by step in {sum(steps)}")
     if not said:
         return Found(f"No run has an intruder to remove, {removed.source}.", None)
     text = "; ".join(said)
-    return Found(f"{text[0].upper()}{text[1:]}, {removed.source}.", all_met(parts))
+    return Found(f"{text[0].upper()}{text[1:]}; {removed.source}.", all_met(parts))
 
 
 @finding("07_norm_matched")
@@ -182,14 +177,14 @@ def with_and_without_found(norms: Measured) -> Found:
         return Found(f"No run has an intruder to remove, {norms.source}, so nothing can be compared.", None)
     gaps = {norm: wide["forgetting", norm, "kept"] - wide["forgetting", norm, "removed"] for norm in NORMS}
     more = {norm: list(gap > 0) for norm, gap in gaps.items()}
-    said = both(f"in {_of(more[norm])} {NORMS[norm]} (on average {gap.mean():+.3f} nats per token, {gap.min():+.3f} to "
-                f"{gap.max():+.3f})" for norm, gap in gaps.items())
+    said = both(f"in {_of(more[norm])} {NORMS[norm]}, by {with_range(gap, '{:+.3f}', 'nats per token')}"
+                for norm, gap in gaps.items())
     met = all(flag for flags in more.values() for flag in flags)
     cost = wide["accuracy", "own", "removed"] - wide["accuracy", "own", "kept"]
-    caution = ": part of what is not forgotten may be paid for with it" if met and cost.mean() < 0 else ""
-    return Found(f"At equal norm an update forgets more with its intruders than without {said}, {norms.source}; "
-                 f"{'so' if met else 'so not in every run do'} intruders matter beyond size. Without them accuracy "
-                 f"changes by {_spread(cost, '{:+.3f}')} at the run's own norm{caution}.", met)
+    caution = ", so part of that may be paid for with what was learnt" if met and cost.mean() < 0 else ""
+    return Found(f"At equal norm an update forgets more with its intruders than without {said}; {norms.source}. "
+                 f"{'In these' if met else 'Not in all'} runs intruders matter beyond size; without them accuracy "
+                 f"changes by {with_range(cost, '{:+.3f}')} at the run's own norm{caution}.", met)
 
 
 @finding("07_critical_strength")
@@ -206,5 +201,5 @@ def predicted_strengths_found(critical: Measured) -> Found:
     never = len(table) - len(known)
     left_out = f" In {never} no finite strength was predicted or measured." if never else ""
     return Found(f"Measured over predicted strength is {ratio.median():.2f} in the median and {ratio.min():.2f} to "
-                 f"{ratio.max():.2f} over {len(known)} measurements, {critical.source}; within a factor of {WITHIN:g} "
-                 f"lie {right}.{left_out}", bool(share.min() >= SHARE))
+                 f"{ratio.max():.2f} over {len(known)} measurements, {critical.source}; it is within a factor of "
+                 f"{WITHIN:g} in {right}.{left_out}", bool(share.min() >= SHARE))

@@ -3,15 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from utils.evaluation.pseudo import word_frequency_loss
 from utils.profiles import Profile
 from utils.reporting.drawn import Found, all_met, finding
 from utils.reporting.measured import Measured
 from utils.reporting.words import both, listed
 from utils.spectra import is_intruder
-from utils.studies.continual.noise import forgetting_beside_noise, rows_behind
+from utils.studies.continual.noise import forgetting_beside_noise
 from utils.studies.continual.rules import plain
-from utils.studies.forgetting.readout import broken_readout
+from utils.studies.forgetting.readout import broken_readout, readout_limit
 
 TIE = 0.03  # of accuracy: the bound of the claim that methods tie
 STAYS = 0.1  # by how much less the mean cosine on a diagonal that stays may be at the end
@@ -24,7 +23,7 @@ def accuracy_through_the_sequence_found(accuracies: Measured) -> Found:
     chains = plain(forgetting_beside_noise(accuracies))
     full = chains[chains["method_kind"] == "full"].groupby("seed")[["after", "change"]].mean()
     lora = chains[(chains["method_kind"] == "lora") & chains["seed"].isin(full.index)]
-    noise, beyond = _beside_noise(chains, rows_behind(accuracies))
+    noise, beyond = _beside_noise(chains, accuracies.best_profile.continual.probe_test_rows)
     if lora.empty:
         return Found(f"No seed has both LoRA and full fine-tuning, {accuracies.source}. {noise}", None)
     means = lora.assign(apart=lora["after"] - lora["seed"].map(full["after"]),
@@ -75,16 +74,16 @@ def spectra_through_the_sequence_found(spectra: Measured) -> Found:
     table = plain(spectra.best)
     first, last = (table[table["stage"] == stage].groupby("method", sort=False)[["n_intruders", "forgetting"]].mean()
                    for stage in (table["stage"].min(), table["stage"].max()))
-    course = {name: both(f"{method} {number.format(first.loc[method, name])} to {number.format(last.loc[method, name])}"
-                         for method in last.index)
+    course = {name: both(f"{number.format(first.loc[method, name])} to {number.format(last.loc[method, name])} in "
+                         f"{method}" for method in last.index)
               for name, number in (("n_intruders", "{:.3g}"), ("forgetting", "{:.2f}"))}
     lora = table[table["method_kind"] == "lora"]["method"].unique()
     grew = [bool((last.loc[method] > first.loc[method]).all()) for method in lora] or [None]
     full = table[table["method_kind"] == "full"]["n_intruders"]
     ends = table[table["stage"] == table["stage"].max()].groupby("method", sort=False)["pseudo_loss"]
-    return Found(f"From the first stage to the last intruders go from {course['n_intruders']}, and the rise of the "
-                 f"pseudo-loss in nats per token from {course['forgetting']}, {spectra.source}."
-                 f"{broken_readout(dict(iter(ends)), word_frequency_loss(spectra.profile))}",
+    return Found(f"From the first stage to the last intruders go from {course['n_intruders']}; the rise of the "
+                 f"pseudo-loss goes, in nats per token, from {course['forgetting']}; {spectra.source}."
+                 f"{broken_readout(dict(iter(ends)), readout_limit(spectra.best_profile))}",
                  all_met([*grew, bool((full == 0).all()) if len(full) else None]))
 
 
@@ -111,5 +110,5 @@ def alpha_8_in_sequence_found(accuracies: Measured) -> Found:
              "would not be alpha's alone." if products.max() > EQUAL * products.min() else "")
     told = both(f"{mean:.3f} with alpha = {alpha}" for alpha, mean in means.items())
     other, twice = means.values()
-    return Found(f"At rank {pair['r'].iloc[0]} average forgetting is {told}, {fixed['seed'].nunique()} of the seeds of "
-                 f"{accuracies.source}{judged}.{mixed}", other > twice if beyond else None)
+    return Found(f"At rank {pair['r'].iloc[0]} average forgetting is {told}, over {fixed['seed'].nunique()} of the "
+                 f"seeds of {accuracies.source}{judged}.{mixed}", other > twice if beyond else None)

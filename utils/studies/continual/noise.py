@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 
 from utils.evaluation.continual import null_forgetting, sequence_summary
-from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 
 CHAIN = ["method", "method_kind", "r", "lora_alpha", "learning_rate", "seed"]
@@ -25,7 +24,7 @@ def forgetting_beside_noise(accuracies: Measured) -> pd.DataFrame:
         right after its own stage), ``change`` (backward transfer), ``average_forgetting``, and of
         :func:`utils.evaluation.continual.null_forgetting` the mean ``null_mean`` and the 95th percentile ``null_95``.
     """
-    rows, tested = [], rows_behind(accuracies)
+    rows, tested = [], accuracies.best_profile.continual.probe_test_rows
     for keys, part in accuracies.best.groupby(CHAIN, sort=False):
         matrix = part.pivot(index="stage", columns="tested_place", values="accuracy").sort_index().to_numpy()
         found, stages = sequence_summary(matrix), len(matrix) - 1
@@ -43,11 +42,3 @@ def chain_names(table: pd.DataFrame) -> pd.Series:
     """A chain's method with its alpha, which tells chains of one rank apart."""
     return table["method"].where(table["method_kind"] == "full",
                                  table["method"] + ", alpha " + table["lora_alpha"].astype(str))
-
-
-def rows_behind(accuracies: Measured) -> int:
-    """Rows behind each accuracy of the table that is spoken of: the reference of `smoke` is the laptop's."""
-    table, profile = accuracies.reference, accuracies.profile
-    if table is not None and "profile" in table and table["profile"].iloc[0] != profile.profile:
-        profile = load_profile(table["profile"].iloc[0])
-    return profile.continual.probe_test_rows

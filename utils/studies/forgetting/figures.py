@@ -3,15 +3,14 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from utils.evaluation.pseudo import word_frequency_loss
 from utils.reporting.drawn import Drawn, Found, all_met, figure, finding
 from utils.reporting.measured import Measured
 from utils.reporting.panels import label_left, outer_legend, panels
 from utils.reporting.rules import trend
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import BASE, FULL, method_styles
-from utils.reporting.words import both, listed, over_seeds
-from utils.studies.forgetting.readout import broken_readout
+from utils.reporting.words import both, listed, with_range
+from utils.studies.forgetting.readout import broken_readout, readout_limit
 from utils.studies.forgetting.rules import ends_minus_low_rank, full_minus_worst_lora
 
 LORA_COLOUR = "#0173b2"  # of LoRA as a whole: its ranks are on the axis here
@@ -72,15 +71,16 @@ def forgetting_against_rank_found(losses: Measured) -> Found:
     for experiment, task in table[["experiment", "task"]].drop_duplicates().itertuples(index=False):
         gaps = full_minus_worst_lora(table, in_experiment=experiment, max_rank=HIGHEST).values.dropna()
         above.append(bool((gaps > 0).all()) if len(gaps) else None)
-        said.append(f"on {task} in {(gaps > 0).sum()} of {len(gaps)} seeds (by {over_seeds(gaps, '{:.2f}')} nats per "
-                    "token over the worst rank)" if len(gaps) else f"on {task} that cannot be said")
+        said.append(f"on {task} in {(gaps > 0).sum()} of {len(gaps)} seeds, over the worst rank by "
+                    f"{with_range(gaps, '{:.2f}', 'nats per token')}" if len(gaps) else
+                    f"on {task} that cannot be said")
     width = table["r"].max()
     dips = ends_minus_low_rank(table, low_rank=LOW).values.dropna() if width > LOW else ()
-    shape = (f"A U, r = 1 and r = {width} both above r = {LOW}, is there in {sum(dips > 0)} of {len(dips)} seeds."
+    shape = (f"A U (r = 1 and r = {width} both above r = {LOW}) is there in {sum(dips > 0)} of {len(dips)} seeds."
              if len(dips) else "Whether the ranks make a U cannot be said.")
     broken = broken_readout({f"{method} on {task}": part["pseudo_loss"] for (task, method), part in
-                             learnt.groupby(["task", "method"], sort=False)}, word_frequency_loss(losses.profile))
-    return Found(f"Full fine-tuning lies above LoRA of every rank up to {HIGHEST} {both(said)}, {losses.source}. "
+                             learnt.groupby(["task", "method"], sort=False)}, readout_limit(losses.best_profile))
+    return Found(f"Full fine-tuning lies above LoRA of every rank up to {HIGHEST} {both(said)}; {losses.source}. "
                  f"{shape}{broken}", all_met(above))
 
 
@@ -140,5 +140,5 @@ def forgetting_against_what_found(losses: Measured) -> Found:
         between = (f" Between the methods' means Spearman's rho is {rho:+.2f}, so size alone "
                    f"{'orders' if rho > ORDERED else 'does not order'} them.")
     broken = broken_readout({method: part["pseudo_loss"] for method, part in first.groupby("method", sort=False)},
-                            word_frequency_loss(losses.profile))
+                            readout_limit(losses.best_profile))
     return Found(f"{within}{between}{broken}", all_met(rho > 0 for rho in rhos.values()))

@@ -1,30 +1,51 @@
 """Where a pseudo-loss no longer measures forgetting: above the loss of word frequencies alone."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import pandas as pd
 
+from utils.evaluation.pseudo import word_frequency_loss
+from utils.profiles import Profile
+from utils.profiles.schema import ModelReference, PseudoLoss
 from utils.reporting.words import both
+from utils.sources.corpora import pretraining_passages
+from utils.sources.models import resolve
+from utils.training.data import tokenizer_of
 
 
-def broken_readout(losses: Mapping[str, pd.Series], level: float | None) -> str:
-    """A sentence on the runs whose pseudo-loss no loss of knowledge explains; "" without any, or without a level.
+def readout_limit(profile: Profile) -> float | None:
+    """Loss of word frequencies alone on the text of a profile's pseudo-loss, in nats per token.
+
+    None where that text is not the course's own news, so that there is no part of it to count words in.
+    """
+    return _limit(profile.encoder, profile.pseudo_loss) if profile.pseudo_loss.corpus == "news" else None
+
+
+@lru_cache(maxsize=4)
+def _limit(encoder: ModelReference, settings: PseudoLoss) -> float:
+    texts = pretraining_passages(settings.corpus, settings.passages)
+    return word_frequency_loss(tokenizer_of(resolve(encoder).folder), texts, tokens=settings.tokens)
+
+
+def broken_readout(losses: Mapping[str, pd.Series], limit: float | None) -> str:
+    """A sentence on the runs whose pseudo-loss no loss of knowledge explains; "" without any, or without a limit.
 
     Parameters
     ----------
     losses : mapping of str to Series
         Pseudo-losses of a group's runs in nats per token, by the group's name.
-    level : float or None
-        From :func:`utils.evaluation.pseudo.word_frequency_loss`.
+    limit : float or None
+        From :func:`readout_limit`.
 
     Examples
     --------
     >>> broken_readout({"full": pd.Series([7.5, 6.5]), "LoRA": pd.Series([5.0])}, 7.0).split(":")[0]
-    ' Above the 7.00 nats per token that word frequencies alone give end full (1 of 2 runs)'
+    ' The loss ends above the 7.00 nats per token that word frequencies alone give in full (1 of 2 runs)'
     """
-    if level is None:
+    if limit is None:
         return ""
-    above = {name: int((values > level).sum()) for name, values in losses.items()}
+    above = {name: int((values > limit).sum()) for name, values in losses.items()}
     said = both(f"{name} ({count} of {len(losses[name])} runs)" for name, count in above.items() if count)
-    return said and (f" Above the {level:.2f} nats per token that word frequencies alone give end {said}: there the "
-                     "readout is broken, for losing all that context tells would cost no more than that.")
+    return said and (f" The loss ends above the {limit:.2f} nats per token that word frequencies alone give in {said}: "
+                     "a broken readout, since losing all that context tells costs no more than that.")
