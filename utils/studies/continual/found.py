@@ -23,13 +23,17 @@ def accuracy_through_the_sequence_found(accuracies: Measured) -> Found:
     chains = plain(forgetting_beside_noise(accuracies))
     full = chains[chains["method_kind"] == "full"].groupby("seed")[["after", "change"]].mean()
     lora = chains[(chains["method_kind"] == "lora") & chains["seed"].isin(full.index)]
-    noise, beyond = _beside_noise(chains, accuracies.best_profile.continual.probe_test_rows)
+    rows = accuracies.best_profile.continual.probe_test_rows
+    noise, beyond = _beside_noise(chains, rows)
     if lora.empty:
         return Found(f"No seed has both LoRA and full fine-tuning, {accuracies.source}. {noise}", None)
     means = lora.assign(apart=lora["after"] - lora["seed"].map(full["after"]),
                         faster=lora["change"] - lora["seed"].map(full["change"])).groupby(
         ["r", "method"])[["apart", "faster"]].mean().droplevel("r")
-    tie = bool(means["apart"].abs().max() <= TIE)
+    # Two standard errors of the difference of two means over tasks and seeds, at most: p (1 - p) is a quarter or less.
+    unsure = 2 * (0.5 / (rows * lora["stages"].max() * lora.groupby("method").size().min())) ** 0.5
+    widest = means["apart"].abs().max()
+    tie = True if widest <= TIE else None if widest <= TIE + unsure else False
     order = bool((means["faster"] < 0).all() and means["faster"].iloc[0] <= means["faster"].min())
     return Found(
         f"Right after a task's own stage accuracy minus full fine-tuning's is {listed(means['apart'], '{:+.3f}')} on "
@@ -80,7 +84,7 @@ def spectra_through_the_sequence_found(spectra: Measured) -> Found:
     lora = table[table["method_kind"] == "lora"]["method"].unique()
     grew = [bool((last.loc[method] > first.loc[method]).all()) for method in lora] or [None]
     full = table[table["method_kind"] == "full"]["n_intruders"]
-    ends = table[table["stage"] == table["stage"].max()].groupby("method", sort=False)["pseudo_loss"]
+    ends = table[table["stage"] == table["stage"].max()].groupby("method", sort=False)
     return Found(f"From the first stage to the last intruders go from {course['n_intruders']}; the rise of the "
                  f"pseudo-loss goes, in nats per token, from {course['forgetting']}; {spectra.source}."
                  f"{broken_readout(dict(iter(ends)), readout_limit(spectra.best_profile))}",

@@ -20,8 +20,8 @@ def forgetting_beside_noise(accuracies: Measured) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per chain: its columns, ``chain`` (its name in a table), ``after`` (mean accuracy of the tasks, each
-        right after its own stage), ``change`` (backward transfer), ``average_forgetting``, and of
+        One row per chain: its columns, ``chain`` (its name in a table), ``stages``, ``after`` (mean accuracy of the
+        tasks, each right after its own stage), ``change`` (backward transfer), ``average_forgetting``, and of
         :func:`utils.evaluation.continual.null_forgetting` the mean ``null_mean`` and the 95th percentile ``null_95``.
     """
     rows, tested = [], accuracies.best_profile.continual.probe_test_rows
@@ -31,7 +31,7 @@ def forgetting_beside_noise(accuracies: Measured) -> pd.DataFrame:
         since = np.where(np.tri(stages, dtype=bool), matrix[1:], np.nan)  # of each task, from its own stage on
         noise = null_forgetting(np.nanmean(since, axis=0), rows=tested, stages=stages)
         rows.append(dict(zip(CHAIN, keys, strict=True)) | {
-            "after": since.diagonal().mean(), "change": found["backward_transfer"],
+            "stages": stages, "after": since.diagonal().mean(), "change": found["backward_transfer"],
             "average_forgetting": found["average_forgetting"], "null_mean": noise.mean(),
             "null_95": np.quantile(noise, 0.95)})
     table = pd.DataFrame(rows)

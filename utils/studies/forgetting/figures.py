@@ -67,21 +67,25 @@ def forgetting_against_rank_found(losses: Measured) -> Found:
 
     By the rules that judge the claims of both versions.
     """
-    table, learnt, above, said = losses.best, runs_that_learnt(losses.best), [], []
-    for experiment, task in table[["experiment", "task"]].drop_duplicates().itertuples(index=False):
-        gaps = full_minus_worst_lora(table, in_experiment=experiment, max_rank=HIGHEST).values.dropna()
-        above.append(bool((gaps > 0).all()) if len(gaps) else None)
-        said.append(f"on {task} in {(gaps > 0).sum()} of {len(gaps)} seeds, over the worst rank by "
-                    f"{with_range(gaps, '{:.2f}', 'nats per token')}" if len(gaps) else
-                    f"on {task} that cannot be said")
+    table, learnt = losses.best, runs_that_learnt(losses.best)
+    gaps = {task: full_minus_worst_lora(table, in_experiment=experiment, max_rank=HIGHEST).values.dropna()
+            for experiment, task in table[["experiment", "task"]].drop_duplicates().itertuples(index=False)}
+    said = [f"on {task} in {(gap > 0).sum()} of {len(gap)} seeds, over the worst rank by "
+            f"{with_range(gap, '{:.2f}', 'nats per token')}" for task, gap in gaps.items() if len(gap)]
+    lacking = both(f"{task}" for task, gap in gaps.items() if gap.empty)
+    order = [f"Full fine-tuning lies above LoRA of every rank up to {HIGHEST} {both(said)}; {losses.source}."] if said \
+        else []
+    if lacking:
+        order.append(f"On {lacking} no seed has full fine-tuning and every rank, all of them learnt, so nothing is "
+                     f"compared; {losses.source}.")
     width = table["r"].max()
     dips = ends_minus_low_rank(table, low_rank=LOW).values.dropna() if width > LOW else ()
     shape = (f"A U (r = 1 and r = {width} both above r = {LOW}) is there in {sum(dips > 0)} of {len(dips)} seeds."
              if len(dips) else "Whether the ranks make a U cannot be said.")
-    broken = broken_readout({f"{method} on {task}": part["pseudo_loss"] for (task, method), part in
-                             learnt.groupby(["task", "method"], sort=False)}, readout_limit(losses.best_profile))
-    return Found(f"Full fine-tuning lies above LoRA of every rank up to {HIGHEST} {both(said)}; {losses.source}. "
-                 f"{shape}{broken}", all_met(above))
+    broken = broken_readout({f"{method} on {task}": part for (task, method), part in learnt.groupby(
+        ["task", "method"], sort=False)}, readout_limit(losses.best_profile))
+    return Found(f"{' '.join(order)} {shape}{broken}",
+                 all_met(bool((gap > 0).all()) if len(gap) else None for gap in gaps.values()))
 
 
 @figure("06_forgetting_against_what", measurements=("forgetting",), place="ours")
@@ -139,6 +143,5 @@ def forgetting_against_what_found(losses: Measured) -> Found:
         rho = trend(means["relative_norm"], means["forgetting"])
         between = (f" Between the methods' means Spearman's rho is {rho:+.2f}, so size alone "
                    f"{'orders' if rho > ORDERED else 'does not order'} them.")
-    broken = broken_readout({method: part["pseudo_loss"] for method, part in first.groupby("method", sort=False)},
-                            readout_limit(losses.best_profile))
+    broken = broken_readout(dict(iter(first.groupby("method", sort=False))), readout_limit(losses.best_profile))
     return Found(f"{within}{between}{broken}", all_met(rho > 0 for rho in rhos.values()))

@@ -28,24 +28,28 @@ def _limit(encoder: ModelReference, settings: PseudoLoss) -> float:
     return word_frequency_loss(tokenizer_of(resolve(encoder).folder), texts, tokens=settings.tokens)
 
 
-def broken_readout(losses: Mapping[str, pd.Series], limit: float | None) -> str:
+def broken_readout(groups: Mapping[str, pd.DataFrame], limit: float | None) -> str:
     """A sentence on the runs whose pseudo-loss no loss of knowledge explains; "" without any, or without a limit.
+
+    Where the untouched base lies above the limit itself, as on a handful of tokens, nothing is said.
 
     Parameters
     ----------
-    losses : mapping of str to Series
-        Pseudo-losses of a group's runs in nats per token, by the group's name.
+    groups : mapping of str to DataFrame
+        By a group's name one row per run, with ``pseudo_loss`` and ``forgetting`` (its rise) in nats per token.
     limit : float or None
         From :func:`readout_limit`.
 
     Examples
     --------
-    >>> broken_readout({"full": pd.Series([7.5, 6.5]), "LoRA": pd.Series([5.0])}, 7.0).split(":")[0]
+    >>> runs = pd.DataFrame({"pseudo_loss": [7.5, 6.5], "forgetting": [2.5, 1.5]})
+    >>> broken_readout({"full": runs, "LoRA": runs - 1}, 7.0).split(":")[0]
     ' The loss ends above the 7.00 nats per token that word frequencies alone give in full (1 of 2 runs)'
     """
     if limit is None:
         return ""
-    above = {name: int((values > limit).sum()) for name, values in losses.items()}
-    said = both(f"{name} ({count} of {len(losses[name])} runs)" for name, count in above.items() if count)
+    above = {name: int(((runs["pseudo_loss"] > limit) & (runs["pseudo_loss"] - runs["forgetting"] < limit)).sum())
+             for name, runs in groups.items()}
+    said = both(f"{name} ({count} of {len(groups[name])} runs)" for name, count in above.items() if count)
     return said and (f" The loss ends above the {limit:.2f} nats per token that word frequencies alone give in {said}: "
                      "a broken readout, since losing all that context tells costs no more than that.")
