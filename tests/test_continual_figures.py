@@ -238,10 +238,10 @@ DARK = np.array([[1, 0], [0, 0.2], [0, 0.2]])
 
 
 @pytest.mark.parametrize("full, lora, met, words", [
-    (np.eye(3, 2), DARK, True, "LoRA r=8 has 1 dark column, 1 of them after a later stage only"),
-    (np.eye(3, 2), np.eye(3, 2), False, "LoRA r=8 has no dark column at any stage (least best match 1.00)"),
-    (DARK, DARK, False, "full has 1 dark column"),
-    (0.8 * np.eye(3, 2), DARK, False, "of 1.00 after the first stage and 0.80")])
+    (np.eye(3, 2), DARK, True, "1 in LoRA r=8 (1 after a later stage only)"),
+    (np.eye(3, 2), np.eye(3, 2), False, "none in LoRA r=8 at any stage (least best match 1.00)"),
+    (DARK, DARK, False, "1 in full (1 after"),
+    (0.8 * np.eye(3, 2), DARK, False, "1.00 to 0.80 in full")])
 def test_dark_columns_and_the_diagonal_are_said(full, lora, met, words):
     load_studies()
     maps = {"full": {"1. a": np.eye(3, 2), "2. b": full}, "LoRA r=8": {"1. a": np.eye(3, 2), "2. b": lora}}

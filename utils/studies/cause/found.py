@@ -53,7 +53,7 @@ def scaling_intruders_found(scaled: Measured) -> Found:
     said = [text for flags, text in (
         (lowered, f"scaled down it lowers the loss at every lambda in {_of(lowered)}"),
         (raised, f"scaled up it raises the loss in {_of(raised)}"),
-        (flat, f"down to lambda {FLAT_DOWN_TO} accuracy stays within {FLAT:g} % in {_of(flat)}")) if flags]
+        (flat, f"and down to lambda {FLAT_DOWN_TO} accuracy stays within {FLAT:g} % in {_of(flat)}")) if flags]
     text = f"The intruder, {scaled.source}: {', '.join(said)}."
     if hurt:
         most = changed[changed["factor"].isin(beside["factor"])].groupby("kind")["moved"].apply(lambda t: t.abs().max())

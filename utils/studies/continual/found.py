@@ -56,20 +56,20 @@ def _beside_noise(chains: pd.DataFrame, rows: int) -> tuple[str, bool]:
 def similarity_by_stage_found(profile: Profile, maps: dict[str, dict[str, np.ndarray]], *,
                               matrices: dict[str, str]) -> Found:
     """Whether columns without a match appear in LoRA as stages pass, and full fine-tuning keeps its diagonal."""
-    epsilon, said, parts = profile.spectra.epsilon, [], []
+    epsilon, dark, diagonal, parts = profile.spectra.epsilon, [], [], []
     for method, by_stage in maps.items():
         cosines = list(by_stage.values())
         blank = [set(np.flatnonzero(is_intruder(one.max(axis=0), epsilon))) for one in cosines]
         places, later = set().union(*blank), set().union(*blank[1:]) - blank[0]
-        dark = (f"{len(places)} dark column{'s' if len(places) > 1 else ''}, {len(later)} of them after a later stage "
-                "only" if places else
-                f"no dark column at any stage (least best match {min(one.max(axis=0).min() for one in cosines):.2f})")
+        least = min(one.max(axis=0).min() for one in cosines)
+        dark.append(f"{len(places)} in {method} ({len(later)} after a later stage only)" if places else
+                    f"none in {method} at any stage (least best match {least:.2f})")
         first, last = (float(np.diagonal(one).mean()) for one in (cosines[0], cosines[-1]))
-        said.append(f"{method} has {dark}, and a mean on the diagonal of {first:.2f} after the first stage and "
-                    f"{last:.2f} after the last")
+        diagonal.append(f"{first:.2f} to {last:.2f} in {method}")
         parts.append(not places and first - last <= STAYS if method.startswith("full") else bool(later))
-    return Found(f"{'; '.join(said)}; dark is below {epsilon}. Each map is of one matrix of one chain of yours, that"
-                 " with the vector least like any.", all_met(parts))
+    return Found(f"Dark columns, below {epsilon}: {both(dark)}. From the first stage to the last the mean on the "
+                 f"diagonal goes from {both(diagonal)}. Each map is of one matrix of one chain of yours, that with the "
+                 "vector least like any.", all_met(parts))
 
 
 @finding("08_spectra_through_the_sequence")
