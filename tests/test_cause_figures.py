@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 from axes import named
 
+from utils.ledger.reference import reference_table
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
+from utils.reporting.registry import FIGURES, FINDINGS
+from utils.studies import load_studies
 from utils.studies.cause import figures
 from utils.studies.cause.measure import KINDS
 from utils.studies.cause.published import paper_scaling
@@ -35,6 +38,7 @@ def interventions(methods=(EIGHT,), seeds=(0,)) -> pd.DataFrame:
                 for factor in (0.0, 0.5, 0.7, 1.0, 1.5):
                     loss = 5 + factor + seed / 8 + (90 if kind == "whole update" and factor > 1 else 0)
                     rows.append({"method": method, "r": int(method.split("=")[1].split(",")[0]), "seed": seed,
+                                 "learning_rate": float(method.split(",")[1]), "changed": 4,
                                  "run": f"{method} {seed}", "kind": kind, "factor": factor,
                                  "accuracy": 0.7 + factor / 10 + seed / 100, "base_pseudo_loss": 5.0,
                                  "forgetting": factor + seed / 8 + place / 16, "pseudo_loss": loss,
@@ -116,7 +120,8 @@ def test_removing_draws_every_seed_and_no_mean(reference):
 
 def matched(seeds=(0,), methods=(EIGHT,)) -> pd.DataFrame:
     return pd.DataFrame([{"method": method, "seed": seed, "run": f"{method} {seed}", "norm": norm, "intruders": which,
-                          "relative_norm": size, "forgetting": value + seed / 4} for method in methods for seed in seeds
+                          "relative_norm": size, "forgetting": value + seed / 4,
+                          "accuracy": 0.75 if which == "removed" else 0.8} for method in methods for seed in seeds
                          for norm, size in (("own", 0.5), ("smaller", 0.25))
                          for which, value in (("removed", size), ("kept", 2 * size))])
 
@@ -156,3 +161,161 @@ def test_strengths_that_nothing_reaches_are_not_drawn(infinite, said):
     assert points == 3 - infinite and said in drawn.alt and len(drawn.table) == 3
     assert ("none is finite" in drawn.alt) == (infinite == 3)
     assert ("query 1.50" in drawn.alt) == (infinite == 0), "the median of 2/2 and 4/2"
+
+
+# What is found ------------------------------------------------------------------------------------------------------
+
+
+def found(name: str, table: pd.DataFrame):
+    load_studies()
+    return FINDINGS[name](measured(table, table))
+
+
+def as_the_paper_has_it(seeds=(0, 1, 2), **changes) -> pd.DataFrame:
+    """The loss follows the intruder, its accuracy stays, any change of the neighbour hurts both by 0.1 and 1 %."""
+    table = interventions(seeds=seeds)
+    apart, beside = (table["factor"] - 1).abs(), table["kind"] == "neighbour"
+    table["accuracy_change"] = table["accuracy_change"].where(~beside, -1.0 * (apart > 0))
+    return table.assign(forgetting=table["forgetting"].where(~beside, 1 + 0.1 * (apart > 0))).assign(**changes)
+
+
+def test_scaling_is_said_as_the_paper_has_it():
+    result = found("07_scaling_intruders", as_the_paper_has_it())
+    assert result.met is True and "lowers the loss at every lambda in 3 of 3 runs" in result.text
+    assert "raises the loss in 3 of 3" in result.text and "within 2 % in 3 of 3" in result.text
+    assert "hurts loss and accuracy each time in 3 of 3" in result.text and "neighbour 0.100" in result.text
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"forgetting": lambda t: -t["forgetting"]}, "lambda in 0 of 3 runs, scaled up it raises the loss in 0 of 3"),
+    ({"accuracy_change": lambda t: 9 * t["accuracy_change"]}, "within 2 % in 0 of 3"),
+    ({"accuracy_change": lambda t: t["accuracy_change"].abs()}, "hurts loss and accuracy each time in 0 of 3")])
+def test_scaling_says_which_part_is_not_as_the_paper_has_it(changes, words):
+    result = found("07_scaling_intruders", as_the_paper_has_it(**changes))
+    assert result.met is False and words in result.text
+
+
+def test_without_the_lambdas_that_were_asked_for_a_part_cannot_be_said():
+    table = as_the_paper_has_it()
+    result = found("07_scaling_intruders", table[table["factor"].isin([0.5, 1])])
+    assert result.met is None and "accuracy stays" not in result.text and "scaled up" not in result.text
+
+
+@pytest.mark.parametrize("name", ["07_scaling_intruders", "07_beside_table_3", "07_pareto"])
+def test_runs_without_intruders_are_not_spoken_of(name):
+    """None has any: nothing can be said. One has: the others enter nothing."""
+    none = as_the_paper_has_it(changed=0)
+    result = found(name, none)
+    assert result.met is None and "intruder to scale" in result.text
+    one = found(name, pd.concat([as_the_paper_has_it((0,)), none[none["seed"] > 0]]))
+    assert "of 1 runs" in one.text or "(one seed)" in one.text or "(r = 8)" in one.text
+
+
+@pytest.mark.parametrize("loss, met, words", [(1.0, True, "30 times (r = 8)"), (10.0, False, "3 times (r = 8)")])
+def test_our_changes_are_said_beside_the_papers(loss, met, words):
+    """At lambda 0.7 ours are -9 and -0.6 %; the second reading is a thirtieth, or a third, of the first."""
+    table = interventions()
+    result = found("07_beside_table_3", table.assign(loss_change=loss * table["forgetting_change"] / 30))
+    assert result.met is met and words in result.text and "At lambda 0.7" in result.text
+    assert "by -9.0 and -0.6 % at r = 8 (the paper: MNLI -14.5 and -0.2 %, QQP -33.2 and" in result.text
+    assert "the paper's sign in 3 of 3" in result.text
+
+
+def test_a_rise_of_ours_has_not_the_papers_sign():
+    table = interventions().assign(forgetting_change=9.0, loss_change=1.0)
+    assert "+9.0" in found("07_beside_table_3", table).text and "0 of 3" in found("07_beside_table_3", table).text
+    nothing = interventions().assign(forgetting_change=-9.0, loss_change=1.0)
+    assert found("07_beside_table_3", nothing).met is None, "the run had forgotten less than nothing"
+
+
+def apart(*gaps: float) -> pd.DataFrame:
+    """The intruder's forgetting at each lambda minus the whole update's of equal accuracy, seed by seed."""
+    table = interventions(seeds=range(len(gaps)))
+    whole = table["forgetting"].where(table["kind"] == "whole update").groupby([table["seed"], table["factor"]])
+    return table.assign(forgetting=table["forgetting"].where(
+        table["kind"] != "intruder", whole.transform("max") + table["seed"].map(dict(enumerate(gaps)))))
+
+
+@pytest.mark.parametrize("gaps, met, words", [
+    ((-0.2, -0.21, -0.19), True, "-0.200 in LoRA r=8, 0.002 (95 % interval -0.225 to -0.175, 3 seeds)"),
+    ((0.2, 0.21, 0.19), False, "line lies higher"), ((-0.2, 0.21, 0.1), None, "undecided"),
+    ((-0.2,), None, "(one seed)")])
+def test_lines_are_compared_at_equal_accuracy(gaps, met, words):
+    result = found("07_pareto", apart(*gaps))
+    assert result.met is met and words in result.text and "nearest point" not in result.text
+
+
+def test_an_accuracy_that_the_whole_update_never_has_decides_nothing():
+    """0.9 is above all of its accuracies, so that no interpolation makes the two equal."""
+    table = apart(-0.2, -0.21, -0.19)
+    table["accuracy"] = table["accuracy"].where(table["kind"] != "intruder", 0.9)
+    result = found("07_pareto", table)
+    assert result.met is None and "undecided" in result.text and "In 3 of 3 runs the shrunk update never" in result.text
+
+
+def test_removal_is_said_run_by_run():
+    result = found("07_removing_intruders", removals((0, 1, 2)))
+    assert result.met is True and "lowers it in 3 of 3 runs, step by step in 3" in result.text
+    assert "by -0.375 nats per token (-0.500 to -0.250)" in result.text and "raises it in 3 of 3 runs" in result.text
+    other = {"intruders": "neighbours", "neighbours": "intruders"}
+    turned = removals((0, 1)).assign(kind=lambda t: t["kind"].map(other))
+    opposite = found("07_removing_intruders", turned)
+    assert opposite.met is False and "lowers it in 0 of 2 runs, step by step in 0" in opposite.text
+
+
+def test_a_step_back_is_no_fall_step_by_step():
+    table = removals((0,))
+    at = (table["kind"] == "intruders") & (table["removed"] == 1)
+    result = found("07_removing_intruders", table.assign(forgetting=table["forgetting"].where(~at, 2.0)))
+    assert result.met is False and "lowers it in 1 of 1 runs, step by step in 0" in result.text
+    none = table[table["removed"] == 0]
+    assert found("07_removing_intruders", none).met is None
+
+
+def test_norm_and_intruders_are_taken_apart_in_words():
+    result = found("07_norm_matched", matched((0, 1, 2)))
+    assert result.met is True and "in 3 of 3 runs at the run's own norm, by +0.500" in result.text
+    assert "in 3 of 3 runs at the norm that removing leaves, by +0.250" in result.text
+    assert "In these runs intruders matter beyond size" in result.text and "changes by -0.050" in result.text
+    turned = matched().assign(intruders=lambda t: t["intruders"].map({"kept": "removed", "removed": "kept"}))
+    opposite = found("07_norm_matched", turned)
+    assert opposite.met is False and "in 0 of 1 runs" in opposite.text and "Not in all runs" in opposite.text
+    none = matched().assign(relative_norm=0.5)
+    assert found("07_norm_matched", none).met is None
+
+
+@pytest.mark.parametrize("measured_at, met, words", [
+    (2.2, True, "1.10 in the median"), (4.0, False, "in 0% (one seed)"), (float("inf"), False, "predicted in 0%")])
+def test_strengths_are_near_their_prediction_or_not(measured_at, met, words):
+    result = found("07_critical_strength", strengths(0).assign(measured=measured_at))
+    assert result.met is met and words in result.text
+    known = found("07_critical_strength", strengths(1).assign(predicted=lambda t: t["measured"]))
+    assert known.met is True and "In 1 no finite strength" in known.text
+
+
+def released(*losses: float, rank: int = 16) -> pd.DataFrame:
+    """A model's losses at lambda 0.7 and 1, its base's 2."""
+    return pd.DataFrame({"group": "metamath", "method": f"LoRA r={rank}", "r": rank, "lambda": [0.7, 1.0],
+                         "loss_nats_per_token": losses, "base_loss_nats_per_token": 2.0})
+
+
+@pytest.mark.parametrize("table, met, words", [
+    (released(2.3, 2.4), True, "metamath LoRA r=16 -25.0 % (the paper: -28.2 %)"),
+    (released(2.5, 2.4), False, "+25.0 %"),
+    (released(1.8, 1.9), None, "No released model"), (released(2.3, 2.4).iloc[1:], None, "No released model"),
+    (released(2.3, 2.4, rank=4), True, "LoRA r=4 -25.0 %. It falls in 1 of 1")])
+def test_released_models_are_said_beside_table_4(table, met, words):
+    load_studies()
+    result = FINDINGS["07_released_scaling"](load_profile("laptop"), table)
+    assert result.met is met and words in result.text
+
+
+@pytest.mark.parametrize("profile", ["laptop", "smoke"])
+def test_every_figure_of_notebook_07_finds_something_in_the_reference(profile):
+    load_studies()
+    ours = {name: figure for name, figure in FIGURES.items() if name.startswith("07_") and figure.measurements}
+    assert len(ours) == 6 and set(ours) | {"07_released_scaling"} <= set(FINDINGS)
+    for name, figure in ours.items():
+        table = reference_table(figure.measurements[0], profile)
+        result = FINDINGS[name](Measured("x", load_profile(profile), (3,), table.iloc[:1], table, paper_scaling()))
+        assert "the reference (seeds 0, 1, 2)" in result.text and "nan" not in result.text

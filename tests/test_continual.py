@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
 from utils.errors import CourseError, UsageError
-from utils.evaluation.continual import sequence_summary
+from utils.evaluation.continual import null_forgetting, sequence_summary
 from utils.evaluation.probe import INVERSE_PENALTY, first_token_states, head_accuracy
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import ModelReference, TaskSizes
@@ -227,6 +227,34 @@ def test_a_matrix_of_another_shape_is_one_sentence(shape):
 def test_a_single_task_is_no_sequence():
     with pytest.raises(UsageError, match="two tasks or more"):
         sequence_summary(np.array([[0.5], [0.9]]))
+
+
+def test_noise_alone_by_hand():
+    """One test row that is right half of the time: of two stages the difference is -1, 0, 0 or 1.
+
+    Of three stages the first task's best of two is 0.75 on average, a quarter above its last; the second has no choice.
+    """
+    two = null_forgetting(0.5, rows=1, stages=2, draws=20_000)
+    shares = [float((two == value).mean()) for value in (-1, 0, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert null_forgetting(0.5, rows=1, stages=3, draws=20_000).mean() == pytest.approx(0.25 / 2, abs=0.02)
+    assert null_forgetting([0.5, 1.0, 0.5], rows=1, stages=3, draws=20_000).mean() == pytest.approx(0.25 / 2, abs=0.02)
+    assert not null_forgetting([1.0, 0.0, 0.5], rows=1, stages=3).any(), "the last task has nothing to forget it"
+
+
+def test_noise_alone_is_the_summary_of_matrices_of_noise():
+    """Every draw is what the summary says of the same accuracies, the base's row in front; more rows, less noise."""
+    drawn = np.random.default_rng(7).binomial(20, [0.9, 0.7, 0.5], size=(50, 3, 3)) / 20
+    by_hand = [sequence_summary(np.vstack([np.zeros(3), one]))["average_forgetting"] for one in drawn]
+    assert null_forgetting([0.9, 0.7, 0.5], rows=20, stages=3, draws=50, seed=7) == pytest.approx(by_hand)
+    few, many = (null_forgetting(0.75, rows=rows, stages=6).mean() for rows in (50, 5000))
+    assert few > 5 * many > 0
+
+
+@pytest.mark.parametrize("wrong", [{"stages": 1, "rows": 200}, {"stages": 6, "rows": 0}])
+def test_noise_needs_stages_and_rows(wrong):
+    with pytest.raises(UsageError, match="two stages or more"):
+        null_forgetting(0.5, **wrong)
 
 
 # --- heads on frozen states -----------------------------------------------------------------------------------------

@@ -6,11 +6,15 @@ import pandas as pd
 import pytest
 from axes import named
 
+from utils.ledger.reference import reference_table
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
+from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
+from utils.studies import load_studies
 from utils.studies.continual import figures
+from utils.studies.continual.noise import forgetting_beside_noise
 
 SEEDS = (0, 1, 2)
 ALPHAS = {"full": 0, "LoRA r=1": 2, "LoRA r=8": 16, "LoRA r=64": 128}
@@ -79,7 +83,8 @@ def test_what_is_kept_is_averaged_over_all_tasks_but_the_last():
 
 def spectra(seeds=(0,), methods=("full", "LoRA r=8")) -> pd.DataFrame:
     return pd.DataFrame([{"method": method, "r": rank_of(method), "lora_alpha": ALPHAS[method], "seed": seed,
-                          "stage": stage, "n_intruders": rank_of(method) * stage, "forgetting": stage / 4 + seed}
+                          "stage": stage, "n_intruders": rank_of(method) * stage, "forgetting": stage / 4 + seed,
+                          "pseudo_loss": 4 + stage / 4 + seed}
                          for method in methods for seed in seeds for stage in (1, 2, 3)])
 
 
@@ -129,3 +134,128 @@ def test_a_grid_of_maps_has_a_column_per_method_and_a_row_per_stage():
     assert {axis.images[0].get_clim() for axis in axes} == {(0, 1)} and len(drawn.figure.axes) == 5
     assert "full in layer 0 key: 0, 0; LoRA r=8 in layer 1 value: 0, 1" in drawn.alt
     assert "full 1.00, LoRA r=8 0.25" in drawn.alt and len(drawn.table) == 8
+
+
+# What is found ------------------------------------------------------------------------------------------------------
+
+
+def found(name: str, table: pd.DataFrame, *args, **given):
+    load_studies()
+    return FINDINGS[name](measured(table, table), *args, **given)
+
+
+def falling(**fall: float) -> pd.DataFrame:
+    """Six tasks, three seeds: each at 0.9 after its own stage, and lower by so much at each later one, by method."""
+    names = {"full": "full", "r1": "LoRA r=1", "r8": "LoRA r=8"}
+    return pd.concat([sequence(6, (names[name],), SEEDS).assign(accuracy=lambda t, lost=lost: np.where(
+        t["stage"] < t["tested_place"], 0.5, 0.9 - lost * (t["stage"] - t["tested_place"])))
+        for name, lost in fall.items()])
+
+
+@pytest.mark.parametrize("fall, met, words", [
+    ({"full": 0.01, "r1": 0.09, "r8": 0.05}, True, "6 of 9 chains exceed that"),
+    ({"full": 0.09, "r1": 0.01, "r8": 0.02}, False, "LoRA r=1 +0.240, LoRA r=8 +0.210"),
+    ({"full": 0.01, "r1": 0.05, "r8": 0.09}, False, "LoRA r=1 -0.120, LoRA r=8 -0.240"),
+    ({"full": 0.001, "r1": 0.003, "r8": 0.002}, None, "no chain exceeds that"),
+    ({"r1": 0.09}, None, "No seed has both"), ({"full": 0.09}, None, "No seed has both")])
+def test_a_fall_is_said_beside_fulls_and_beside_noise(fall, met, words):
+    """At 0.09 a stage tasks lose 0.27 on average, 0.05 gives 0.15; 200 rows alone give about 0.03 at most."""
+    result = found("08_accuracy_through_the_sequence", falling(**fall))
+    assert result.met is met and words in result.text and "200 fresh rows" in result.text
+    assert "the reference (seeds 0, 1, 2)" in result.text
+
+
+def test_methods_that_do_not_tie_are_not_as_expected():
+    """However they fall: full fine-tuning is at 0.7 after each task's own stage."""
+    table = falling(full=0.001, r8=0.001)
+    apart = table.assign(accuracy=table["accuracy"] - 0.2 * (table["method"] == "full"))
+    result = found("08_accuracy_through_the_sequence", apart)
+    assert result.met is False and "is LoRA r=8 +0.200" in result.text
+
+
+def test_whether_few_rows_tie_cannot_be_said():
+    """32 rows of each task: a difference of 0.05 may be theirs, one of 0.2 over three seeds is not."""
+    table = falling(full=0.001, r8=0.001)
+    for apart, met in ((0.05, None), (0.2, False)):
+        moved = marked(table.assign(accuracy=table["accuracy"] - apart * (table["method"] == "full")))
+        load_studies()
+        result = FINDINGS["08_accuracy_through_the_sequence"](Measured("x", load_profile("smoke"), (0,), moved))
+        assert result.met is met and "32 fresh rows" in result.text
+
+
+def test_noise_stands_beside_what_each_chain_lost():
+    table = pd.concat([falling(full=0.0), sequence(6, ("LoRA r=64",), (0,), alpha=8)])
+    beside = forgetting_beside_noise(measured(table)).set_index("chain")
+    assert list(beside.index) == ["full"] * 3 + ["LoRA r=64, alpha 8"]
+    lost = beside.loc["LoRA r=64, alpha 8"]
+    assert lost["average_forgetting"] == pytest.approx(0.05 * (5 + 4 + 3 + 2 + 1) / 5) == pytest.approx(-lost["change"])
+    assert lost["after"] == pytest.approx(0.9) and (beside["average_forgetting"][:3] == 0).all()
+    assert (beside["null_mean"] > 0.005).all() and (beside["null_95"] > beside["null_mean"]).all()
+
+
+def test_noise_is_that_of_the_rows_that_the_reference_was_tested_on():
+    """A reader at smoke is shown the laptop's reference: 200 rows, not 32."""
+    smoke, table = load_profile("smoke"), marked(falling(full=0.0))
+    own, reference = (Measured("x", smoke, (0,), table, given) for given in (None, table.assign(profile="laptop")))
+    assert own.best_profile is smoke and reference.best_profile is load_profile("laptop")
+    levels = [forgetting_beside_noise(one)["null_95"].mean() for one in (own, reference)]
+    assert levels[0] / levels[1] == pytest.approx((200 / 32) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("changes, met, words", [
+    ({}, True, "8 to 24 in LoRA r=8"), ({"n_intruders": 1}, False, "1 to 1 in full and 1 to 1 in LoRA r=8"),
+    ({"forgetting": lambda t: -t["forgetting"]}, False, "-1.25 to -1.75 in LoRA r=8")])
+def test_the_course_of_intruders_and_loss_is_said(changes, met, words):
+    result = found("08_spectra_through_the_sequence", spectra(SEEDS).assign(**changes))
+    assert result.met is met and words in result.text and "readout" not in result.text
+    alone = found("08_spectra_through_the_sequence", spectra(methods=("LoRA r=8",)))
+    assert alone.met is None, "without full fine-tuning"
+    broken = found("08_spectra_through_the_sequence", spectra(SEEDS).assign(pseudo_loss=lambda t: 7 + t["forgetting"]))
+    assert "full (3 of 3 runs) and LoRA r=8 (3 of 3 runs)" in broken.text
+
+
+def two_alphas(usual: float, fixed: float, rate: float = 0.016) -> pd.DataFrame:
+    """Rank 64 with alpha 128 at a rate of 0.001, and with alpha 8: what each loses per stage."""
+    lost = {128: usual, 8: fixed}
+    return pd.concat([sequence(6, ("LoRA r=64",), alpha=alpha).assign(
+        learning_rate=0.001 if alpha == 128 else rate, accuracy=lambda t, alpha=alpha: np.where(
+            t["stage"] < t["tested_place"], 0.5, 0.9 - lost[alpha] * (t["stage"] - t["tested_place"])))
+        for alpha in lost])
+
+
+@pytest.mark.parametrize("usual, fixed, met, words", [
+    (0.01, 0.1, True, "0.300 with alpha = 8 and 0.030 with alpha = 2r"), (0.1, 0.01, False, "0.030 with alpha = 8"),
+    (0.001, 0.002, None, "cannot be told from noise")])
+def test_two_alphas_are_said_beside_noise(usual, fixed, met, words):
+    result = found("08_alpha_8_in_sequence", two_alphas(usual, fixed))
+    assert result.met is met and words in result.text and "Alpha times the rate" not in result.text
+    mixed = found("08_alpha_8_in_sequence", two_alphas(usual, fixed, rate=0.001))
+    assert "Alpha times the rate differs, too (0.008 and 0.128)" in mixed.text
+    assert found("08_alpha_8_in_sequence", sequence(2)).met is None, "one alpha alone"
+
+
+DARK = np.array([[1, 0], [0, 0.2], [0, 0.2]])
+
+
+@pytest.mark.parametrize("full, lora, met, words", [
+    (np.eye(3, 2), DARK, True, "1 in LoRA r=8 (1 after a later stage only)"),
+    (np.eye(3, 2), np.eye(3, 2), False, "none in LoRA r=8 at any stage (least best match 1.00)"),
+    (DARK, DARK, False, "1 in full (1 after"),
+    (0.8 * np.eye(3, 2), DARK, False, "1.00 to 0.80 in full")])
+def test_dark_columns_and_the_diagonal_are_said(full, lora, met, words):
+    load_studies()
+    maps = {"full": {"1. a": np.eye(3, 2), "2. b": full}, "LoRA r=8": {"1. a": np.eye(3, 2), "2. b": lora}}
+    result = FINDINGS["08_similarity_by_stage"](load_profile("laptop"), maps, matrices=dict.fromkeys(maps, "w"))
+    assert result.met is met and words in result.text
+
+
+@pytest.mark.parametrize("profile", ["laptop", "smoke"])
+def test_every_figure_of_notebook_08_finds_something_in_the_reference(profile):
+    load_studies()
+    ours = {name: figure for name, figure in FIGURES.items() if name.startswith("08_") and figure.measurements}
+    assert len(ours) == 3 and set(ours) | {"08_similarity_by_stage"} <= set(FINDINGS)
+    for name, figure in ours.items():
+        table = reference_table(figure.measurements[0], profile)
+        result = FINDINGS[name](Measured("x", load_profile(profile), (3,), table.iloc[:1], table))
+        assert "the reference (seeds 0, 1)" in result.text and "nan" not in result.text
+        assert "fresh rows" not in result.text or "200 fresh rows" in result.text

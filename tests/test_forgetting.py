@@ -4,11 +4,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from utils.ledger.reference import reference_table
 from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
+from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
 from utils.studies.forgetting import figures, rules
+from utils.studies.forgetting.readout import broken_readout, readout_limit
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +132,88 @@ def test_a_failed_run_is_a_hollow_point():
     hollow = [line for line in drawn.figure.axes[0].lines
               if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
     assert [list(line.get_ydata()) for line in hollow] == [[5.0]]
+
+
+# What is found ------------------------------------------------------------------------------------------------------
+
+
+def found(name: str, table: pd.DataFrame):
+    return FINDINGS[name](measured(OWN, table))
+
+
+ORDERED = {0: 5.5, 1: 5.25, 8: 4.75, 64: 5.0, 384: 5.25}
+
+
+@pytest.mark.parametrize("changed, met, words", [
+    ({}, True, ["on movies in 1 of 1 seeds, over the worst rank by 0.25 nats", "both above r = 8) is there in 1 of 1"]),
+    ({0: 5.0}, False, ["on movies in 0 of 1 seeds, over the worst rank by -0.25"]),
+    ({1: 4.5}, True, ["is there in 0 of 1"])])
+def test_the_order_and_the_u_are_said_as_the_tables_have_them(changed, met, words):
+    result = found("06_pseudo_loss_against_rank", losses(ORDERED | changed))
+    assert result.met is met and all(word in result.text for word in words)
+    assert "the reference (seed 0)" in result.text and "readout" not in result.text
+
+
+def test_every_task_has_to_have_the_order():
+    table = pd.concat([losses(ORDERED), losses(ORDERED | {0: 4.5}, experiment="second", task="topics")])
+    result = found("06_pseudo_loss_against_rank", table)
+    assert result.met is False and "on movies in 1 of 1" in result.text and "on topics in 0 of 1" in result.text
+
+
+@pytest.mark.parametrize("table", [losses({0: 5.0}), losses({8: 5.0}), losses(ORDERED, r0=0.5)],
+                         ids=["full alone", "LoRA alone", "full did not learn"])
+def test_what_cannot_be_compared_is_said_to_be_so(table):
+    result = found("06_pseudo_loss_against_rank", table)
+    assert result.met is None and result.text.startswith("On movies no seed has full fine-tuning and every rank")
+
+
+def test_a_loss_above_word_frequencies_is_a_broken_readout():
+    """Of the laptop's passages: 7.60 nats per token. A run that did not learn is not spoken of."""
+    result = found("06_pseudo_loss_against_rank", losses({0: 8.0, 8: 5.0}, {0: 7.5, 8: 7.7}, {0: 6.0, 8: 5.0}))
+    assert "full on movies (1 of 3 runs) and LoRA r=8 on movies (1 of 3 runs)" in result.text
+    assert "a broken readout" in result.text and "7.60 nats" in result.text
+    assert "readout" not in found("06_pseudo_loss_against_rank", losses({0: 5.0, 8: 8.0}, r8=0.5)).text
+
+
+def test_words_are_counted_for_the_text_that_is_asked():
+    """The openings of articles are harder than the whole, of which the base's record says 7.04; other text has none."""
+    limits = {name: readout_limit(load_profile(name)) for name in ("laptop", "workstation", "gpu")}
+    assert 7.04 < limits["workstation"] < limits["laptop"] == pytest.approx(7.60, abs=0.005) and limits["gpu"] is None
+    runs = losses({0: 7.0, 8: 9.0})
+    assert broken_readout({"full": runs}, None) == "" == broken_readout({"full": runs}, 9.0)
+    above_at_first = runs.assign(forgetting=0.5)
+    assert "(1 of 2 runs)" in broken_readout({"full": runs}, 7.0)
+    assert broken_readout({"full": above_at_first}, 7.0) == "", "the base itself lies above it"
+
+
+def with_norms(*norms: float) -> pd.DataFrame:
+    """Full fine-tuning and r = 8, both forgetting 1, 2, 3 in three seeds; full's norms as given, r = 8's rising."""
+    table = losses({0: 5.0, 8: 5.5}, {0: 6.0, 8: 6.5}, {0: 6.5, 8: 6.75})
+    return table.assign(relative_norm=[norm for full, eight in zip(norms, (4, 5, 6), strict=True)
+                                       for norm in (full, eight)])
+
+
+@pytest.mark.parametrize("norms, met, words", [
+    ((1, 2, 3), True, "in 2 of 2 methods, the reference"), ((3, 2, 1), False, "in 1 of 2 methods (not in full)")])
+def test_growth_with_the_norm_is_said_method_by_method(norms, met, words):
+    result = found("06_forgetting_against_what", with_norms(*norms))
+    assert result.met is met and words in result.text and "from 3 runs each" in result.text
+    assert "Between" not in result.text, "two methods have no rank correlation"
+
+
+@pytest.mark.parametrize("norms, words", [({1: 1, 8: 2, 0: 3}, "+1.00, so size alone orders"),
+                                          ({1: 3, 8: 2, 0: 1}, "-1.00, so size alone does not order")])
+def test_methods_are_compared_by_their_means(norms, words):
+    table = losses({1: 4.25, 8: 4.5, 0: 5.0})
+    result = found("06_forgetting_against_what", table.assign(relative_norm=table["r"].map(norms)))
+    assert words in result.text and result.met is None and "one run each" in result.text
+
+
+@pytest.mark.parametrize("profile", ["laptop", "smoke"])
+def test_every_figure_of_notebook_06_finds_something_in_the_reference(profile):
+    ours = [name for name in FIGURES if name.startswith("06_")]
+    assert len(ours) == 2
+    for name in ours:
+        result = FINDINGS[name](Measured("forgetting", load_profile(profile), (3,), OWN,
+                                         reference_table("forgetting", profile)))
+        assert "the reference (seeds 0, 1, 2)" in result.text and "nan" not in result.text

@@ -1,4 +1,4 @@
-"""The continual-learning field's summary of a sequence: average accuracy, average forgetting, transfer.
+"""The continual-learning field's summary of a sequence, and what noise alone would make of its average forgetting.
 
 a[t, i] is the accuracy on task i after stage t; row 0 is the untouched base, row t follows the training on task t.
 """
@@ -52,3 +52,48 @@ def sequence_summary(accuracies: np.ndarray) -> dict:
             "average_forgetting": float(np.mean([a[i + 1:-1, i].max() - last[i] for i in before])),
             "backward_transfer": float(np.mean([last[i] - a[i + 1, i] for i in before])),
             "forward_transfer": float(np.mean([a[i, i] - a[0, i] for i in range(1, tasks)]))}
+
+
+def null_forgetting(accuracy: float | np.ndarray, *, rows: int, stages: int, draws: int = 4000,
+                    seed: int = 0) -> np.ndarray:
+    """Average forgetting of sequences that forget nothing: what test rows alone make of a maximum over stages.
+
+    A task keeps its accuracy from its own stage on; what is seen of it at each stage is the share right among `rows`
+    test rows drawn afresh. Real stages share their test rows, whose luck cancels in part, so that this is rather more
+    noise than theirs: what lies above it was forgotten, what lies below may have been.
+
+    Parameters
+    ----------
+    accuracy : float or array of shape (stages,)
+        True accuracy of each task in 0 … 1, in the order of the sequence, or one for all.
+    rows : int
+        Test rows behind each accuracy.
+    stages : int
+        Tasks of the sequence, one stage each.
+    draws : int
+        Sequences.
+    seed : int
+        Equal seeds give equal draws.
+
+    Returns
+    -------
+    numpy.ndarray of shape (draws,)
+        ``average_forgetting`` of :func:`sequence_summary`, one value per sequence.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two stages or no test row.
+
+    Examples
+    --------
+    >>> float(null_forgetting(1.0, rows=200, stages=6).max())  # always right: nothing varies
+    0.0
+    """
+    if stages < 2 or rows < 1:
+        raise UsageError(f"Expected two stages or more and a test row or more, got {stages} and {rows}.")
+    draw = np.random.default_rng(seed)
+    seen = draw.binomial(rows, np.broadcast_to(accuracy, (stages,)), size=(draws, stages, stages)) / rows
+    trained = np.tri(stages, dtype=bool)[:-1, :-1]  # before the last stage: from its own stage on, the diagonal
+    best = np.where(trained, seen[:, :-1, :-1], -np.inf).max(axis=1)
+    return (best - seen[:, -1, :-1]).mean(axis=1)

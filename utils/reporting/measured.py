@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from utils.profiles import Profile
+from utils.profiles import Profile, load_profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,13 @@ class Measured:
         seeds = sorted(set(table["seed"])) if "seed" in table else []
         named = f" (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})" if seeds else ""
         return whose + named
+
+    @property
+    def best_profile(self) -> Profile:
+        """The profile that :attr:`best` was measured at: the reference of ``smoke`` is the laptop's."""
+        if self.reference is None or "profile" not in self.reference or self.reference.empty:
+            return self.profile
+        return load_profile(self.reference["profile"].iloc[0])
 
     def where(self, query: str) -> "Measured":
         """The same with only the rows that a pandas query chooses, of own and reference alike."""

@@ -27,6 +27,17 @@ def over_seeds(values: Iterable[float], number: str = "{:.3g}") -> str:
     return f"{number.format(mean)} ({number.format(low)} to {number.format(high)} over {len(found)} seeds)"
 
 
+def with_range(values: Iterable[float], number: str = "{:.3g}", unit: str = "") -> str:
+    """A mean with its unit, and the smallest and largest value; one number of a single value.
+
+    >>> with_range([1, 2, 6], unit="nats"), with_range([0.5])
+    ('3 nats (1 to 6)', '0.5')
+    """
+    found = [float(value) for value in values]
+    mean = f"{number.format(sum(found) / len(found))} {unit}".rstrip()
+    return mean if len(found) == 1 else f"{mean} ({number.format(min(found))} to {number.format(max(found))})"
+
+
 def both(things: Iterable[str]) -> str:
     """Names in a row, the last with "and".
 

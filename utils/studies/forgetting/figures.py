@@ -1,16 +1,21 @@
-"""Forgetting against rank, and against what could explain it."""
+"""Forgetting against rank, and against what could explain it (notebook 06)."""
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from utils.reporting.drawn import Drawn, figure
+from utils.reporting.drawn import Drawn, Found, all_met, figure, finding
 from utils.reporting.measured import Measured
 from utils.reporting.panels import label_left, outer_legend, panels
+from utils.reporting.rules import trend
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import BASE, FULL, method_styles
-from utils.reporting.words import listed
+from utils.reporting.words import both, listed, with_range
+from utils.studies.forgetting.readout import broken_readout, readout_limit
+from utils.studies.forgetting.rules import ends_minus_low_rank, full_minus_worst_lora
 
 LORA_COLOUR = "#0173b2"  # of LoRA as a whole: its ranks are on the axis here
+HIGHEST, LOW = 64, 8  # the highest rank of version 3's figure, and the low rank at which version 1's U dips
+ORDERED = 0.9  # from this rank correlation on, one quantity alone is said to order the methods
 
 
 @figure("06_pseudo_loss_against_rank", measurements=("forgetting",), place="Illusion v3, Fig 6b; v1, Fig 9")
@@ -56,6 +61,33 @@ def _against_rank(axis: Axes, own: pd.DataFrame, reference: pd.DataFrame | None)
     axis.set(xticks=range(len(places)), xticklabels=list(places))
 
 
+@finding("06_pseudo_loss_against_rank")
+def forgetting_against_rank_found(losses: Measured) -> Found:
+    """Whether full fine-tuning lies above every rank, as version 3 has it, or the ranks make a U, as version 1 has it.
+
+    By the rules that judge the claims of both versions.
+    """
+    table, learnt = losses.best, runs_that_learnt(losses.best)
+    gaps = {task: full_minus_worst_lora(table, in_experiment=experiment, max_rank=HIGHEST).values.dropna()
+            for experiment, task in table[["experiment", "task"]].drop_duplicates().itertuples(index=False)}
+    said = [f"on {task} in {(gap > 0).sum()} of {len(gap)} seeds, over the worst rank by "
+            f"{with_range(gap, '{:.2f}', 'nats per token')}" for task, gap in gaps.items() if len(gap)]
+    lacking = both(f"{task}" for task, gap in gaps.items() if gap.empty)
+    order = [f"Full fine-tuning lies above LoRA of every rank up to {HIGHEST} {both(said)}; {losses.source}."] if said \
+        else []
+    if lacking:
+        order.append(f"On {lacking} no seed has full fine-tuning and every rank, all of them learnt, so nothing is "
+                     f"compared; {losses.source}.")
+    width = table["r"].max()
+    dips = ends_minus_low_rank(table, low_rank=LOW).values.dropna() if width > LOW else ()
+    shape = (f"A U (r = 1 and r = {width} both above r = {LOW}) is there in {sum(dips > 0)} of {len(dips)} seeds."
+             if len(dips) else "Whether the ranks make a U cannot be said.")
+    broken = broken_readout({f"{method} on {task}": part for (task, method), part in learnt.groupby(
+        ["task", "method"], sort=False)}, readout_limit(losses.best_profile))
+    return Found(f"{' '.join(order)} {shape}{broken}",
+                 all_met(*(bool((gap > 0).all()) if len(gap) else None for gap in gaps.values())))
+
+
 @figure("06_forgetting_against_what", measurements=("forgetting",), place="ours")
 def forgetting_against_what(losses: Measured) -> Drawn:
     """Forgetting on the first task against accuracy, norm of the update and intruder count: one point per run."""
@@ -91,3 +123,25 @@ def _points(axis: Axes, runs: Measured, column: str) -> None:
             failed = part[~part["learnt"].astype(bool)]
             axis.plot(failed[column], failed["forgetting"], marker=style["marker"], linestyle="none",
                       markerfacecolor="none", markeredgecolor=style["color"], label="_did not learn")
+
+
+@finding("06_forgetting_against_what")
+def forgetting_against_what_found(losses: Measured) -> Found:
+    """Whether forgetting grows with the update's norm within each method, and between methods."""
+    first = runs_that_learnt(losses.best[losses.best["experiment"] == "ranks"])
+    several = {method: part for method, part in first.groupby("method", sort=False)
+               if part["relative_norm"].nunique() > 1}
+    rhos = {method: trend(part["relative_norm"], part["forgetting"]) for method, part in several.items()}
+    against = both(method for method, rho in rhos.items() if rho <= 0)
+    runs = sorted({len(part) for part in several.values()})
+    within = ("Over the seeds of one method forgetting grows with the update's relative norm in "
+              f"{sum(rho > 0 for rho in rhos.values())} of {len(rhos)} methods{against and f' (not in {against})'}"
+              f", {losses.source}; that is weak evidence, from {' or '.join(map(str, runs))} runs each." if rhos else
+              f"Within a method that cannot be said from one run each, {losses.source}.")
+    means, between = first.groupby("method")[["relative_norm", "forgetting"]].mean(), ""
+    if means["relative_norm"].nunique() > 2:
+        rho = trend(means["relative_norm"], means["forgetting"])
+        between = (f" Between the methods' means Spearman's rho is {rho:+.2f}, so size alone "
+                   f"{'orders' if rho > ORDERED else 'does not order'} them.")
+    broken = broken_readout(dict(iter(first.groupby("method", sort=False))), readout_limit(losses.best_profile))
+    return Found(f"{within}{between}{broken}", all_met(*(rho > 0 for rho in rhos.values())))
