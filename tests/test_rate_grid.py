@@ -147,6 +147,16 @@ def test_tasks_and_methods_choose_apart():
                                                ("topics", "LoRA r=8"): 4e-3}
 
 
+def test_a_grid_that_is_not_measured_yet_has_no_choice_and_no_verdict():
+    """As after a sitting that measured the second task alone."""
+    other = table(*method(8, (0.7, 0.8, 0.7), experiment="grid_second", task="topics"))
+    assert chosen_rates(other.iloc[:0]).empty and at_chosen_rates(other.iloc[:0]).empty
+    for rule in (grid_rules.count_at_best_rate, grid_rules.count_at_equal_norm):
+        verdict = judge(at(rule, other, rank=8), UP)
+        assert verdict.verdict == TOO_FEW
+    assert judge(at(grid_rules.count_trend_at_best_rates, other), UP).verdict == TOO_FEW
+
+
 # Items --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 1000])

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.errors import CourseError
-from utils.sources.text import news_articles
 from utils.training.masked_lm import masked_lm_logits, unigram_loss
 
 
@@ -72,17 +71,27 @@ def corpus_loss(table: pd.DataFrame) -> float:
     return float(table["negative_pll_nats"].sum() / table["tokens"].sum())
 
 
-def word_frequency_loss(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, tokens: int) -> float:
-    """What :func:`corpus_loss` would be of a model that knows only how often each token occurs in the news, in nats.
+def word_frequency_loss(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, tokens: int,
+                        counted: Sequence[str]) -> float:
+    """What :func:`corpus_loss` would be of a model that knows only how often each token occurs, in nats per token.
 
     Whoever lost all that context tells would end there. A pseudo-loss above it is a broken readout: the head is sure
     of wrong words, and how much so is no measure of what was lost. Taken on the very tokens that are masked, since the
-    openings of articles are harder than what follows; counted in the articles that the course's base was trained on.
+    openings of articles are harder than what follows.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    texts : sequence of str
+        As :func:`pseudo_loss` takes them.
+    tokens : int
+        As there.
+    counted : sequence of str
+        Text in which occurrences are counted, such as what the base was trained on.
     """
-    counted = tokenizer(news_articles().query("split == 'train'")["text"].tolist(), add_special_tokens=False,
-                        truncation=False, verbose=False)["input_ids"]
-    masked = [[ids[position]] for _, ids, position in _masked_copies(tokenizer, texts, tokens)]
-    return unigram_loss(counted, masked, vocabulary=len(tokenizer))
+    ids = tokenizer(list(counted), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    masked = [[row[position]] for _, row, position in _masked_copies(tokenizer, texts, tokens)]
+    return unigram_loss(ids, masked, vocabulary=len(tokenizer))
 
 
 def _masked_copies(tokenizer, texts, tokens) -> list[tuple[int, list[int], int]]:

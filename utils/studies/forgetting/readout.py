@@ -11,6 +11,7 @@ from utils.profiles.schema import ModelReference, PseudoLoss
 from utils.reporting.words import both
 from utils.sources.corpora import pretraining_passages
 from utils.sources.models import resolve
+from utils.sources.text import news_articles
 from utils.training.data import tokenizer_of
 
 
@@ -25,7 +26,8 @@ def readout_limit(profile: Profile) -> float | None:
 @lru_cache(maxsize=4)
 def _limit(encoder: ModelReference, settings: PseudoLoss) -> float:
     texts = pretraining_passages(settings.corpus, settings.passages)
-    return word_frequency_loss(tokenizer_of(resolve(encoder).folder), texts, tokens=settings.tokens)
+    counted = news_articles().query("split == 'train'")["text"].tolist()  # what the course's base was trained on
+    return word_frequency_loss(tokenizer_of(resolve(encoder).folder), texts, tokens=settings.tokens, counted=counted)
 
 
 def broken_readout(groups: Mapping[str, pd.DataFrame], limit: float | None) -> str:

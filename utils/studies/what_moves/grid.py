@@ -188,8 +188,9 @@ def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
         rows.append({"task": task, "steps": steps, "method": method, "r": part["r"].iloc[0], "learning_rate": best,
                      "validation_accuracy": compared.loc[compared["learning_rate"] == best, CHOSEN_BY].mean(),
                      "rates": len(rates), "seeds": compared["seed"].nunique(), "edge": edge})
-    return pd.DataFrame(rows, columns=["task", "steps", "method", "r", "learning_rate", CHOSEN_BY, "rates", "seeds",
-                                       "edge"])
+    table = pd.DataFrame(rows, columns=["task", "steps", "method", "r", "learning_rate", CHOSEN_BY, "rates", "seeds",
+                                        "edge"])
+    return table.astype({"steps": int, "r": int, "learning_rate": float})  # so that one without rows can be merged
 
 
 def at_chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
