@@ -317,6 +317,18 @@ def test_the_finding_says_what_the_table_says_and_its_opposite():
     assert edge.met is None and "lies on the edge of the grid for full (highest tried)" in edge.text
 
 
+def test_a_task_that_the_reference_lacks_is_the_readers_own():
+    own = table(*method(8, (0.7, 0.8, 0.7), (0, 2, 9), seeds=(3,)))
+    other = table(*method(8, (0.7, 0.8, 0.7), experiment="grid_second", task="topics"))
+    grid = Measured("rate_grid", LAPTOP, (3,), own, other)
+    assert "your runs (seed 3)" in grid_figures.rate_grid_found(grid).text
+    assert grid_figures.rank_three_ways_found(grid).met is None
+    for draw in (grid_figures.rate_grid, grid_figures.rate_grid_second, grid_figures.rank_three_ways):
+        assert draw(grid).alt
+    assert "not measured yet" in grid_figures.rate_grid_second_found(
+        Measured("rate_grid", LAPTOP, (3,), own, None)).text
+
+
 def test_every_figure_is_drawn_from_the_table_alone():
     grid = both_tasks((0, 4, 9), full=(0, 0, 1))
     for draw in (grid_figures.rate_grid, grid_figures.rate_grid_second, grid_figures.rank_three_ways):
