@@ -176,7 +176,8 @@ def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         ``task``, ``steps``, ``method``, ``r``, ``learning_rate``, ``validation_accuracy`` (the mean), ``rates`` (how
         many were compared), ``seeds`` (on how many each) and ``edge``: ``lowest`` or ``highest`` where the best is the
-        smallest or largest rate tried, so that a better one may lie beyond; else empty.
+        smallest or largest rate tried, so that a better one may lie beyond, ``only`` where it is the only one; else
+        empty.
     """
     rows = []
     # A diverged run is the worst there is; left out, its rate would be judged by the seeds that were lucky.
@@ -184,7 +185,7 @@ def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
     for (task, steps, method), part in runs.groupby(["task", "steps", "method"], sort=False):
         compared = comparable_rates(part)
         best, rates = best_rate(part, value=CHOSEN_BY), sorted(compared["learning_rate"].unique())
-        edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best, "")
+        edge = "only" if len(rates) == 1 else {rates[0]: "lowest", rates[-1]: "highest"}.get(best, "")
         rows.append({"task": task, "steps": steps, "method": method, "r": part["r"].iloc[0], "learning_rate": best,
                      "validation_accuracy": compared.loc[compared["learning_rate"] == best, CHOSEN_BY].mean(),
                      "rates": len(rates), "seeds": compared["seed"].nunique(), "edge": edge})

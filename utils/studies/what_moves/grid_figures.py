@@ -59,7 +59,7 @@ def _over_rates(grid: Measured, task: int) -> Drawn:
            f"{listed(chosen.set_index('method')['learning_rate'])}. Largest mean count at any rate that learnt: "
            f"{listed(most)}.")
     return Drawn(drawn, alt, "Every method over its learning rates; bands are the reference's seeds, hollow runs did "
-                 "not learn.", part.own, _chosen_table(part.best))
+                 "not learn.", part.own if len(part.own) else part.best, _chosen_table(part.best))
 
 
 def _chosen_table(grid: pd.DataFrame) -> pd.DataFrame:
@@ -142,7 +142,8 @@ def rank_three_ways(grid: Measured) -> Drawn:
     wide = best[STRICT].pivot_table(index="method", columns="task", values="n_intruders", sort=False)
     wide.columns = [f"intruders, {task}" for task in wide.columns]
     return Drawn(drawn, alt, "Intruder dimensions against rank under three rules for the learning rate; points are "
-                 "means over the seeds that learnt.", grid.own, wide.reset_index().head(8))
+                 "means over the seeds that learnt.", grid.own if len(grid.own) else grid.best,
+                 wide.reset_index().head(8))
 
 
 def _ranks_of_one_task(grid: Measured) -> tuple[pd.DataFrame, str]:
