@@ -452,6 +452,7 @@ def key_before_the_variants(spec: RunSpec) -> str:
     names = ("base", "base_revision", "task", "sizes", "learning_rate", "schedule", "warmup_fraction", "steps",
              "epochs", "batch_size", "optimiser", "dtype", "checkpoints", "seed")
     whole = json.loads(spec.model_dump_json())
+    del whole["sizes"]["validation_rows"]  # which came later
     content = {"format": 1} | {name: whole[name] for name in names} | {
         "method": {name: whole["method"][name] for name in ("kind", "r", "lora_alpha", "rank_stabilised")}}
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
 from utils.reporting.rules import Effects
-from utils.reporting.statistics import MIN_ITEMS, mean_interval
+from utils.reporting.statistics import mean_interval
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -104,8 +104,6 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
         return Verdict(word, len(values), agree, mean, why="true by arithmetic" if word == ARITHMETIC else "")
     if len(values) < MIN_SEEDS:
         return Verdict(TOO_FEW, len(values), agree, mean, why=missing or f"{MIN_SEEDS} seeds are needed")
-    if effects.items is not None and (count := effects.items["item"].nunique()) < MIN_ITEMS:
-        return Verdict(TOO_FEW, len(values), agree, mean, why=f"{count} items to compare, {MIN_ITEMS} are needed")
     low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval(effects))
     found = Verdict("", len(values), agree, mean, low, high, p_value(effects, expect))
     word, why = _word(effects, expect, found)

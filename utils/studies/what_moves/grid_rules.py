@@ -12,6 +12,7 @@ import pandas as pd
 from utils.reporting.registry import rule
 from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
 from utils.reporting.selection import runs_that_learnt
+from utils.reporting.statistics import MIN_ITEMS
 from utils.studies.what_moves.grid import chosen_rates, passage_losses, right_answers
 
 GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
@@ -23,6 +24,8 @@ MIN_RANKS = 4  # for a sentence about ranks
 def _of(table: pd.DataFrame, in_experiment: str, epsilon: float) -> pd.DataFrame:
     """One grid's rows at one epsilon, of LoRA and full fine-tuning alone."""
     rows = table[(table["experiment"] == in_experiment) & (table["epsilon"] == epsilon)]
+    if rows.empty:
+        raise MissingRun(f"no run of {in_experiment} is measured yet")
     return rows[rows["method_kind"].eq("full") | rows["method"].str.startswith("LoRA ")]
 
 
@@ -184,6 +187,7 @@ def _paired(table: pd.DataFrame, *, in_experiment: str, rank: int, column: str, 
     def effect(part: pd.DataFrame) -> float:
         lora, full = rows_where(part, r=rank, method_kind="lora").iloc[0], full_row(part)
         difference = values(lora) - values(full)
+        at_least(len(difference), MIN_ITEMS, "items to compare")
         items.append(pd.DataFrame({"seed": lora["seed"], "item": range(len(difference)), "difference": difference}))
         return float(difference.mean())
 
