@@ -161,6 +161,6 @@ def labelled_rows(rows: Sequence[dict], folder: Path) -> dict[str, torch.Tensor]
 
 def evaluation_batches(rows: Dataset, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Padded batches of rows sorted by length; the order does not matter to a mean."""
-    collate, ordered = DataCollatorWithPadding(tokenizer_of(folder)), rows.sort("length").remove_columns("length")
-    return [collate([ordered[i] for i in range(start, min(start + EVALUATION_BATCH, len(ordered)))])
+    ordered = rows.sort("length").remove_columns("length")
+    return [labelled_rows([ordered[i] for i in range(start, min(start + EVALUATION_BATCH, len(ordered)))], folder)
             for start in range(0, len(ordered), EVALUATION_BATCH)]

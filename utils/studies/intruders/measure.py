@@ -168,14 +168,15 @@ def counts_against_raw(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         pairs = [Pair(name, lambda name=name: (raw[name], tuned[name])) for name in raw]
         return count_intruders(cosine_table(pairs, spectra, spectra.k), spectra.epsilons, [spectra.k])
 
-    for run in experiment_runs(profile, "ranks", seeds):
+    runs = experiment_runs(profile, "ranks", seeds)
+    for run in runs:
         table = run.measured("against-raw", {"version": 1, "k": spectra.k, "epsilons": spectra.epsilons},
                              lambda run: count(run.tuned_matrices()))
         rows.append(with_identity(profile, "ranks", table))
-    base = count(experiment_runs(profile, "ranks", seeds)[0].base_matrices())
+    base = count(runs[0].base_matrices())
     unnamed = {"task": "", "r": 0, "lora_alpha": 0, "learning_rate": 0.0, "run": "base", "method": "base"}
     rows += [base.assign(profile=profile.profile, experiment="ranks", seed=seed, **unnamed)
-             for seed in dict.fromkeys(part["seed"].iloc[0] for part in rows)]
+             for seed in dict.fromkeys(run.spec.seed for run in runs)]
     return pd.concat(rows, ignore_index=True)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from utils.errors import CourseError
+from utils.evaluation.pseudo import corpus_loss
 from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
@@ -28,7 +28,7 @@ from utils.reporting.selection import best_rate, comparable_rates
 from utils.spectra import Pair, count_intruders, update_table
 from utils.spectra.controls import spectrum_matched
 from utils.training.data import classification_data, evaluation_batches, validation_data
-from utils.training.metrics import predict
+from utils.training.metrics import accuracy, predict
 from utils.training.store import Run
 
 GRIDS = ("grid", "grid_second")
@@ -89,16 +89,16 @@ def _outcomes(run: Run, settings: PseudoLoss) -> pd.DataFrame:
     """Accuracies, pseudo-loss and size of the update of a run's last weights, in one row."""
     spec, folder = run.spec, run.base.folder
     classifier = run.classifier().to(device_name())
-    validation, test = (_answered(classifier, evaluation_batches(rows, folder)) for rows in (
+    validation, test = (predict(classifier, evaluation_batches(rows, folder)) for rows in (
         validation_data(spec.task, spec.sizes, folder), classification_data(spec.task, spec.sizes, folder)[1]))
+    shares = accuracy(*test)
     losses = model_pseudo_loss(run.base, run.masked_lm(), settings)
-    share = test.mean()
     norms = update_table(run.base_matrices(), run.tuned_matrices(), run.factors())["relative_norm"]
     return pd.DataFrame([{
-        "validation_accuracy": validation.mean(), "accuracy": share,
-        "accuracy_se": (share * (1 - share) / len(test))**0.5,
-        "pseudo_loss": losses["negative_pll_nats"].sum() / losses["tokens"].sum(), "relative_norm": norms.mean(),
-        "right": packed(test), "passage_nats": _as_text(losses["negative_pll_nats"] / losses["tokens"])}])
+        CHOSEN_BY: accuracy(*validation)["accuracy"], "accuracy": shares["accuracy"],
+        "accuracy_se": shares["accuracy_se"], "pseudo_loss": corpus_loss(losses), "relative_norm": norms.mean(),
+        "right": packed((test[0] == test[1]).numpy()),
+        "passage_nats": _as_text(losses["negative_pll_nats"] / losses["tokens"])}])
 
 
 def _random_counts(run: Run, spectra: Spectra) -> pd.DataFrame:
@@ -116,12 +116,6 @@ def _random_counts(run: Run, spectra: Spectra) -> pd.DataFrame:
 
     table = run.measured("random-spectrum", {"version": VERSION, "k": spectra.k, "epsilons": spectra.epsilons}, compute)
     return table[["epsilon", "n_intruders"]].rename(columns={"n_intruders": "n_random"})
-
-
-def _answered(model: torch.nn.Module, batches: list[dict]) -> np.ndarray:
-    """Which rows a classifier answers rightly, as bool, in the order of the batches."""
-    predicted, true = predict(model, batches)
-    return (predicted == true).numpy()
 
 
 def packed(flags: Sequence[bool] | np.ndarray) -> str:
@@ -198,3 +192,8 @@ def at_chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
     """The rows of :func:`rate_grid` at each method's chosen rate, with ``edge`` as :func:`chosen_rates` says it."""
     chosen = chosen_rates(grid)[["task", "steps", "method", "learning_rate", "edge"]]
     return grid.merge(chosen, on=["task", "steps", "method", "learning_rate"])
+
+
+def with_product(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with ``product``, alpha times learning rate: what the paper's rule keeps constant over the ranks."""
+    return runs.assign(product=(runs["lora_alpha"] * runs["learning_rate"]).round(9))

@@ -13,7 +13,9 @@ from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import method_styles
 from utils.reporting.words import both, listed, over_seeds
-from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, chosen_rates
+from utils.studies.intruders.figures import count_axis
+from utils.studies.what_moves.figures import plain_lora
+from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, chosen_rates, with_product
 
 STRICT, LENIENT = CLAIM_EPSILONS
 OUTCOMES = {"n_intruders": f"intruder dimensions, epsilon {STRICT}", "validation_accuracy": "validation accuracy",
@@ -44,8 +46,7 @@ def _over_rates(grid: Measured, task: int) -> Drawn:
         axis.set(title=label, xlabel="learning rate")
         _rate_axis(axis, rates)
         if column == "n_intruders":
-            axis.set_yscale("symlog", linthresh=1, linscale=0.3)
-            axis.set_ylim(-0.3, max(2.0, 1.5 * everything[column].max()))
+            count_axis(axis, everything[column].max())
         if column == "relative_norm":
             axis.set_yscale("log")
     outer_legend(drawn, axes)
@@ -149,8 +150,7 @@ def rank_three_ways(grid: Measured) -> Drawn:
 def _ranks_of_one_task(grid: Measured) -> tuple[pd.DataFrame, str]:
     """LoRA's runs that learnt, with alpha = 2r, of the first task that has three ranks of them, and its name."""
     for task in (1, 2):
-        learnt = runs_that_learnt(of_task(grid, task).best)
-        lora = learnt[(learnt["method_kind"] == "lora") & (learnt["lora_alpha"] == 2 * learnt["r"])]
+        lora = plain_lora(runs_that_learnt(of_task(grid, task).best))
         if lora["r"].nunique() >= 3:
             return lora, lora["task"].iloc[0]
     return lora.iloc[:0], "no task yet"
@@ -164,8 +164,7 @@ def lora_at_best(grid: pd.DataFrame, epsilon: float) -> pd.DataFrame:
 
 def _shared(lora: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows of settings that three ranks or more share, with ``product`` for alpha times learning rate."""
-    lora = lora.assign(product=(lora["lora_alpha"] * lora["learning_rate"]).round(9))
-    return lora.groupby(column).filter(lambda same: same["r"].nunique() >= 3)
+    return with_product(lora).groupby(column).filter(lambda same: same["r"].nunique() >= 3)
 
 
 def _by_rank(axis: Axes, table: pd.DataFrame, *, by: str, title: str) -> None:
@@ -178,9 +177,8 @@ def _by_rank(axis: Axes, table: pd.DataFrame, *, by: str, title: str) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ranks, [str(rank) for rank in ranks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_yscale("symlog", linthresh=1, linscale=0.3)
+    count_axis(axis, table["n_intruders"].max() if len(table) else 0)
     axis.set(title=title, xlabel="LoRA rank", ylabel="intruder dimensions")
-    axis.set_ylim(-0.3, max(2.0, 1.5 * table["n_intruders"].max() if len(table) else 2.0))
     if len(table):
         axis.legend(title={"task": "task", "product": "alpha × rate"}.get(by, "rate"), fontsize="x-small",
                     loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -13,7 +13,7 @@ from utils.reporting.registry import rule
 from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.statistics import MIN_ITEMS
-from utils.studies.what_moves.grid import chosen_rates, passage_losses, right_answers
+from utils.studies.what_moves.grid import at_chosen_rates, passage_losses, right_answers, with_product
 
 GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
         "validation_accuracy")
@@ -31,12 +31,9 @@ def _of(table: pd.DataFrame, in_experiment: str, epsilon: float) -> pd.DataFrame
 
 def _at_best(rows: pd.DataFrame, methods: list[str]) -> tuple[pd.DataFrame, str]:
     """The rows that learnt at the best rates of these methods, and what leaves a best rate open (or "")."""
-    chosen = chosen_rates(rows)
-    chosen = chosen[chosen["method"].isin(methods)]
+    best = at_chosen_rates(rows[rows["method"].isin(methods)])
     open_ends = [f"the best rate of {one.method}, {one.learning_rate:g}, is the {one.edge} that was tried"
-                 for one in chosen.itertuples() if one.edge]
-    best = rows.merge(chosen[["task", "steps", "method", "learning_rate"]],
-                      on=["task", "steps", "method", "learning_rate"])
+                 for one in best[best["edge"] != ""].drop_duplicates("method").itertuples()]
     return runs_that_learnt(best), "; ".join(open_ends)
 
 
@@ -129,7 +126,7 @@ def count_trend_by_rule(table: pd.DataFrame, *, epsilon: float, in_experiment: s
     """The same where alpha times learning rate is constant, as the paper keeps it: the rate falls as 1 / r."""
     rows = runs_that_learnt(_of(table, in_experiment, epsilon))
     lora = rows[rows["method_kind"] == "lora"]
-    return _over_ranks(lora.assign(product=(lora["lora_alpha"] * lora["learning_rate"]).round(9)), "product")
+    return _over_ranks(with_product(lora), "product")
 
 
 @rule(needs=COUNTED)
