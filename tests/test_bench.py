@@ -63,13 +63,29 @@ def test_counts_are_compared_with_float64_and_a_wrong_one_would_show(models, mon
 def test_the_whole_benchmark_runs_and_its_table_says_where(tmp_path, monkeypatch):
     """A row for each comparison, cold and warm; the spread holds the median; nothing is left behind."""
     monkeypatch.setattr(bench.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "work"))
-    result = bench.bench(rounds=2, layers=1, width=144, training_steps=0, passages=1, pool_steps=0)
+    result = bench.bench(["counts", "pseudo_loss"], rounds=2, layers=1, width=144, passages=1)
     assert [row["what"].startswith("count") for row in result["rows"]] == [True] * 8 + [False]
     assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["seconds"] > 0 for row in result["rows"])
     assert [row["different_counts"] for row in result["rows"][:8]] == [0] * 8
     assert not (tmp_path / "work").exists()
     table = bench.bench_table(result)
-    assert table.count("\n| ") == 9 and result["provenance"]["date"][:10] in table and "epsilons: 0." in table
+    assert table.count("\n| ") == 9 and result["provenance"]["counts"]["date"][:10] in table and "epsilons: 0." in table
+
+
+def test_what_is_measured_again_takes_the_place_of_what_was_and_the_rest_stays():
+    made = {"date": "2026-11-30", "packages": {"torch": "2"}, "hardware": {"device": "cpu", "threads": 2, "cpu": "x"}}
+    row = {"what": "a", "against": "b", "plain_seconds": 2, "seconds": 1, "ratio": 2, "ratio_min": 2, "ratio_max": 2}
+    side = {"ratio_on_four": 2.5, "update_difference": 0.0123, "metric_difference": 0.04}
+    runs = row | side | {"comparison": "side_by_side"}
+    old = {"setting": {"rounds": 3, "epsilons": [0.5]},
+           "provenance": {"counts": made | {"date": "2026-11-02"}, "side_by_side": made},
+           "rows": [row | {"comparison": "counts"}, runs | {"what": "old"}]}
+    new = old | {"provenance": {"side_by_side": made}, "rows": [runs | {"what": "new"}]}
+    both = bench.with_earlier(new, old)
+    assert [one["what"] for one in both["rows"]] == ["a", "new"]
+    table = bench.bench_table(both)
+    assert "2026-11-02, torch 2: counts." in table and "2026-11-30, torch 2: side by side." in table
+    assert "2.5 times as fast" in table and "at most 0.01 of its norm" in table
 
 
 def test_pseudo_loss_is_the_same_both_ways():

@@ -8,6 +8,7 @@ import pytest
 
 import utils.ledger.reference as reference_module
 import utils.training.spec as spec_module
+from utils.course.cli import main
 from utils.errors import CourseError, UsageError
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import TaskSizes
@@ -428,6 +429,11 @@ def test_a_reference_goes_on_from_the_committed_table(store, references, monkeyp
     reference_module.build_reference(profile, (0,))
     three = pd.read_csv(references / "laptop" / "toy.csv")
     assert set(three["seed"]) == {0} and not set(three["run"]) & set(two["run"]), "rows of runs nobody asks for go"
+
+
+def test_what_needs_all_of_its_runs_takes_no_part_of_them(capsys):
+    assert main(["reference", "--profile", "laptop", "--only", "intruder_counts", "--trained-only"]) == 2
+    assert "intruder_counts is not measured run by run" in capsys.readouterr().err
 
 
 def test_training_leaves_out_what_the_table_has(references, monkeypatch):

@@ -40,6 +40,8 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
     _sharded_options(command("train-sharded", "train runs that are bigger than a card, each over several GPUs"))
     _intruder_options(command("intruders", "count intruder dimensions between any two checkpoints", profile=False))
     benchmark = command("bench", "measure the fast paths against the plain ways, as ratios", profile=False)
+    benchmark.add_argument("--only", nargs="+", choices=["counts", "training", "pseudo_loss", "side_by_side"],
+                           help="these comparisons; those of the committed record stay beside them")
     benchmark.add_argument("--rounds", type=_positive, default=3, help="repetitions of each comparison (3)")
     benchmark.add_argument("--quick", action="store_true", help="a small model and few steps: does it run at all?")
     benchmark.add_argument("--json", type=Path, metavar="FILE", help="write everything here")

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -30,40 +30,54 @@ from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
 
 EPSILONS = tuple(round(0.05 * part, 2) for part in range(1, 20))
 K = 10
+COMPARISONS = ("counts", "training", "pseudo_loss", "side_by_side")
 KINDS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
          "intermediate.dense", "output.dense")
 NORMS = {"LoRA r=1": 0.02, "LoRA r=8": 0.03, "LoRA r=64": 0.05, "dense": 0.02}  # relative norm of each update
 TARGETS = {"LoRA r=1": (60, 1.8), "LoRA r=8": (60, 1.8), "LoRA r=64": (20, 1.8), "dense": (8, 1.5)}  # warm, cold
 
 
-def bench(*, rounds: int = 3, layers: int = 12, width: int = 768, training_steps: int = 30, passages: int = 6,
-          pool_steps: int = 60) -> dict:
-    """Measure everything and return it ready for JSON.
+def bench(only: Collection[str] = COMPARISONS, *, rounds: int = 3, layers: int = 12, width: int = 768,
+          training_steps: int = 30, passages: int = 6, pool_steps: int = 60) -> dict:
+    """Measure everything, or some comparisons, and return it ready for JSON.
 
     Parameters
     ----------
+    only : collection of str
+        Of :data:`COMPARISONS`.
     rounds : int
         Repetitions of each comparison; the table shows the median ratio and its smallest and largest.
     layers, width : int
         Size of the encoder whose six linear kinds are compared; RoBERTa-base by default, 72 matrices.
     training_steps, passages, pool_steps : int
-        Size of the other three comparisons; 0 leaves them out. The last is made once, for it takes minutes.
+        Size of the other three comparisons. The last is made once, for it takes minutes.
     """
-    folder = Path(tempfile.mkdtemp(prefix="lora-bench-"))
-    try:
-        rows = count_rows(folder, rounds=rounds, layers=layers, width=width)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if training_steps:
-        rows.append(training_row(rounds, training_steps))
-    if passages:
-        rows.append(pseudo_loss_row(rounds, passages))
-    if pool_steps:
-        rows.append(side_by_side_row(pool_steps))
+    ways: dict[str, Callable[[], list[dict]]] = {
+        "counts": lambda: _counts(rounds=rounds, layers=layers, width=width),
+        "training": lambda: [training_row(rounds, training_steps)],
+        "pseudo_loss": lambda: [pseudo_loss_row(rounds, passages)],
+        "side_by_side": lambda: [side_by_side_row(pool_steps)]}
+    rows = [row | {"comparison": name} for name in COMPARISONS if name in only for row in ways[name]()]
     return {"setting": {"rounds": rounds, "layers": layers, "width": width, "k": K, "epsilons": list(EPSILONS),
                         "relative_update_norms": NORMS, "training_steps": training_steps, "passages": passages,
                         "pool_steps": pool_steps},
-            "rows": rows, "provenance": provenance()}
+            "rows": rows, "provenance": dict.fromkeys((name for name in COMPARISONS if name in only), provenance())}
+
+
+def with_earlier(result: dict, earlier: dict) -> dict:
+    """A result of some comparisons, completed by those of an earlier one that it does not have."""
+    made = {name: result["provenance"].get(name) or earlier["provenance"].get(name) for name in COMPARISONS}
+    rows = [row for name in made for row in (result if name in result["provenance"] else earlier)["rows"]
+            if row["comparison"] == name]
+    return result | {"rows": rows, "provenance": {name: one for name, one in made.items() if one}}
+
+
+def _counts(**size: int) -> list[dict]:
+    folder = Path(tempfile.mkdtemp(prefix="lora-bench-"))
+    try:
+        return count_rows(folder, **size)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def count_rows(folder: Path, *, rounds: int, layers: int, width: int) -> list[dict]:
@@ -265,10 +279,23 @@ def bench_table(result: dict) -> str:
         aim = f"{row['target']:g}" if "target" in row else ""
         lines.append(f"| {row['what']} | {row['against']} | {row['plain_seconds']:.3g} s | {row['seconds']:.3g} s | "
                      f"{row['ratio']:g} ({row['ratio_min']:g} to {row['ratio_max']:g}) | {aim} |")
-    made = result["provenance"]
     wrong = sum(row.get("different_counts", 0) for row in result["rows"])
-    said = (f"Median of {result['setting']['rounds']} rounds on {made['hardware']['device']} "
-            f"({made['hardware']['threads']} threads, {made['hardware']['cpu']}), {made['date'][:10]}, torch "
-            f"{made['packages']['torch']}. Counts that differ from the definition in float64, over all matrices "
-            f"and {len(result['setting']['epsilons'])} epsilons: {wrong}.")
-    return "\n".join([*lines, "", said])
+    setting = result["setting"]
+    said = [f"Median of {setting['rounds']} rounds, but for runs side by side, measured once.",
+            ("Counts that differ from the definition in float64, over all matrices and "
+            f"{len(setting['epsilons'])} epsilons: {wrong}.")]
+    said += [_said_of_runs(row) for row in result["rows"] if row["comparison"] == "side_by_side"]
+    machines: dict[str, list[str]] = {}
+    for name, made in result["provenance"].items():
+        where = (f"{made['hardware']['device']} ({made['hardware']['threads']} threads, {made['hardware']['cpu']}), "
+                 f"{made['date'][:10]}, torch {made['packages']['torch']}")
+        machines.setdefault(where, []).append(name.replace("_", " "))
+    said += [f"Measured on {where}: {', '.join(names)}." for where, names in machines.items()]
+    return "\n".join([*lines, "", " ".join(said)])
+
+
+def _said_of_runs(row: dict) -> str:
+    return (f"Simulated for four workers from what each run took, side by side is {row['ratio_on_four']:g} times as "
+            "fast. One thread or all of them: a trained update differs by at most "
+            f"{row['update_difference']:.1g} of its norm, what a run measures at its end by at most "
+            f"{row['metric_difference']:.1g}.")

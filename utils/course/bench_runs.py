@@ -9,7 +9,7 @@ from utils.course.own_cache import own_cache
 from utils.errors import CourseError
 from utils.profiles import load_profile
 from utils.training.outcomes import Outcomes
-from utils.training.plan import Planned, makespan, plan
+from utils.training.plan import Planned, known_costs, makespan, plan
 from utils.training.pool import default_workers, train_side_by_side
 from utils.training.spec import RunSpec
 from utils.training.store import Run, RunStore
@@ -23,7 +23,7 @@ def sample(steps: int, *, each: int = 1, profile: str = "laptop") -> list[RunSpe
     Parameters
     ----------
     steps : int
-        Optimiser steps of each.
+        Optimiser steps of each, as far as the profile's own run takes so many.
     each : int
         How many of a kind, of different seeds.
     profile : str
@@ -32,7 +32,8 @@ def sample(steps: int, *, each: int = 1, profile: str = "laptop") -> list[RunSpe
     for spec in every_spec(load_profile(profile)).values():
         if spec.start is None and spec.reward is None:
             kinds.setdefault((spec.task, spec.method.kind, spec.objective), spec)
-    return [spec.model_copy(update={"steps": steps, "epochs": None, "durations": None, "checkpoints": 1, "seed": seed})
+    return [spec.model_copy(update={"steps": min(steps, spec.steps or steps), "epochs": None, "durations": None,
+                                    "checkpoints": 1, "seed": seed})
             for spec in kinds.values() for seed in range(100, 100 + each)]
 
 
@@ -54,8 +55,9 @@ def side_by_side_row(steps: int, *, each: int = 1, profile: str = "laptop") -> d
             started = time.perf_counter()
             plain = {spec.key: RunStore().get(spec) for spec in specs}
             plain_s = time.perf_counter() - started
+            costs = known_costs(RunStore())  # what a reader's store knows after the first run of a kind
         with own_cache(Path(folder) / "side-by-side"):
-            planned = plan(specs, RunStore())
+            planned = plan(specs, RunStore(), costs)
             started = time.perf_counter()
             outcomes = train_side_by_side(planned, workers=workers)
             seconds = time.perf_counter() - started

@@ -109,7 +109,7 @@ def train(options) -> int:
     specs = specs_of_notebooks(profile, paths, seeds) if paths else every_spec(profile, seeds)
     asked = Asked(specs, options.workers, *options.shard, engine=options.engine, address=options.address)
     if options.dry_run and (planned := planned_runs(asked)):
-        print(announcement(planned, options.workers), listed(planned), sep="\n")
+        print(announcement(planned, asked), listed(planned), sep="\n")
         return 0
     return 1 if train_missing(asked, always_say=True).failed else 0
 
@@ -143,8 +143,8 @@ def bench(options) -> None:
     """Measure the fast paths; say and write it."""
     if options.quick and options.publish:
         raise UsageError("A quick benchmark is not published; leave one of --quick and --publish out.")
-    from utils.course.bench import bench, bench_table
-    from utils.course.publish import BENCH_RECORD, update_readme
+    from utils.course.bench import COMPARISONS, bench, bench_table, with_earlier
+    from utils.course.publish import BENCH_RECORD, committed_bench, update_readme
     from utils.files import check_output, write_json
     from utils.machine import set_up_process
 
@@ -152,11 +152,12 @@ def bench(options) -> None:
     for file in files:
         check_output(file)
     set_up_process()
-    small = {"layers": 1, "width": 192, "training_steps": 2, "passages": 1, "pool_steps": 0} if options.quick else {}
-    result = bench(rounds=options.rounds, **small)
+    small = {"layers": 1, "width": 192, "training_steps": 2, "passages": 1, "pool_steps": 1} if options.quick else {}
+    usual = [name for name in COMPARISONS if not (options.quick and name == "side_by_side")]
+    result = bench(options.only or usual, rounds=options.rounds, **small)
     print(bench_table(result))
     for file in files:
-        write_json(file, result)
+        write_json(file, with_earlier(result, committed_bench() or result) if file == BENCH_RECORD else result)
     if options.publish:
         update_readme()
 
@@ -188,7 +189,7 @@ def reference(options) -> None:
     from utils.paths import cache_dir
     from utils.profiles.used import remember
 
-    check_reference(profile, options.only)
+    check_reference(profile, options.only, trained_only=options.trained_only)
     require(profile)
     set_up_process()
     _tidy()

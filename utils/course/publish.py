@@ -100,9 +100,13 @@ def _total(costs: dict, kind: str, *, before: dict | None = None) -> str:
 
 def benchmark_table() -> str:
     """The committed benchmark, or a line that says there is none yet."""
-    if not BENCH_RECORD.exists():
-        return "Not measured yet: `python -m utils bench --publish`."
-    return bench_table(json.loads(BENCH_RECORD.read_text(encoding="utf-8")))
+    found = committed_bench()
+    return "Not measured yet: `python -m utils bench --publish`." if found is None else bench_table(found)
+
+
+def committed_bench() -> dict | None:
+    """What ``python -m utils bench --publish`` wrote last; None before the first time."""
+    return json.loads(BENCH_RECORD.read_text(encoding="utf-8")) if BENCH_RECORD.exists() else None
 
 
 def notebook_table() -> str:

@@ -105,22 +105,22 @@ def train_missing(asked: Asked, *, always_say: bool = False) -> Outcomes:
     if asked.engine == "ray":
         outcomes = train_on_ray(planned, address=asked.address, workers=asked.workers)
     else:
-        print(announcement(planned, asked.workers), flush=True)
+        print(announcement(planned, asked), flush=True)
         outcomes = train_side_by_side(planned, workers=usable_workers(planned, asked.workers))
     print("\n".join(summary(outcomes)), flush=True)
     return outcomes
 
 
-def announcement(planned: list[Planned], asked: int | None) -> str:
+def announcement(planned: list[Planned], asked: Asked) -> str:
     """How many runs there are to train, and about how long that will take; with a sentence where memory is short.
 
-    Parameters
-    ----------
-    planned : list of Planned
-    asked : int or None
-        The workers that were asked for.
+    Of a cluster elsewhere this machine knows neither cores nor memory: it says the work there is in all.
     """
-    workers = usable_workers(planned, asked)
+    if asked.address is not None:
+        hours = sum(one.seconds for one in planned) / 3600
+        return (f"{len(planned)} runs to train on the cluster at {asked.address}: about {hours:.1f} h of one worker as "
+                "fast as those measured here, shared by as many as it has room for.")
+    workers = usable_workers(planned, asked.workers)
     minutes = makespan(planned, workers)[0] / 60
     said = (f"{len(planned)} runs to train, {workers} at a time: "
             f"{f'about {minutes:.0f} min' if minutes >= 1 else 'less than a minute'}.")

@@ -58,7 +58,7 @@ def build_reference(profile: Profile, seeds: Seeds = None, *, only: list[str] | 
     UsageError
         If the profile's results are no evidence (smoke), or a measurement is unknown.
     """
-    check_reference(profile, only)
+    check_reference(profile, only, trained_only=trained_only)
     seeds = seeds or profile.reference_seeds
     folder = ensure_dir(reference_dir() / profile.profile)
     whole = profile.with_reference_runs()
@@ -120,7 +120,7 @@ def _where_tables_come_from(folder: Path, written: dict[str, dict]) -> dict:
     return usual | {"tables": {name: one for name, one in tables.items() if one != usual}}
 
 
-def check_reference(profile: Profile, only: list[str] | None = None) -> None:
+def check_reference(profile: Profile, only: list[str] | None = None, *, trained_only: bool = False) -> None:
     """UsageError if a reference of this profile, or of these measurements, cannot be made; before any work."""
     if not profile.evidence:
         raise UsageError(f"Profile {profile.profile} is not evidence, so it has no reference results.")
@@ -128,7 +128,8 @@ def check_reference(profile: Profile, only: list[str] | None = None) -> None:
     if only is not None and not only:
         raise UsageError(f"Expected names of measurements, got none; the names are {', '.join(MEASUREMENTS)}.")
     for name in only or ():
-        measurement_named(name)
+        if not measurement_named(name).by_run and trained_only:
+            raise UsageError(f"{name} is not measured run by run: it needs all of its runs; leave --trained-only out.")
 
 
 def reference_folder(profile: Profile | str) -> Path:

@@ -139,14 +139,14 @@ def label_left(axes: Iterable[Axes], ylabel: str) -> None:
             axis.set_ylabel(ylabel)
 
 
-def doubling_axis(axis: Axes, values: Iterable[float]) -> None:
+def doubling_axis(axis: Axes, values: Iterable[float], form: str = "g") -> None:
     """A log2 axis with its ticks at the values themselves, such as durations; one too near the next larger has none."""
     known, ticks = sorted({value for value in values if value > 0}, reverse=True), []
     for value in known:
         if not ticks or np.log(ticks[-1] / value) > TICK_GAP * np.log(known[0] / known[-1]):
             ticks.append(value)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
+    axis.set_xticks(ticks, [f"{tick:{form}}" for tick in ticks], fontsize="small")
     axis.xaxis.set_minor_locator(NullLocator())
 
 

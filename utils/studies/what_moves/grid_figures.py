@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, NullLocator
 
 from utils.reporting.drawn import Drawn, Found, figure, finding
 from utils.reporting.measured import Measured
-from utils.reporting.panels import draw_lines, outer_legend, panels
+from utils.reporting.panels import doubling_axis, draw_lines, outer_legend, panels
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import method_styles
@@ -29,10 +28,8 @@ def of_task(grid: Measured, task: int, epsilon: float = STRICT) -> Measured:
 
 
 def _rate_axis(axis: Axes, rates: list[float]) -> None:
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(rates, [f"{rate:.2g}" for rate in rates], fontsize="small", rotation=60)
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    doubling_axis(axis, rates, form=".2g")
+    axis.tick_params(axis="x", rotation=60)
 
 
 def _over_rates(grid: Measured, task: int) -> Drawn:
@@ -49,6 +46,9 @@ def _over_rates(grid: Measured, task: int) -> Drawn:
             count_axis(axis, everything[column].max())
         if column == "relative_norm":
             axis.set_yscale("log")
+        if column == "validation_accuracy":  # runs that broke would press all others together at the top
+            shown = runs_that_learnt(everything)[column]
+            axis.set_ylim(bottom=shown.min() - 0.1 * max(shown.max() - shown.min(), 0.02))
     outer_legend(drawn, axes)
     chosen = chosen_rates(part.best)
     learnt = runs_that_learnt(part.best)
@@ -59,8 +59,9 @@ def _over_rates(grid: Measured, task: int) -> Drawn:
            f"{part.best['run'].nunique() - learnt['run'].nunique()} did not learn. Best rates: "
            f"{listed(chosen.set_index('method')['learning_rate'])}. Largest mean count at any rate that learnt: "
            f"{listed(most)}.")
-    return Drawn(drawn, alt, "Every method over its learning rates; bands are the reference's seeds, hollow runs did "
-                 "not learn.", part.own if len(part.own) else part.best, _chosen_table(part.best))
+    return Drawn(drawn, alt, "Every method over its learning rates; bands are the reference's seeds; hollow runs did "
+                 "not learn, and the accuracy axis leaves out those far below the others.",
+                 part.own if len(part.own) else part.best, _chosen_table(part.best))
 
 
 def _chosen_table(grid: pd.DataFrame) -> pd.DataFrame:
@@ -174,9 +175,7 @@ def _by_rank(axis: Axes, table: pd.DataFrame, *, by: str, title: str) -> None:
         line = part.groupby("r")["n_intruders"].mean()
         axis.plot(line.index, line.values, label=value if by == "task" else f"{value:.2g}", markersize=4, **style)
     ranks = sorted(table["r"].unique())
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ranks, [str(rank) for rank in ranks])
-    axis.xaxis.set_minor_locator(NullLocator())
+    doubling_axis(axis, ranks)
     count_axis(axis, table["n_intruders"].max() if len(table) else 0)
     axis.set(title=title, xlabel="LoRA rank", ylabel="intruder dimensions")
     if len(table):
