@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -57,6 +58,15 @@ def test_a_file_stays_together_and_the_longest_begins(durations):
     groups = [item.marks.get("xdist_group") for item in items]
     assert groups == ["a.py", "a.py", "b.py", None, "c.py", "d.py"]
     assert ordered(*items, worker=False) == [item.nodeid for item in items], "one process keeps the files' order"
+
+
+def test_a_worker_hands_on_the_group_of_every_test(request):
+    """pytest-xdist groups by names; where it cannot write them, each fixture of a file is built on every worker."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("there are no workers")
+    lost = [item.nodeid for item in request.session.items
+            if not (item.get_closest_marker("alone") or item.nodeid.endswith(f"@{item.nodeid.split('::')[0]}"))]
+    assert lost == []
 
 
 def test_durations_are_kept_beside_those_of_tests_that_did_not_run(durations):
