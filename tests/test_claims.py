@@ -215,7 +215,7 @@ def test_a_rule_that_returns_something_else_is_named(monkeypatch):
 def test_the_claims_are_sound():
     for claim in claims():
         assert claim.control and claim.sentence.endswith("."), claim.id
-        assert re.fullmatch(r"\d\d", claim.notebook) and set(claim.out_of_reach) <= set(PROFILE_NAMES), claim.id
+        assert re.fullmatch(r"\d\d[a-z]?", claim.notebook) and set(claim.out_of_reach) <= set(PROFILE_NAMES), claim.id
         assert claim.unit != "margin", f"{claim.id}: an effect is told in natural units"
         assert claim.kind != "paper" or not claim.reading, f"{claim.id}: a reading is a claim of ours"
         assert claim.kind != "ours" or claim.published is None or claim.reading, f"{claim.id}: how does it differ?"

@@ -21,7 +21,7 @@ from utils.ledger.page import (
     write_ledger,
 )
 from utils.ledger.reference import build_reference, reference_note, reference_table
-from utils.paths import NOTEBOOKS
+from utils.paths import NOTEBOOKS, notebook_number
 from utils.profiles import load_profile
 from utils.reporting.registry import MEASUREMENTS, Measurement
 
@@ -134,7 +134,7 @@ def test_every_claim_leads_to_a_heading_that_is_there():
     anchored = 0
     for claim in claims():
         name, _, anchor = claim_link(claim.id).partition("#")
-        assert name.startswith(claim.notebook) and (not anchor or anchor in headings[name]), claim.id
+        assert notebook_number(name) == claim.notebook and (not anchor or anchor in headings[name]), claim.id
         assert anchor or claim.measurement is None, f"{claim.id}: no cell of {name} measures {claim.measurement}"
         anchored += bool(anchor)
     assert anchored > 0.8 * len(claims())
