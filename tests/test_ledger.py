@@ -70,6 +70,8 @@ def test_what_a_notebook_concludes_is_kept_for_the_ledger(cache):
     keep_own(kept("b", 0, 1), profile, "05")
     keep_own(kept("a", 2, 2), profile, "04")
     assert own_kept(profile).set_index("claim")["own_agree"].to_dict() == {"a": 2, "b": 0}
+    keep_own(kept("b", 1, 1), profile, "05b")
+    assert own_kept(profile).set_index("claim")["own_agree"].to_dict() == {"a": 2, "b": 1}, "moved from 05 to 05b"
     assert own_kept(LAPTOP).empty, "another profile's runs are not this one's"
     (cache / "verdicts" / "smoke" / "06.csv").write_text("claim,holds in your seeds\na,1 of 1\n")
     assert len(own_kept(profile)) == 2, "what an older version left is no fault"
