@@ -365,6 +365,14 @@ def test_where_leads_from_a_claim_to_its_rule_and_figures():
     assert lines[int(place) - 1] == 'id = "lora-intruders-each-rank"'
 
 
+def test_where_tells_04b_from_04():
+    text = where("04b_seeds")
+    assert "notebooks/04b_catalogue_of_intruders.ipynb, cell" in text and "claim seeds-agree" in text
+    assert "claim full-no-intruders" not in text, "judged on the same table, in notebook 04"
+    text = where("seeds-agree")
+    assert "figure 04b_seeds" in text and "figure 04_count_against_epsilon" not in text
+
+
 def test_where_of_an_unknown_id_names_the_nearest():
     with pytest.raises(UsageError, match=r"There is no figure and no claim '04_count_against_epsilom' \(the nearest: "
                                          "04_count_against_epsilon"):
