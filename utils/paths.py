@@ -13,7 +13,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PAPER = DATA / "paper"
 MODELS = DATA / "models"
-NUMBERED = re.compile(r"[0-9]{2}[a-z]?_.+\.ipynb")  # with a letter: beside the one without
+NUMBERED = re.compile(r"[0-9]{2}[a-z]?_.+\.ipynb")  # 04_….ipynb, and 04b_….ipynb beside it
 
 
 VARIABLES = {"LORA_COURSE_CACHE": DATA / "cache", "LORA_COURSE_FIGURES": ROOT / "figures",
