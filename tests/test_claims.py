@@ -215,7 +215,7 @@ def test_a_rule_that_returns_something_else_is_named(monkeypatch):
 def test_the_claims_are_sound():
     for claim in claims():
         assert claim.control and claim.sentence.endswith("."), claim.id
-        assert re.fullmatch(r"\d\d", claim.notebook) and set(claim.out_of_reach) <= set(PROFILE_NAMES), claim.id
+        assert re.fullmatch(r"\d\d[a-z]?", claim.notebook) and set(claim.out_of_reach) <= set(PROFILE_NAMES), claim.id
         assert claim.unit != "margin", f"{claim.id}: an effect is told in natural units"
         assert claim.kind != "paper" or not claim.reading, f"{claim.id}: a reading is a claim of ours"
         assert claim.kind != "ours" or claim.published is None or claim.reading, f"{claim.id}: how does it differ?"
@@ -363,6 +363,14 @@ def test_where_leads_from_a_claim_to_its_rule_and_figures():
     lines = (ledger_claims.STUDIES / "intruders" / "claims.toml").read_text().splitlines()
     assert "utils/ledger/page.py" in where("17_verdicts"), "the one figure that no study draws"
     assert lines[int(place) - 1] == 'id = "lora-intruders-each-rank"'
+
+
+def test_where_tells_04b_from_04():
+    text = where("04b_seeds")
+    assert "notebooks/04b_catalogue_of_intruders.ipynb, cell" in text and "claim seeds-agree" in text
+    assert "claim full-no-intruders" not in text, "judged on the same table, in notebook 04"
+    text = where("seeds-agree")
+    assert "figure 04b_seeds" in text and "figure 04_count_against_epsilon" not in text
 
 
 def test_where_of_an_unknown_id_names_the_nearest():

@@ -230,9 +230,9 @@ def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatc
     monkeypatch.setattr("utils.ledger.claims.verdicts", lambda profile: pd.DataFrame(columns=["notebook", "verdict"]))
     monkeypatch.setattr("utils.course.runner.run_course",
                         lambda profile, **options: given.update(options) or Course([], Outcomes()))
-    assert main(["course", "--profile", "smoke", "--only", "4,05", "--seeds", "0, 2", "--timeout", "9",
+    assert main(["course", "--profile", "smoke", "--only", "4,05,4b", "--seeds", "0, 2", "--timeout", "9",
                  "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0
-    assert given == {"profile_name": "smoke", "only": ["04", "05"], "how": Pass(
+    assert given == {"profile_name": "smoke", "only": ["04", "05", "04b"], "how": Pass(
         seeds=(0, 2), timeout=9, given={"RANK": 4, "NAMES": ["a", "b"]})}
     assert main(["course", "--profile", "smoke", "--run-code", "--workers", "2"]) == 0
     assert given["how"] == Pass(where_declared={"RUN_CODE": True}, workers=2, side_by_side=2)

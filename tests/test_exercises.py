@@ -39,8 +39,8 @@ def _function(text: str, name: str):
 
 
 def test_there_are_some():
-    assert {"01_lora_from_scratch", "02_fine_tuning", "04_intruder_dimensions", "05_what_moves_the_count", "07_cause",
-            "08_continual_learning"} <= set(EXERCISES)
+    assert {"01_lora_from_scratch", "02_fine_tuning", "04_intruder_dimensions", "04b_catalogue_of_intruders",
+            "05_what_moves_the_count", "07_cause", "08_continual_learning"} <= set(EXERCISES)
 
 
 @pytest.mark.parametrize("notebook", EXERCISES)
@@ -70,6 +70,11 @@ def random_twin(W0, Wt, seed):  # of full rank
     noise = torch.randn(W0.shape, generator=torch.Generator().manual_seed(seed))
     return W0 + noise * ((Wt - W0).norm() / noise.norm())
 """],
+    "04b_catalogue_of_intruders": [
+        "def follow(checkpoints, u): return [int((left.T @ u).abs().argmax()) for left in checkpoints]",
+        "def follow(checkpoints, u): return [int((left.T @ u).argmax()) + 1 for left in checkpoints]",
+        "def follow(checkpoints, u): return [int((checkpoints[-1].T @ u).abs().argmax()) + 1]",
+        "def follow(checkpoints, u): return [int((left @ left.T @ u).abs().argmax()) + 1 for left in checkpoints]"],
     "05_what_moves_the_count": ["""
 def choose_rate(runs):  # on test rows
     return runs.groupby("learning_rate")["accuracy"].mean().idxmax()

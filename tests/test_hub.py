@@ -33,13 +33,15 @@ from standin_hub import (
     TRAIN_ROWS,
 )
 
+from utils.paths import notebook_files, notebook_number
+
 CAUSAL, TEXTS = ("metamath", "magicoder"), ("codeparrot", "open-web-math")
 HELD_OUT = TRAIN_ROWS // HELD_OUT_EACH
 TASKS = ("mnli", "sst2", "qqp", "siqa", "winogrande", "fever")
 CLASSES = {"mnli": 3, "sst2": 2, "qqp": 2, "siqa": 3, "winogrande": 2, "fever": 3}
 PAIRED = {"mnli", "qqp"}
 GPU_PROFILE = REPOSITORY / "utils" / "profiles" / "gpu.yaml"
-NOTEBOOKS = {path.name[:2]: path for path in sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+NOTEBOOKS = notebook_files(REPOSITORY / "notebooks")
 
 
 @pytest.fixture(scope="module")
@@ -583,7 +585,8 @@ def assert_published(folder: Path, notebook: Path) -> None:
         f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "csv", "json")}
     for name in names:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        assert name.startswith(notebook.name[:2]) and record["profile"] == "gpu" and record["rows"] > 0
+        assert notebook_number(name) == notebook_number(notebook.name)
+        assert record["profile"] == "gpu" and record["rows"] > 0
         picture = image.imread(folder / f"{name}.png")
         assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.01, f"{name} is an empty picture"
 

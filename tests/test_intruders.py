@@ -161,7 +161,7 @@ def test_seeds_have_a_panel_for_each_method_two_in_a_row():
     drawn = figures.seeds(measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)))
     assert [axis.get_title() for axis in drawn.figure.axes] == list(METHODS)
     assert drawn.figure.axes[0].get_gridspec().ncols == 2 and "LoRA r=8 9 to 9" in drawn.alt
-    assert FINDINGS["04_seeds"](measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING))).met
+    assert FINDINGS["04b_seeds"](measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING))).met
 
 
 def growing(last: int, accuracy: float = 0.8) -> pd.DataFrame:
@@ -178,7 +178,7 @@ def growing(last: int, accuracy: float = 0.8) -> pd.DataFrame:
 def test_growth_says_whether_accuracy_had_flattened(last, accuracy, met, word):
     given = Measured("intruder_growth", LAPTOP, (3,), growing(last, accuracy))
     assert f"LoRA 1 at first, {last} at the end" in growth.through_training(given).alt
-    result = FINDINGS["04_through_training"](given)
+    result = FINDINGS["04b_through_training"](given)
     assert result.met is met and word in result.text and f"{last} (in all 3 seeds) at the last" in result.text
 
 
@@ -189,9 +189,9 @@ def test_one_intruder_is_followed_and_the_base_is_no_point_of_its_line():
     drawn = growth.one_intruder(LAPTOP, trace, largest=2.5)
     line = drawn.figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [60, 120] and "9, 3, 1" in drawn.alt
-    assert FINDINGS["04_one_intruder"](LAPTOP, trace, largest=2.5).met
+    assert FINDINGS["04b_one_intruder"](LAPTOP, trace, largest=2.5).met
     sinking = trace.assign(index=[9, 1, 3])
-    assert FINDINGS["04_one_intruder"](LAPTOP, sinking, largest=2.5).met is False
+    assert FINDINGS["04b_one_intruder"](LAPTOP, sinking, largest=2.5).met is False
 
 
 def test_variants_that_did_not_learn_are_counted_as_failed():
@@ -200,7 +200,7 @@ def test_variants_that_did_not_learn_are_counted_as_failed():
     drawn = subsets.variants(measured(table.assign(experiment="variants")))
     assert drawn.shown.set_index("method")["seeds that did not learn"].to_dict() == {
         "full": 0, "LoRA r=8": 0, "PiSSA r=8": 1}
-    assert "PiSSA" not in FINDINGS["04_variants"](measured(table)).text.split("Without any")[0]
+    assert "PiSSA" not in FINDINGS["04b_variants"](measured(table)).text.split("Without any")[0]
 
 
 @pytest.mark.parametrize("highest", [0, 7])
@@ -213,6 +213,6 @@ def test_places_print_each_count(highest):
     assert f"LoRA r=8 {2 * highest}" in drawn.alt
 
 
-def test_every_figure_of_notebook_04_has_a_finding():
-    ours = [name for name in FIGURES if name.startswith(("03_", "04_")) and "released" not in name]
+def test_every_figure_of_notebooks_03_to_04b_has_a_finding():
+    ours = [name for name in FIGURES if name.startswith(("03_", "04_", "04b_")) and "released" not in name]
     assert len(ours) >= 16 and set(ours) <= set(FINDINGS)

@@ -21,7 +21,7 @@ from utils.ledger.page import (
     write_ledger,
 )
 from utils.ledger.reference import build_reference, reference_note, reference_table
-from utils.paths import NOTEBOOKS
+from utils.paths import NOTEBOOKS, notebook_number
 from utils.profiles import load_profile
 from utils.reporting.registry import MEASUREMENTS, Measurement
 
@@ -70,6 +70,8 @@ def test_what_a_notebook_concludes_is_kept_for_the_ledger(cache):
     keep_own(kept("b", 0, 1), profile, "05")
     keep_own(kept("a", 2, 2), profile, "04")
     assert own_kept(profile).set_index("claim")["own_agree"].to_dict() == {"a": 2, "b": 0}
+    keep_own(kept("b", 1, 1), profile, "05b")
+    assert own_kept(profile).set_index("claim")["own_agree"].to_dict() == {"a": 2, "b": 1}, "moved from 05 to 05b"
     assert own_kept(LAPTOP).empty, "another profile's runs are not this one's"
     (cache / "verdicts" / "smoke" / "06.csv").write_text("claim,holds in your seeds\na,1 of 1\n")
     assert len(own_kept(profile)) == 2, "what an older version left is no fault"
@@ -134,7 +136,7 @@ def test_every_claim_leads_to_a_heading_that_is_there():
     anchored = 0
     for claim in claims():
         name, _, anchor = claim_link(claim.id).partition("#")
-        assert name.startswith(claim.notebook) and (not anchor or anchor in headings[name]), claim.id
+        assert notebook_number(name) == claim.notebook and (not anchor or anchor in headings[name]), claim.id
         assert anchor or claim.measurement is None, f"{claim.id}: no cell of {name} measures {claim.measurement}"
         anchored += bool(anchor)
     assert anchored > 0.8 * len(claims())

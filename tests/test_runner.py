@@ -27,8 +27,9 @@ from utils.course.turns import only_one
 from utils.course.watch import Watch
 from utils.errors import CourseError, UsageError
 from utils.files import sha256_of
+from utils.ledger.notebook import cost_card
 from utils.machine import available_cores
-from utils.paths import NOTEBOOKS, ROOT, cache_dir
+from utils.paths import NOTEBOOKS, ROOT, cache_dir, notebook_files, notebook_number
 from utils.profiles import load_profile
 from utils.reporting.publish import STAMP
 from utils.training.outcomes import Outcomes
@@ -194,6 +195,18 @@ def test_a_folder_without_notebooks_is_no_course(course):
     with pytest.raises(UsageError, match="Expected numbers of notebooks, got none"):
         start(only=[])
     assert notebook_paths(["00", "00"]) == [runner.NOTEBOOKS / "00_one.ipynb"]
+
+
+def test_a_letter_makes_another_number(course):
+    """04b is read after 04 and run only where it is asked for itself; what has no number is no notebook of it."""
+    one, more, two = (course(name) for name in ("04_one", "04b_more", "05_two"))
+    for name in ("draft", "4_four", "041_long", "04bc_long", "04"):
+        course(name)
+    assert list(notebook_files(runner.NOTEBOOKS)) == ["04", "04b", "05"]
+    assert notebook_paths() == [one, more, two]
+    assert [notebook_paths(only) for only in (["04"], ["04b"], ["04", "04b"])] == [[one], [more], [one, more]]
+    with pytest.raises(UsageError, match="There is no notebook '05b'; the numbers are 04, 04b, 05"):
+        notebook_paths(["05b"])
 
 
 def test_a_disk_that_is_full_is_told_with_the_notebook(course, monkeypatch):
@@ -402,6 +415,19 @@ def test_costs_are_recorded_cold_and_warm(course):
     assert runner.expected_seconds("smoke", notebook_paths()) == {"00_one": 2.0, "01_two": runner.UNKNOWN_SECONDS}
 
 
+def test_a_notebook_that_was_never_measured_is_named_and_one_that_is_gone_not_counted(course):
+    course("00_one")
+    course("00b_more")
+    measured = [Outcome("00_one", 60.0, 1.5, 0), Outcome("00_gone", 600.0, 1.5, 0)]
+    runner.record_costs(SMOKE, Course(measured, Outcomes()), whole=False)
+    row, = [line for line in publish.profile_table().splitlines() if line.startswith("| `smoke`")]
+    assert "| not measured yet | 1.0 min without 00b (not measured) |" in row
+    assert "60.0" in cost_card("00") and cost_card("00b") == "Not measured on any machine yet."
+    runner.record_costs(SMOKE, Course([Outcome("00b_more", 30.0, 1.5, 0)], Outcomes()), whole=False)
+    assert "| 1.5 min |" in publish.profile_table()
+    assert "30.0" in cost_card("00b") and "30.0" not in cost_card("00"), "a number that begins as another does"
+
+
 def test_notebooks_that_begin_at_once_start_the_watch_once():
     watch, at_once = Watch({}), threading.Barrier(8)
 
@@ -524,7 +550,7 @@ def test_every_cell_must_have_completed(tmp_path):
 def pytest_generate_tests(metafunc):
     """One test a notebook; without any there is one that fails."""
     if "course_notebook" in metafunc.fixturenames:
-        paths = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+        paths = list(notebook_files(NOTEBOOKS).values())
         metafunc.parametrize("course_notebook", paths or [None], ids=lambda path: path.stem if path else "none found")
 
 
@@ -575,7 +601,7 @@ def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch, asked)
     assert len(stems) >= calls and [path.name for path in files] == sorted(
         f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "csv", "json"))
     for stem in stems:
-        assert stem.startswith(course_notebook.name[:2]), f"{stem} is published by the wrong notebook"
+        assert notebook_number(stem) == notebook_number(course_notebook.name), f"{stem}: by the wrong notebook"
         assert_figure(folder / stem, started)
 
 

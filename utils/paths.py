@@ -1,7 +1,8 @@
-"""Where things lie: the repository's own folders, those that a test or a class may move, and why one cannot be used."""
+"""Where things lie: the course's own folders and notebooks, the folders that move, and why one cannot be used."""
 
 import errno
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
 PAPER = DATA / "paper"
 MODELS = DATA / "models"
+NUMBERED = re.compile(r"[0-9]{2}[a-z]?_.+\.ipynb")  # 04_….ipynb, and 04b_….ipynb beside it
 
 
 VARIABLES = {"LORA_COURSE_CACHE": DATA / "cache", "LORA_COURSE_FIGURES": ROOT / "figures",
@@ -25,6 +27,21 @@ _ADVICE = {
     errno.EROFS: ("the disk may only be read", "on another one")}
 _LIKE = {errno.EPERM: errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC): errno.ENOSPC}
 OF_THE_DISK = {*_ADVICE, *_LIKE}
+
+
+def notebook_number(name: str) -> str:
+    """The number that a notebook's file, its stem or a figure's identifier begins with.
+
+    >>> notebook_number("04_intruder_dimensions.ipynb"), notebook_number("04b_places")
+    ('04', '04b')
+    """
+    return name.partition("_")[0]
+
+
+def notebook_files(folder: Path) -> dict[str, Path]:
+    """The notebooks in a folder by their numbers, in the order of the course: 04, 04b, 05."""
+    found = sorted(path for path in folder.glob("*.ipynb") if NUMBERED.fullmatch(path.name))  # "_" lies before letters
+    return {notebook_number(path.name): path for path in found}
 
 
 def cache_dir() -> Path:

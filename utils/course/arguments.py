@@ -73,7 +73,7 @@ def build_parser(prog: str, description: str, runs: dict[str, Callable]) -> Pars
 
 
 def _course_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", type=_numbers, help="notebook numbers, such as 03,04")
+    parser.add_argument("--only", type=_numbers, help="notebook numbers, such as 03,04,04b")
     parser.add_argument("--seeds", type=_seeds, help="seeds, such as 0,1,2; the profile's own by default")
     parser.add_argument("--timeout", type=_positive, help="seconds that one cell may take")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", type=_parameter,
@@ -154,7 +154,9 @@ def _figure_file(text: str) -> Path:
 
 
 def _numbers(text: str) -> list[str]:
-    return [part.zfill(2) for part in _parts(text, "names no notebook; give numbers such as 03,04")]
+    """Numbers of notebooks; one of a single digit gets its zero, also before a letter: 4 is 04, 4b is 04b."""
+    parts = _parts(text, "names no notebook; give numbers such as 03,04,04b")
+    return [re.sub(r"^[0-9](?![0-9])", r"0\g<0>", part) for part in parts]
 
 
 def _names(text: str) -> list[str]:

@@ -72,13 +72,13 @@ def course(options) -> None:
 
 def _summary(profile, outcomes) -> None:
     from utils.ledger.claims import verdicts
-    from utils.paths import cache_dir
+    from utils.paths import cache_dir, notebook_number
     from utils.reporting.publish import figure_folder
 
     print(f"\n{'notebook':34} {'seconds':>8} {'peak GiB':>9}  verdicts of its claims (reference results)")
     ledger = verdicts(profile)
     for outcome in outcomes:
-        found = ledger[ledger["notebook"] == outcome.notebook[:2]]["verdict"].value_counts()
+        found = ledger[ledger["notebook"] == notebook_number(outcome.notebook)]["verdict"].value_counts()
         text = ", ".join(f"{count} {word}" for word, count in found.items()) or "none"
         print(f"{outcome.notebook:34} {outcome.seconds:8.0f} {outcome.peak_gib:9.2f}  {text}")
     print(f"\nRead them: .venv/bin/jupyter lab {cache_dir() / 'course' / profile.profile}")

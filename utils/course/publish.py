@@ -11,7 +11,7 @@ from utils.errors import CourseError
 from utils.files import atomic_write, write_text
 from utils.ledger.page import summary_markdown
 from utils.ledger.reference import measured_costs, measured_training
-from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir
+from utils.paths import DATA, NOTEBOOKS, ROOT, cache_dir, notebook_files
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.publish import published_alt
 
@@ -90,10 +90,11 @@ def profile_table() -> str:
 
 
 def _total(costs: dict, kind: str, *, before: dict | None = None) -> str:
-    """Minutes of all notebooks, and of what was trained before them."""
-    seconds = [entry[kind]["seconds"] for entry in costs.values() if kind in entry]
+    """Minutes of all notebooks that are there, and of what was trained before them; those never measured are named."""
+    measured = {number: costs.get(path.stem, {}) for number, path in notebook_files(NOTEBOOKS).items()}
+    seconds = [entry[kind]["seconds"] for entry in measured.values() if kind in entry]
     seconds += [before["seconds"]] if before and seconds else []
-    missing = ", ".join(name[:2] for name, entry in sorted(costs.items()) if kind not in entry)
+    missing = ", ".join(number for number, entry in measured.items() if kind not in entry)
     without = f" without {missing} (not measured)" if missing else ""
     return f"{sum(seconds) / 60:.1f} min{without}" if seconds else "not measured yet"
 
@@ -113,7 +114,7 @@ def notebook_table() -> str:
     """Notebooks with their titles and what each took at `laptop`."""
     costs = measured_costs(READ_PROFILE)
     lines = ["| notebook | shows | first run | run again |", "|---|---|---|---|"]
-    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for path in notebook_files(NOTEBOOKS).values():
         title, first, *_ = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
         title, purpose = title.lstrip("# "), " ".join(first.split())
         cost = costs.get(path.stem, {})

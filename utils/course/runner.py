@@ -33,7 +33,7 @@ from utils.files import read_json, sha256_of, write_json
 from utils.ledger.cells import read_notebook
 from utils.ledger.reference import COSTS, measured_costs, measured_training
 from utils.machine import available_cores
-from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, reference_dir
+from utils.paths import NOTEBOOKS, ROOT, cache_dir, ensure_dir, figures_dir, notebook_files, reference_dir
 from utils.profiles import Profile
 from utils.profiles.used import remember
 from utils.provenance import provenance
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def notebook_paths(only: list[str] | None = None) -> list[Path]:
-    """The notebooks in order, or those whose two-digit numbers are in `only`.
+    """The notebooks in order, or those whose numbers are in `only`.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def notebook_paths(only: list[str] | None = None) -> list[Path]:
     CourseError
         If there are no notebooks at all.
     """
-    found = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    found = notebook_files(NOTEBOOKS)
     if not found:
         raise CourseError(f"There are no notebooks in {NOTEBOOKS}; get the course's folder whole.")
     if only is not None and not only:
@@ -235,7 +235,7 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
     profile_name : str
         What the notebooks are given as ``PROFILE``: the profile's name or its file.
     only : list of str, optional
-        Two-digit numbers of notebooks.
+        Numbers of notebooks, such as ``04`` and ``04b``.
     how : Pass
     """
     paths = notebook_paths(only)

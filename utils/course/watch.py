@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from utils.paths import notebook_number
+
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
 INTERVAL_S = 0.5
 
@@ -84,7 +86,8 @@ class Watch(threading.Thread):
         now, position = time.monotonic(), self.done_s
         for name, watched in list(self.running.items()):
             position += min(now - watched.started, 0.98 * self.expected.get(name, UNKNOWN_SECONDS))
-        self.bar.set_description_str(", ".join(name[:2] if len(self.running) > 1 else name for name in self.running))
+        short = notebook_number if len(self.running) > 1 else str
+        self.bar.set_description_str(", ".join(short(name) for name in list(self.running)))
         self.bar.n = min(round(position), self.bar.total)
         self.bar.refresh()
 

@@ -12,7 +12,7 @@ from utils.errors import CourseError, UsageError, reason_of
 from utils.files import read_text
 from utils.ledger.cells import notebook_cells
 from utils.ledger.reference import reference_table
-from utils.paths import NOTEBOOKS
+from utils.paths import NOTEBOOKS, notebook_files
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.claims import Claim, check_claim, judge_claim
 from utils.reporting.registry import nearest
@@ -82,7 +82,7 @@ def _read(path: Path) -> list[Claim]:
 
 def _check_places(claim: Claim, where: str) -> None:
     """CourseError if a claim names a notebook, a profile or, as a paper's own statement, a paper that is not there."""
-    notebooks = [path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")]
+    notebooks = notebook_files(NOTEBOOKS)
     named = [("notebook", claim.notebook, notebooks), *(("profile", one, PROFILE_NAMES) for one in claim.out_of_reach)]
     for what, name, known in [*named, *([("paper", claim.paper, PAPERS)] if claim.kind == "paper" else [])]:
         if name not in known:
@@ -123,7 +123,7 @@ def claim_link(claim_id: str) -> str:
     Jupyter's links have; the notebook alone where no cell names it.
     """
     claim = claim_named(claim_id)
-    path = next(iter(sorted(NOTEBOOKS.glob(f"{claim.notebook}_*.ipynb"))), None)
+    path = notebook_files(NOTEBOOKS).get(claim.notebook)
     if path is None:
         return ""
     heading = ""

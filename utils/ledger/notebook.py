@@ -13,7 +13,7 @@ from utils.ledger.page import effect_text, keep_own, own_text, sentence_of
 from utils.ledger.reference import COSTS, measured_costs, reference_folder, reference_note
 from utils.ledger.session import measured_tables, start_session
 from utils.machine import set_up_process
-from utils.paths import NOTEBOOKS, reference_dir
+from utils.paths import NOTEBOOKS, notebook_files, notebook_number, reference_dir
 from utils.profiles import Profile, load_profile
 from utils.profiles.used import remember
 from utils.reporting.style import use_style
@@ -25,7 +25,7 @@ def begin(notebook: str, profile_name: str, seeds: list[int] | None = None) -> t
     Parameters
     ----------
     notebook : str
-        The two-digit number.
+        Its number, such as ``"04"`` or ``"04b"``.
     profile_name : str
         The notebook's parameter ``PROFILE``.
     seeds : list of int, optional
@@ -57,7 +57,7 @@ def cost_card(notebook: str) -> str:
     lines = ["| profile | runs trained | seconds, first run | seconds, run again | peak GiB |", "|---|---|---|---|---|"]
     for measured_at in sorted(path.parent.name for path in reference_dir().glob(f"*/{COSTS}")):
         for name, cost in measured_costs(measured_at).items():
-            if name.startswith(notebook):
+            if notebook_number(name) == notebook:
                 cold, warm = cost.get("cold", {}), cost.get("warm", {})
                 peak = max(entry["peak_gib"] for entry in cost.values())
                 lines.append(f"| {measured_at} | {cold.get('trained_runs', '')} | {cold.get('seconds', '')} | "
@@ -75,10 +75,10 @@ def course_map(profile: Profile) -> pd.DataFrame:
         Smoke shows those of the laptop.
     """
     costs, rows = measured_costs(reference_folder(profile).name), []
-    for notebook in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for number, notebook in notebook_files(NOTEBOOKS).items():
         (_, first), *_ = notebook_cells(notebook)
         cost = costs.get(notebook.stem, {})
-        rows.append({"notebook": notebook.stem[:2], "about": first.splitlines()[0].split("· ")[-1],
+        rows.append({"notebook": number, "about": first.splitlines()[0].split("· ")[-1],
                      "seconds, first run": cost.get("cold", {}).get("seconds"),
                      "seconds, again": cost.get("warm", {}).get("seconds"),
                      "peak GiB": max((entry["peak_gib"] for entry in cost.values()), default=None)})

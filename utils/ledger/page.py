@@ -54,11 +54,15 @@ def keep_own(table: pd.DataFrame, profile: Profile, notebook: str) -> None:
 
 
 def own_kept(profile: Profile) -> pd.DataFrame:
-    """What every notebook that was run here left, in the columns of ``own_verdicts``; what cannot be read is not."""
+    """What every notebook that was run here left, in the columns of ``own_verdicts``; what cannot be read is not.
+
+    A claim that moved to a later notebook is told by that one alone, whatever the earlier one had left before.
+    """
     columns = ["claim", "epsilon", "own_effect", "own_agree", "own_seeds"]
     parts = [_own_part(path, columns) for path in sorted(_verdict_file(profile, "00").parent.glob("*.csv"))]
     parts = [part for part in parts if len(part)]
     found = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    found = found.drop_duplicates(columns[:2], keep="last", ignore_index=True)
     return found.astype({"epsilon": float, "own_effect": float})
 
 

@@ -10,7 +10,7 @@ from utils.errors import UsageError
 from utils.ledger.cells import notebook_cells
 from utils.ledger.claims import claims
 from utils.ledger.reference import measurement_named
-from utils.paths import NOTEBOOKS, PAPER, reference_dir, relative
+from utils.paths import NOTEBOOKS, PAPER, notebook_files, notebook_number, reference_dir, relative
 from utils.reporting.claims import Claim
 from utils.reporting.registry import FIGURES, FINDINGS, RULES, FigureEntry, nearest
 from utils.studies import load_studies
@@ -40,15 +40,16 @@ def _text(lines: Iterable[tuple[str, str]]) -> str:
 
 
 def _figure_lines(entry: FigureEntry) -> Iterable[tuple[str, str]]:
+    notebook = notebook_number(entry.identifier)
     yield "figure", f"{entry.identifier} ({entry.place})"
-    yield "notebook cell", _cell(entry.identifier[:2], f"{entry.function.__name__}(")
+    yield "notebook cell", _cell(notebook, f"{entry.function.__name__}(")
     yield "figure function", _place(entry.function)
     if entry.identifier in FINDINGS:
         yield "what is found", _place(FINDINGS[entry.identifier])
     for name in entry.measurements:
         yield from _measurement_lines(name)
     for claim in claims():
-        if claim.measurement in entry.measurements and claim.notebook == entry.identifier[:2]:
+        if claim.measurement in entry.measurements and claim.notebook == notebook:
             yield f"claim {claim.id}", _claim_place(claim)
 
 
@@ -63,7 +64,7 @@ def _claim_lines(claim: Claim) -> Iterable[tuple[str, str]]:
     yield "rule", _place(RULES[claim.rule].function)
     yield from _measurement_lines(claim.measurement)
     for entry in FIGURES.values():
-        if claim.measurement in entry.measurements and entry.identifier.startswith(claim.notebook):
+        if claim.measurement in entry.measurements and notebook_number(entry.identifier) == claim.notebook:
             yield f"figure {entry.identifier}", _place(entry.function)
 
 
@@ -92,7 +93,7 @@ def _claim_place(claim: Claim) -> str:
 
 def _cell(notebook: str | None, call: str) -> str:
     """The first cell that makes a call, as ``notebooks/04_….ipynb cell 12``, cells counted from 1."""
-    for path in sorted(NOTEBOOKS.glob(f"{notebook or '[0-9][0-9]'}_*.ipynb")):
+    for path in [path for number, path in notebook_files(NOTEBOOKS).items() if notebook in (None, number)]:
         for number, (kind, source) in enumerate(notebook_cells(path), start=1):
             if kind == "code" and call in source:
                 return f"{relative(path)}, cell {number}"

@@ -131,7 +131,7 @@ def random_updates_found(controls: Measured, counts: Measured) -> Found:
                  "some.", bool(spread < 1 and exceeds))
 
 
-@figure("04_count_against_k", measurements=("intruder_counts_by_k",), place="Illusion v3, Fig 15a")
+@figure("04b_count_against_k", measurements=("intruder_counts_by_k",), place="Illusion v3, Fig 15a")
 def count_against_k(counts: Measured) -> Drawn:
     """Intruders against the share of tuned vectors that is examined, one panel per task."""
     figure_, axes = task_panels(counts.own, counts.reference, x="k", y="n_intruders")
@@ -149,7 +149,7 @@ def count_against_k(counts: Measured) -> Drawn:
                  counts.own)
 
 
-@finding("04_count_against_k")
+@finding("04b_count_against_k")
 def count_against_k_found(counts: Measured) -> Found:
     """What the tables say to :func:`count_against_k`, and whether it is what was expected."""
     main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
@@ -161,7 +161,7 @@ def count_against_k_found(counts: Measured) -> Found:
                  bool(above.ge(0.9).all()))
 
 
-@figure("04_seeds", measurements=("intruder_counts",), place="Illusion v3, Fig 22")
+@figure("04b_seeds", measurements=("intruder_counts",), place="Illusion v3, Fig 22")
 def seeds(counts: Measured) -> Drawn:
     """Each seed as a line of its own, one panel per method of the main experiment."""
     lines = counts.best[counts.best["experiment"] == "ranks"]
@@ -188,7 +188,7 @@ def _spread(counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFram
     return at.groupby("method", sort=False)["n_intruders"].agg(["min", "max"])
 
 
-@finding("04_seeds")
+@finding("04b_seeds")
 def seeds_found(counts: Measured) -> Found:
     """What the tables say to :func:`seeds`, and whether it is what was expected."""
     parts = []

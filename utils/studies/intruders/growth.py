@@ -16,7 +16,7 @@ PANELS = {"n_intruders": "intruder dimensions", "strongest_ratio": "strongest in
           "least_cosine": "least largest cosine, leading k", "accuracy": "test accuracy"}
 
 
-@figure("04_through_training", measurements=("intruder_growth",), place="Illusion v3, Fig 5")
+@figure("04b_through_training", measurements=("intruder_growth",), place="Illusion v3, Fig 5")
 def through_training(growth: Measured) -> Drawn:
     """Number of intruders, singular value of the strongest, least cosine and accuracy at each checkpoint."""
     figure_, axes = panels(4, height=3.2)
@@ -40,7 +40,7 @@ def through_training(growth: Measured) -> Drawn:
                  "means over the seeds.", growth.own, shown.head(8))
 
 
-@finding("04_through_training")
+@finding("04b_through_training")
 def through_training_found(growth: Measured) -> Found:
     """What the tables say to :func:`through_training`, and whether it is what was expected."""
     ordered = growth.best.sort_values("step")
@@ -58,7 +58,7 @@ def through_training_found(growth: Measured) -> Found:
                  bool(more and full["n_intruders"].max() == 0 and flat))
 
 
-@figure("04_one_intruder", place="Illusion v3, Fig 5")
+@figure("04b_one_intruder", place="Illusion v3, Fig 5")
 def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Drawn:
     """One intruder followed back: its index, its singular value, its cosines, the accuracy.
 
@@ -98,7 +98,7 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Dr
                  trace)
 
 
-@finding("04_one_intruder")
+@finding("04b_one_intruder")
 def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float) -> Found:
     """What the tables say to :func:`one_intruder`, and whether it is what was expected."""
     trained = trace[trace["step"] > 0]

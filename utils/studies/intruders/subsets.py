@@ -43,7 +43,7 @@ def _data_means(counts: Measured, epsilon: float) -> pd.DataFrame:
     return at.groupby(["method", "train_rows"], sort=False)["n_intruders"].agg(["mean", "size"]).reset_index()
 
 
-@figure("04_amount_of_data", measurements=("data_counts",), place="Illusion v3, Fig 16 left")
+@figure("04b_amount_of_data", measurements=("data_counts",), place="Illusion v3, Fig 16 left")
 def amount_of_data(counts: Measured) -> Drawn:
     """Count against epsilon on subsets of the training rows, one panel per method."""
     figure_ = _data_panels(counts, x="epsilon", xlabel="epsilon")
@@ -59,7 +59,7 @@ def amount_of_data(counts: Measured) -> Drawn:
                  "paper.", counts.own, shown)
 
 
-@finding("04_amount_of_data")
+@finding("04b_amount_of_data")
 def amount_of_data_found(counts: Measured) -> Found:
     """What the tables say to :func:`amount_of_data`, and whether it is what was expected."""
     parts, rises = [], {}
@@ -73,7 +73,7 @@ def amount_of_data_found(counts: Measured) -> Found:
                  bool(all(rise > 0 for method, rise in rises.items() if method == "LoRA r=8")))
 
 
-@figure("04_amount_of_data_by_k", measurements=("data_counts_by_k",), place="Illusion v3, Fig 16 right")
+@figure("04b_amount_of_data_by_k", measurements=("data_counts_by_k",), place="Illusion v3, Fig 16 right")
 def amount_of_data_by_k(counts: Measured) -> Drawn:
     """Count against the share of vectors examined, on subsets of the training rows."""
     figure_ = _data_panels(counts, x="k", xlabel="share of the tuned vectors examined")
@@ -84,7 +84,7 @@ def amount_of_data_by_k(counts: Measured) -> Drawn:
     return Drawn(figure_, alt, "The same against the share of each matrix's vectors that is examined.", counts.own)
 
 
-@finding("04_amount_of_data_by_k")
+@finding("04b_amount_of_data_by_k")
 def amount_of_data_by_k_found(counts: Measured) -> Found:
     """What the tables say to :func:`amount_of_data_by_k`, and whether it is what was expected."""
     every = counts.best[counts.best["k"] == counts.best["k"].max()]
@@ -96,7 +96,7 @@ def amount_of_data_by_k_found(counts: Measured) -> Found:
                  f"{counts.source}.", bool(rising))
 
 
-@figure("04_variants", measurements=("variant_counts",), place="Illusion v3, Figs 10 and 23")
+@figure("04b_variants", measurements=("variant_counts",), place="Illusion v3, Figs 10 and 23")
 def variants(counts: Measured) -> Drawn:
     """Count against epsilon for LoRA's variants, each at its best learning rate by accuracy."""
     own, reference = (None if table is None else best_rates(table) for table in (counts.own, counts.reference))
@@ -125,7 +125,7 @@ def variants(counts: Measured) -> Drawn:
                  drawn, shown)
 
 
-@finding("04_variants")
+@finding("04b_variants")
 def variants_found(counts: Measured) -> Found:
     """What the tables say to :func:`variants`, and whether it is what was expected."""
     at = runs_that_learnt(best_rates(counts.best))
@@ -153,7 +153,7 @@ def count_map(axis: Axes, grid: pd.DataFrame, top: float):
     return image
 
 
-@figure("04_places", measurements=("intruder_places",), place="Illusion v3, text")
+@figure("04b_places", measurements=("intruder_places",), place="Illusion v3, text")
 def places(counts: Measured, methods: list[str]) -> Drawn:
     """Intruders by layer and matrix type, one heat-map per method."""
     own = counts.own
@@ -172,7 +172,7 @@ def places(counts: Measured, methods: list[str]) -> Drawn:
     return Drawn(figure_, alt, "Where the intruders are, by layer and matrix type, in your runs.", own)
 
 
-@finding("04_places")
+@finding("04b_places")
 def places_found(counts: Measured, methods: list[str]) -> Found:
     """What the tables say to :func:`places`, and whether it is what was expected."""
     lora = counts.best[counts.best["method_kind"] == "lora"]

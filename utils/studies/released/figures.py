@@ -55,7 +55,7 @@ def released(counts: Measured, *, level: float) -> Drawn:
                  at[["group", "method", "r", "n_intruders"]].head(8))
 
 
-@figure("04_released_by_k", place="Illusion v3, Figs 15b to 15d")
+@figure("04b_released_by_k", place="Illusion v3, Figs 15b to 15d")
 def released_by_k(profile: Profile, counts: pd.DataFrame) -> Drawn:
     """Intruders of released models against the share of vectors examined, one panel per group."""
     alt = ("Line plots of intruder dimensions in released LLaMA models against the share of vectors examined, up to "
