@@ -39,8 +39,9 @@ def _function(text: str, name: str):
 
 
 def test_there_are_some():
-    assert {"01_lora_from_scratch", "02_fine_tuning", "04_intruder_dimensions", "04b_catalogue_of_intruders",
-            "05_what_moves_the_count", "07_cause", "08_continual_learning"} <= set(EXERCISES)
+    assert {"01_lora_from_scratch", "02_fine_tuning", "03_svd_heat_maps", "04_intruder_dimensions",
+            "04b_catalogue_of_intruders", "05_what_moves_the_count", "06_forgetting", "07_cause",
+            "08_continual_learning"} <= set(EXERCISES)
 
 
 @pytest.mark.parametrize("notebook", EXERCISES)
@@ -63,6 +64,11 @@ WRONG = {
                              "def merge(W, A, B, alpha, r): return W + B @ A"],
     "02_fine_tuning": ["def mcnemar(a, b): return 0.5",
                        "def mcnemar(a, b): return abs((a.double() - b.double()).mean())"],
+    "03_svd_heat_maps": ["def window_cosine(u, U0, m): return (U0.T @ u).abs().max()",
+                         "def window_cosine(u, U0, m): return (U0[:, :m].T @ u).norm()",
+                         "def window_cosine(u, U0, m): return (U0.T @ u).abs().topk(m).values.norm()",
+                         "def window_cosine(u, U0, m): return (U0.T @ u).abs().unfold(0, m, 1).sum(1).max()",
+                         "def window_cosine(u, U0, m): return (U0.T @ u).unfold(0, m, m).norm(dim=1).max()"],
     "04_intruder_dimensions": ["def random_twin(W0, Wt, seed): return Wt",
                                "def random_twin(W0, Wt, seed): return W0 + torch.randn(W0.shape)",
                                """
@@ -82,6 +88,22 @@ def choose_rate(runs):  # on test rows
 def choose_rate(runs):  # the luckiest run
     return runs.loc[runs["validation_accuracy"].idxmax(), "learning_rate"]
 """],
+    "06_forgetting": ["""
+def paired_interval(a, b, tokens):  # other passages for each model
+    one, other = (torch.randint(len(a), (2000, len(a)), generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    drawn = a[one].sum(1) / tokens[one].sum(1) - b[other].sum(1) / tokens[other].sum(1)
+    return tuple(drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist())
+""", """
+def paired_interval(a, b, tokens):  # every passage counts as one
+    places = torch.randint(len(a), (2000, len(a)), generator=torch.Generator().manual_seed(0))
+    drawn = ((a - b) / tokens)[places].mean(1)
+    return tuple(drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist())
+""", """
+def paired_interval(a, b, tokens):  # all draws, and not the middle of them
+    places = torch.randint(len(a), (2000, len(a)), generator=torch.Generator().manual_seed(0))
+    drawn = (a - b)[places].sum(1) / tokens[places].sum(1)
+    return drawn.min().item(), drawn.max().item()
+""", "def paired_interval(a, b, tokens): return ((a - b).sum() / tokens.sum()).expand(2)"],
     "07_cause": ["def lambda_at(l, a, t): return l[-1]",
                  "def lambda_at(l, a, t): return min(zip(l, a), key=lambda pair: abs(pair[1] - t))[0]"],
     "08_continual_learning": ["def null_forgetting(p, n, stages): return 0.0",
