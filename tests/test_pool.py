@@ -24,6 +24,7 @@ from utils.paths import cache_dir, reference_dir
 from utils.profiles import load_profile
 from utils.reporting.registry import MEASUREMENTS
 from utils.studies import load_studies
+from utils.training import outcomes as outcomes_module
 from utils.training import pool as module
 from utils.training.outcomes import Account, Outcomes, summary
 from utils.training.plan import Costs, Planned, makespan, plan, shard
@@ -268,6 +269,34 @@ def test_a_run_that_fails_stops_nothing_but_what_waits_for_it(cache, spec):
     outcomes.seconds = 60.0
     told = "\n".join(summary(outcomes))
     assert "1 runs trained in 1.0 min." in told and "not trained: 1 runs that wait for another" in told
+
+
+def test_the_time_that_is_left_follows_what_runs_of_each_kind_took(monkeypatch, spec, cache):
+    """Before anything was measured a plan was wrong by ten times, and told a reader of two minutes for half an hour."""
+    kinds = {"full": Method(kind="full"), "LoRA": Method(kind="lora", r=2, lora_alpha=4)}
+    planned = [Planned(spec(method=method, seed=seed), 600.0, 1.0) for method in kinds.values() for seed in range(3)]
+    now, lines = [0.0], []
+    monkeypatch.setattr(outcomes_module.time, "monotonic", lambda: now[0])
+    account = Account(planned, say=lines.append)
+    for seconds in (60.0, 6.0):  # three of each: full takes a tenth of what is expected, LoRA a hundredth
+        for _ in range(3):
+            one = account.take()
+            now[0] += seconds
+            account.ended(one, seconds, "why not")
+    assert [line.split("about ")[1] for line in lines[:2]] == ["50 min left", "40 min left"], "of failed ones nothing"
+    monkeypatch.setattr(RunStore, "result", lambda self, one: {"run": {"status": "done"}})
+    account, lines[:] = Account(planned, say=lines.append), []
+    for seconds in (60.0, 60.0, 60.0, 6.0, 6.0, 6.0):
+        one = account.take()
+        now[0] += seconds
+        account.ended(one, seconds)
+    assert [line.split("about ")[1] for line in lines] == ["5 min left", "4 min left", "3 min left", "0 min left",
+                                                           "0 min left", "0 min left"]
+    two, lines[:] = Account(planned, say=lines.append), []
+    one, _ = two.take(), two.take()
+    now[0] += 60.0
+    two.ended(one, 60.0)
+    assert lines[0].endswith("about 2 min left"), "of 240 s of work that is left two at a time"
 
 
 class _Process:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from utils.training.plan import Planned
+from utils.training.plan import Planned, cost_shapes
 from utils.training.store import RunStore
 
 
@@ -54,10 +54,9 @@ class Account:
     def __init__(self, planned: list[Planned], *, say: Callable[[str], None] = print):
         self.waiting, self.running = list(planned), dict[str, Planned]()
         self.outcomes, self.say, self.total = Outcomes(), say, len(planned)
-        self._planned_s, self._done_s = sum(one.seconds for one in planned), 0.0
-        self._started = time.monotonic()
-        self._length = round(self._planned_s)
-        self._bar = tqdm(total=self._length, unit="s", dynamic_ncols=True, leave=False,
+        self._done_s, self._took = 0.0, dict[tuple, tuple[float, float]]()  # shape -> seconds, and those expected
+        self._started, self._since = time.monotonic(), dict[str, float]()
+        self._bar = tqdm(total=round(self._left_s()), unit="s", dynamic_ncols=True, leave=False,
                          bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left"
                          ) if sys.stderr.isatty() else None
 
@@ -68,6 +67,7 @@ class Account:
             if not one.after & held and fits(one):
                 self.waiting.remove(one)
                 self.running[one.spec.key] = one
+                self._since[one.spec.key] = time.monotonic()
                 return one
         return None
 
@@ -92,7 +92,8 @@ class Account:
             if diverged:
                 self._leave_out(spec.key, f"{spec.label} diverged")
             how = "diverged" if diverged else f"{seconds:.0f} s"
-        self._done_s += one.seconds
+            self._learn(one, seconds)
+        self._done_s += seconds
         self._tell(f"{spec.label}: {how}")
 
     def close(self) -> Outcomes:
@@ -107,17 +108,35 @@ class Account:
         for one in [one for one in self.waiting if key in one.after]:
             self.waiting.remove(one)
             self.outcomes.left_out[one.spec.key] = why
-            self._done_s += one.seconds
             self._leave_out(one.spec.key, why)
 
+    def _learn(self, one: Planned, seconds: float) -> None:
+        for shape in (*cost_shapes(one.spec.model_dump(mode="json")), ()):
+            took, expected = self._took.get(shape, (0.0, 0.0))
+            self._took[shape] = (took + seconds, expected + one.seconds)
+
+    def _left_s(self) -> float:
+        """Seconds of work that is left, each run by how wrong what was expected of its like has been.
+
+        Before anything of a kind was ever measured, it may be wrong by ten times, and not alike for every kind.
+        """
+        left = 0.0
+        for one in (*self.waiting, *self.running.values()):
+            like = (shape for shape in (*cost_shapes(one.spec.model_dump(mode="json")), ()) if shape in self._took)
+            took, expected = self._took.get(next(like, ()), (1.0, 1.0))
+            left += one.seconds * took / max(expected, 1e-9)
+        return left
+
     def _tell(self, line: str) -> None:
+        now = time.monotonic()
+        begun = sum(now - self._since[key] for key in self.running)
+        done, left = self._done_s + begun, max(0.0, self._left_s() - begun)
         if self._bar is not None:
-            self._bar.n = min(round(self._done_s), self._length)
+            self._bar.total, self._bar.n = round(done + left), round(done)
             self._bar.set_description_str(f"{len(self.outcomes)}/{self.total}")
             return
-        spent = time.monotonic() - self._started
-        left = spent / max(self._done_s, 1e-9) * max(0.0, self._planned_s - self._done_s)
-        self.say(f"[{len(self.outcomes)}/{self.total}] {line}; about {left / 60:.0f} min left")
+        minutes = (now - self._started) / max(done, 1e-9) * left / 60
+        self.say(f"[{len(self.outcomes)}/{self.total}] {line}; about {minutes:.0f} min left")
 
 
 def summary(outcomes: Outcomes) -> Iterator[str]:

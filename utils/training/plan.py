@@ -53,14 +53,14 @@ class Costs:
 
     def learn(self, spec: dict, measured: dict) -> None:
         """Take in a finished run: its specification as it is stored, and the ``measured`` block of its result."""
-        for shape in _shapes(spec):
+        for shape in cost_shapes(spec):
             self.seconds_per_step.setdefault(shape, []).append(measured["train_seconds"] / max(1, measured["steps"]))
             self.peaks_gib[shape] = max(measured["peak_gib"], self.peaks_gib.get(shape, 0.0))
 
     def of(self, spec: RunSpec) -> tuple[float, float]:
         """Expected seconds and peak in GiB."""
         steps = spec.steps or 100  # epochs of rows that were not counted yet
-        for shape in _shapes(spec.model_dump(mode="json")):
+        for shape in cost_shapes(spec.model_dump(mode="json")):
             if shape in self.seconds_per_step:
                 return steps * statistics.median(self.seconds_per_step[shape]), self.peaks_gib[shape]
         size = sum(file.stat().st_size for file in weight_files(resolve(spec.base).folder))
@@ -69,7 +69,7 @@ class Costs:
         return seconds, LEAST_GIB + GUESSED_COPIES * size / 2**30
 
 
-def _shapes(spec: dict) -> list[tuple]:
+def cost_shapes(spec: dict) -> list[tuple]:
     """What a run's cost depends on, from everything to the base and the kind of method alone."""
     base, method = spec["base"]["name"], spec["method"]
     rows = spec["batch_size"] * spec["gradient_accumulation"] * spec["sizes"]["max_length"]
