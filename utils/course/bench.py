@@ -281,9 +281,10 @@ def bench_table(result: dict) -> str:
                      f"{row['ratio']:g} ({row['ratio_min']:g} to {row['ratio_max']:g}) | {aim} |")
     wrong = sum(row.get("different_counts", 0) for row in result["rows"])
     setting = result["setting"]
-    said = [f"Median of {setting['rounds']} rounds, but for runs side by side, measured once.",
-            ("Counts that differ from the definition in float64, over all matrices and "
-            f"{len(setting['epsilons'])} epsilons: {wrong}.")]
+    said = [f"Median of {setting['rounds']} rounds, but for runs side by side, measured once."]
+    if "counts" in result["provenance"]:
+        said.append("Counts that differ from the definition in float64, over all matrices and "
+                    f"{len(setting['epsilons'])} epsilons: {wrong}.")
     said += [_said_of_runs(row) for row in result["rows"] if row["comparison"] == "side_by_side"]
     machines: dict[str, list[str]] = {}
     for name, made in result["provenance"].items():
