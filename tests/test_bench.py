@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from utils.course import bench
-from utils.course.cli import main
+from utils.course.arguments import build_parser
+from utils.course.cli import RUNS, main
 from utils.sources.checkpoints import open_checkpoint
 from utils.sources.pairs import matched_names
 from utils.spectra.checkpoint_pairs import checkpoint_pairs
@@ -74,17 +75,19 @@ def test_the_whole_benchmark_runs_and_its_table_says_where(tmp_path, monkeypatch
 
 def test_what_is_measured_again_takes_the_place_of_what_was_and_the_rest_stays():
     made = {"date": "2026-11-30", "packages": {"torch": "2"}, "hardware": {"device": "cpu", "threads": 2, "cpu": "x"}}
-    row = {"what": "a", "against": "b", "plain_seconds": 2, "seconds": 1, "ratio": 2, "ratio_min": 2, "ratio_max": 2}
+    row = {"what": "a", "against": "b", "plain_seconds": 2, "seconds": 1, "ratio": 2, "ratio_min": 2, "ratio_max": 2,
+           "rounds": 3}
     side = {"ratio_on_four": 2.5, "update_difference": 0.0123, "metric_difference": 0.04}
-    runs = row | side | {"comparison": "side_by_side"}
-    old = {"setting": {"rounds": 3, "epsilons": [0.5]},
+    runs = row | side | {"comparison": "side_by_side", "rounds": 1}
+    old = {"setting": {"epsilons": [0.5]},
            "provenance": {"counts": made | {"date": "2026-11-02"}, "side_by_side": made},
            "rows": [row | {"comparison": "counts"}, runs | {"what": "old"}]}
     new = old | {"provenance": {"side_by_side": made}, "rows": [runs | {"what": "new"}]}
     both = bench.with_earlier(new, old)
     assert [one["what"] for one in both["rows"]] == ["a", "new"]
     table = bench.bench_table(both)
-    assert "2026-11-02, torch 2: counts." in table and "2026-11-30, torch 2: side by side." in table
+    assert "2026-11-02, torch 2, rounds: 3: counts." in table
+    assert "2026-11-30, torch 2, rounds: 1: side by side." in table
     assert "2.5 times as fast" in table and "at most 0.01 of its norm" in table
 
 
@@ -105,3 +108,9 @@ def test_a_quick_benchmark_is_never_published(capsys):
     """Its model is too small to say anything."""
     assert main(["bench", "--quick", "--publish"]) == 2
     assert "not published" in capsys.readouterr().err
+
+
+def test_the_command_knows_every_comparison():
+    """Its words are written down once more there: importing torch for them would make every command slow."""
+    parser = build_parser("course", "", RUNS)
+    assert parser.parse_args(["bench", "--only", *bench.COMPARISONS]).only == list(bench.COMPARISONS)

@@ -297,6 +297,9 @@ def test_the_time_that_is_left_follows_what_runs_of_each_kind_took(monkeypatch, 
     now[0] += 60.0
     two.ended(one, 60.0)
     assert lines[0].endswith("about 2 min left"), "of 240 s of work that is left two at a time"
+    now[0] += 600.0  # the second takes eleven times as long as expected, and nothing off the four that wait
+    two.ended(two.take(), 60.0)
+    assert not lines[1].endswith("about 0 min left")
 
 
 class _Process:

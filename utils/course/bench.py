@@ -57,8 +57,9 @@ def bench(only: Collection[str] = COMPARISONS, *, rounds: int = 3, layers: int =
         "training": lambda: [training_row(rounds, training_steps)],
         "pseudo_loss": lambda: [pseudo_loss_row(rounds, passages)],
         "side_by_side": lambda: [side_by_side_row(pool_steps)]}
-    rows = [row | {"comparison": name} for name in COMPARISONS if name in only for row in ways[name]()]
-    return {"setting": {"rounds": rounds, "layers": layers, "width": width, "k": K, "epsilons": list(EPSILONS),
+    rows = [row | {"comparison": name, "rounds": 1 if name == "side_by_side" else rounds}
+            for name in COMPARISONS if name in only for row in ways[name]()]
+    return {"setting": {"layers": layers, "width": width, "k": K, "epsilons": list(EPSILONS),
                         "relative_update_norms": NORMS, "training_steps": training_steps, "passages": passages,
                         "pool_steps": pool_steps},
             "rows": rows, "provenance": dict.fromkeys((name for name in COMPARISONS if name in only), provenance())}
@@ -280,18 +281,18 @@ def bench_table(result: dict) -> str:
         lines.append(f"| {row['what']} | {row['against']} | {row['plain_seconds']:.3g} s | {row['seconds']:.3g} s | "
                      f"{row['ratio']:g} ({row['ratio_min']:g} to {row['ratio_max']:g}) | {aim} |")
     wrong = sum(row.get("different_counts", 0) for row in result["rows"])
-    setting = result["setting"]
-    said = [f"Median of {setting['rounds']} rounds, but for runs side by side, measured once."]
+    said = ["The ratio is the median of the rounds."]
     if "counts" in result["provenance"]:
         said.append("Counts that differ from the definition in float64, over all matrices and "
-                    f"{len(setting['epsilons'])} epsilons: {wrong}.")
+                    f"{len(result['setting']['epsilons'])} epsilons: {wrong}.")
     said += [_said_of_runs(row) for row in result["rows"] if row["comparison"] == "side_by_side"]
-    machines: dict[str, list[str]] = {}
+    rounds = {row["comparison"]: row["rounds"] for row in result["rows"]}
+    measured: dict[str, list[str]] = {}
     for name, made in result["provenance"].items():
         where = (f"{made['hardware']['device']} ({made['hardware']['threads']} threads, {made['hardware']['cpu']}), "
-                 f"{made['date'][:10]}, torch {made['packages']['torch']}")
-        machines.setdefault(where, []).append(name.replace("_", " "))
-    said += [f"Measured on {where}: {', '.join(names)}." for where, names in machines.items()]
+                 f"{made['date'][:10]}, torch {made['packages']['torch']}, rounds: {rounds[name]}")
+        measured.setdefault(where, []).append(name.replace("_", " "))
+    said += [f"Measured on {where}: {', '.join(names)}." for where, names in measured.items()]
     return "\n".join([*lines, "", " ".join(said)])
 
 

@@ -56,7 +56,7 @@ class Account:
         self.outcomes, self.say, self.total = Outcomes(), say, len(planned)
         self._done_s, self._took = 0.0, dict[tuple, tuple[float, float]]()  # shape -> seconds, and those expected
         self._started, self._since = time.monotonic(), dict[str, float]()
-        self._bar = tqdm(total=round(self._left_s()), unit="s", dynamic_ncols=True, leave=False,
+        self._bar = tqdm(total=round(self._left_s(self._started)), unit="s", dynamic_ncols=True, leave=False,
                          bar_format="{desc} {bar} {percentage:3.0f}% about {remaining} left"
                          ) if sys.stderr.isatty() else None
 
@@ -115,22 +115,23 @@ class Account:
             took, expected = self._took.get(shape, (0.0, 0.0))
             self._took[shape] = (took + seconds, expected + one.seconds)
 
-    def _left_s(self) -> float:
+    def _left_s(self, now: float) -> float:
         """Seconds of work that is left, each run by how wrong what was expected of its like has been.
 
-        Before anything of a kind was ever measured, it may be wrong by ten times, and not alike for every kind.
+        Before anything of a kind was ever measured, it may be wrong by ten times, and not alike for every kind. A run
+        that takes longer than expected is about to end: it takes nothing off the others.
         """
         left = 0.0
         for one in (*self.waiting, *self.running.values()):
             like = (shape for shape in (*cost_shapes(one.spec.model_dump(mode="json")), ()) if shape in self._took)
             took, expected = self._took.get(next(like, ()), (1.0, 1.0))
-            left += one.seconds * took / max(expected, 1e-9)
+            begun = now - self._since[one.spec.key] if one.spec.key in self.running else 0.0
+            left += max(0.0, one.seconds * took / max(expected, 1e-9) - begun)
         return left
 
     def _tell(self, line: str) -> None:
         now = time.monotonic()
-        begun = sum(now - self._since[key] for key in self.running)
-        done, left = self._done_s + begun, max(0.0, self._left_s() - begun)
+        done, left = self._done_s + sum(now - self._since[key] for key in self.running), self._left_s(now)
         if self._bar is not None:
             self._bar.total, self._bar.n = round(done + left), round(done)
             self._bar.set_description_str(f"{len(self.outcomes)}/{self.total}")
