@@ -103,9 +103,10 @@ def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float)
     """What the tables say to :func:`one_intruder`, and whether it is what was expected."""
     trained = trace[trace["step"] > 0]
     places, strengths = trained["index"].tolist(), trained["singular_value"]
-    climbs = all(later <= earlier for earlier, later in pairwise(places))
+    climbs = all(later <= earlier for earlier, later in pairwise(places)) and places[-1] < places[0]
     ratio = strengths.iloc[-1] / largest
-    return Found(f"In your run its index goes {', '.join(map(str, places))} and its singular value "
+    top = ": on top from the first checkpoint on, so that no climb is seen," if set(places) == {1} else ""
+    return Found(f"In your run its index goes {', '.join(map(str, places))}{top} and its singular value "
                  f"{strengths.iloc[0]:.2f} to {strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At "
                  f"the first checkpoint its cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that "
                  "is small, \"nearest\" means little.", bool(climbs and strengths.iloc[-1] > strengths.iloc[0]))
