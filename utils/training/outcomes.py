@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from utils.training.plan import Planned, cost_shapes
+from utils.training.plan import Planned
 from utils.training.store import RunStore
 
 
@@ -111,23 +111,25 @@ class Account:
             self._leave_out(one.spec.key, why)
 
     def _learn(self, one: Planned, seconds: float) -> None:
-        for shape in (*cost_shapes(one.spec.model_dump(mode="json")), ()):
+        for shape in one.shapes:
             took, expected = self._took.get(shape, (0.0, 0.0))
             self._took[shape] = (took + seconds, expected + one.seconds)
 
-    def _left_s(self, now: float) -> float:
-        """Seconds of work that is left, each run by how wrong what was expected of its like has been.
+    def _expected_s(self, one: Planned) -> float:
+        """What a run is expected to take, by how wrong that has been for the runs most like it.
 
-        Before anything of a kind was ever measured, it may be wrong by ten times, and not alike for every kind. A run
-        that takes longer than expected is about to end: it takes nothing off the others.
+        Before anything of a kind was ever measured, it may be wrong by ten times, and not alike for every kind.
         """
-        left = 0.0
-        for one in (*self.waiting, *self.running.values()):
-            like = (shape for shape in (*cost_shapes(one.spec.model_dump(mode="json")), ()) if shape in self._took)
-            took, expected = self._took.get(next(like, ()), (1.0, 1.0))
-            begun = now - self._since[one.spec.key] if one.spec.key in self.running else 0.0
-            left += max(0.0, one.seconds * took / max(expected, 1e-9) - begun)
-        return left
+        for shape in one.shapes:
+            if shape in self._took:
+                took, expected = self._took[shape]
+                return one.seconds * took / max(expected, 1e-9)
+        return one.seconds
+
+    def _left_s(self, now: float) -> float:
+        """Seconds of work that is left; a run that takes longer than expected takes nothing off the others."""
+        return sum(self._expected_s(one) for one in self.waiting) + sum(
+            max(0.0, self._expected_s(one) - (now - self._since[key])) for key, one in self.running.items())
 
     def _tell(self, line: str) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 
 from utils.errors import UsageError
@@ -42,6 +43,11 @@ class Planned:
     peak_gib: float
     after: frozenset[str] = frozenset()
     chain_seconds: float = 0.0
+
+    @cached_property
+    def shapes(self) -> list[tuple]:
+        """What its cost is learnt by, the finest first; the last is that of every run."""
+        return [*cost_shapes(self.spec.model_dump(mode="json")), ()]
 
 
 @dataclass
