@@ -65,7 +65,7 @@ def test_a_worker_hands_on_the_group_of_every_test(request):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         pytest.skip("there are no workers")
     lost = [item.nodeid for item in request.session.items
-            if not (item.get_closest_marker("alone") or item.nodeid.endswith(f"@{item.nodeid.split('::')[0]}"))]
+            if not (item.get_closest_marker("alone") or item.nodeid.endswith(f"@{conftest.group_of(item)}"))]
     assert lost == []
 
 

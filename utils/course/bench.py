@@ -57,20 +57,21 @@ def bench(only: Collection[str] = COMPARISONS, *, rounds: int = 3, layers: int =
         "training": lambda: [training_row(rounds, training_steps)],
         "pseudo_loss": lambda: [pseudo_loss_row(rounds, passages)],
         "side_by_side": lambda: [side_by_side_row(pool_steps)]}
+    names = [name for name in COMPARISONS if name in only]
     rows = [row | {"comparison": name, "rounds": 1 if name == "side_by_side" else rounds}
-            for name in COMPARISONS if name in only for row in ways[name]()]
+            for name in names for row in ways[name]()]
     return {"setting": {"layers": layers, "width": width, "k": K, "epsilons": list(EPSILONS),
                         "relative_update_norms": NORMS, "training_steps": training_steps, "passages": passages,
                         "pool_steps": pool_steps},
-            "rows": rows, "provenance": dict.fromkeys((name for name in COMPARISONS if name in only), provenance())}
+            "rows": rows, "provenance": dict.fromkeys(names, provenance())}
 
 
 def with_earlier(result: dict, earlier: dict) -> dict:
     """A result of some comparisons, completed by those of an earlier one that it does not have."""
-    made = {name: result["provenance"].get(name) or earlier["provenance"].get(name) for name in COMPARISONS}
-    rows = [row for name in made for row in (result if name in result["provenance"] else earlier)["rows"]
-            if row["comparison"] == name]
-    return result | {"rows": rows, "provenance": {name: one for name, one in made.items() if one}}
+    source = {name: result if name in result["provenance"] else earlier for name in COMPARISONS}
+    rows = [row for name, one in source.items() for row in one["rows"] if row["comparison"] == name]
+    return result | {"rows": rows, "provenance": {name: one["provenance"][name] for name, one in source.items()
+                                                  if name in one["provenance"]}}
 
 
 def _counts(**size: int) -> list[dict]:

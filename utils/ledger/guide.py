@@ -41,7 +41,7 @@ def exercises(path: Path) -> list[str]:
 
 def verdict_list(table: pd.DataFrame) -> str:
     """What each verdict means and how many claims came to it, in Markdown (of :func:`utils.ledger.page.ledger`)."""
-    words = glossary()
+    words, _ = _words()
     ours, rows = table["title"].isin([OURS, BY_ARITHMETIC]), []
     for row in words[words["theme"] == VERDICTS].to_dict("records"):
         so = table["verdict"] == row["term"]
@@ -71,14 +71,20 @@ def glossary() -> pd.DataFrame:
     CourseError
         If a word is there twice, or in no notebook but the first page.
     """
+    texts = {number: _text(path) for number, path in notebook_files(NOTEBOOKS).items() if number != FIRST_PAGE}
+    table, since = _words()
+    return table.assign(notebook=[_first_with(term, texts, since.get(term, "")) for term in table["term"]])
+
+
+def _words() -> tuple[pd.DataFrame, dict[str, str]]:
+    """The words with their themes and meanings, and from which notebook on everyday ones mean what they mean here."""
     content = tomllib.loads(read_text(GLOSSARY))
     table = pd.DataFrame([(theme, term, " ".join(meaning.split())) for theme, words in content["words"].items()
                           for term, meaning in words.items()], columns=["theme", "term", "meaning"])
     twice = table.loc[table["term"].str.lower().duplicated(), "term"]
     if len(twice):
         raise CourseError(f"Expected each word once in {GLOSSARY.name}, got '{twice.iloc[0]}' twice; remove one.")
-    texts = {number: _text(path) for number, path in notebook_files(NOTEBOOKS).items() if number != FIRST_PAGE}
-    return table.assign(notebook=[_first_with(term, texts, content["since"].get(term, "")) for term in table["term"]])
+    return table, content["since"]
 
 
 def _first_with(term: str, texts: dict[str, str], since: str) -> str:
