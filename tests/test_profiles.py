@@ -396,6 +396,26 @@ def test_amounts_of_data_are_runs_of_their_own(planned):
         (None, None, 3.0), (600, None, 3.0)}
 
 
+def test_further_seeds_make_the_groups_that_name_them_and_no_other(planned):
+    """All of the reference's seeds bring them along; a reader, or one sitting with one seed, has what was asked for."""
+    profile = planned({("experiments", "second", "runs"): [FULL, ONLY_REFERENCE | {"further_seeds": [5, 4]}]})
+    whole = profile.with_reference_runs()
+    own = [(seed, name, rate) for seed in (0, 1, 2) for name, rate in (
+        ("full", 1e-4), ("LoRA r=1", 1e-3), ("LoRA r=4", 2e-3))]
+    further = [(seed, name, rate) for seed in (4, 5) for name, rate in (("LoRA r=1", 1e-3), ("LoRA r=4", 2e-3))]
+    assert seen(run_specs(whole, "second", (0, 1, 2))) == own + further
+    assert seen(run_specs(whole, "second", (1,))) == [one for one in own if one[0] == 1]
+    assert seen(run_specs(whole, "second", (4,))) == further[:2]
+    assert {one[0] for one in seen(run_specs(profile, "second"))} == set(profile.seeds)
+    assert {one[0] for one in seen(run_specs(whole, "ranks", (0, 1, 2)))} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_further_seeds_are_none_that_the_profile_has(variant, seed):
+    with pytest.raises(UsageError, match=f"'second' names the seed {seed} among its 'further_seeds'"):
+        load_profile(variant({("experiments", "second", "runs"): [FULL | {"further_seeds": [4, seed]}]}))
+
+
 def test_a_sequence_is_a_chain_per_seed_and_method(planned):
     """One run per task in the order of the profile, each from the weights of its own chain's run before."""
     profile = planned({("continual", "tasks"): ["movies", "genre", "topics"], ("continual", "steps"): 60,

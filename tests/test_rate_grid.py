@@ -10,6 +10,7 @@ import utils.ledger.reference as reference_module
 import utils.training.spec as spec_module
 from utils.course.cli import main
 from utils.errors import CourseError, UsageError
+from utils.ledger.reference import reference_table
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting import runs as runs_module
@@ -17,10 +18,11 @@ from utils.reporting.measured import Measured
 from utils.reporting.registry import Measurement
 from utils.reporting.rules import CLAIM_EPSILONS, MissingRun
 from utils.reporting.selection import marked
+from utils.reporting.statistics import mcnemar_p
 from utils.reporting.verdicts import NO_POWER, NOT_REPRODUCED, TOO_FEW, UNDECIDED, Expectation, judge
 from utils.sources.tasks import load_task
+from utils.studies.what_moves import best_figures, grid_figures, grid_rules, longer_figures
 from utils.studies.what_moves import grid as grid_module
-from utils.studies.what_moves import grid_figures, grid_rules
 from utils.studies.what_moves.grid import (
     at_chosen_rates,
     chosen_rates,
@@ -74,6 +76,21 @@ def test_validation_rows_make_another_run_and_no_rows_the_same_as_ever():
         "grid": grid.model_copy(update={"validation_rows": None})}})
     here, there = ({spec.key for spec in run_specs(profile, "grid")} for profile in (LAPTOP, without))
     assert len(here) == len(there) and not here & there
+
+
+def test_further_seeds_and_longer_runs_are_at_the_rates_that_validation_chose(monkeypatch):
+    """What the profile names beside the grid follows from the committed grid, by :func:`chosen_rates`."""
+    monkeypatch.setattr(spec_module, "resolve", lambda reference: SimpleNamespace(revision="any"))
+    whole, reference = LAPTOP.with_reference_runs(), reference_table("rate_grid", LAPTOP)
+    chosen = chosen_rates(reference[reference["experiment"].isin(grid_module.GRIDS)])
+    wanted = {(one.task, one.method): one.learning_rate for one in chosen.itertuples()}
+    for experiment in (*grid_module.GRIDS, "longer"):
+        seeds = whole.experiments[experiment].further_seeds if experiment != "longer" else (0,)
+        specs = run_specs(whole, experiment, seeds)
+        named = {(spec.task, spec.method.label): spec.learning_rate for spec in specs}
+        assert named == {key: wanted[key] for key in named}, experiment
+        if experiment != "longer" and seeds:
+            assert len(seeds) == 2 and len(specs) == 14, "five seeds of every method"
 
 
 @pytest.mark.parametrize("name", ["laptop", "workstation", "gpu", "paper"])
@@ -251,6 +268,62 @@ def test_where_no_rank_has_any_nothing_can_fall():
     assert judge(at(grid_rules.count_trend_at_fixed_rate, zeros), Expectation(below=0)).verdict == TOO_FEW
 
 
+def test_what_time_adds_is_counted_at_one_rate():
+    """After 400 steps r = 1 has 5 more and r = 8 one more than at that rate before; r = 64 and other rates are out."""
+    short = [row for r, counts in ((1, (0, 2, 90)), (8, (0, 3, 90)), (64, (0, 0, 0)), (0, (0, 0, 0)))
+             for row in method(r, MIDDLE, counts, experiment="grid_second", task="topics", steps=100)]
+    after = [row for r, count in ((1, 7), (8, 4), (64, 80), (0, 9))
+             for row in method(r, (0.8,), (count,), rates=(2e-3,), experiment="longer", task="topics", steps=400)]
+    found = grid_rules.count_gained_by_time(table(*short, *after), epsilon=0.5, in_experiment="grid_second",
+                                            longer="longer", max_rank=16)
+    assert by_seed(found) == {0: 3, 1: 3, 2: 3} and sorted(set(found.outcomes)) == [2, 3, 4, 7]
+    with pytest.raises(MissingRun, match="no run of longer"):
+        grid_rules.count_gained_by_time(table(*short), epsilon=0.5, in_experiment="grid_second", longer="longer",
+                                        max_rank=16)
+
+
+def test_what_is_found_at_the_best_rates_goes_with_the_table():
+    """Accuracy (02), forgetting (06) and counts (04): LoRA a little worse and forgetting less, then the opposite."""
+    rows = [row | {"accuracy": 0.75 + (row["r"] > 0) * step, "forgetting": 1 + (row["r"] > 0) * forgets}
+            for r, counts in ((0, (0, 0, 0)), (8, (0, 4, 9))) for row in method(r, MIDDLE, counts)
+            for step, forgets in ((-0.01, -0.5),)]
+    frame = table(*rows)
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], frame)
+    accuracy = best_figures.accuracy_at_best_rates_found(grid)
+    forgetting = best_figures.forgetting_at_best_rates_found(grid)
+    assert accuracy.met is True and "movies: LoRA r=8 -0.010" in accuracy.text
+    assert forgetting.met is True and "no LoRA forgets more" in forgetting.text
+    worse = frame.assign(accuracy=np.where(frame["r"] == 0, 0.75, 0.72), forgetting=np.where(frame["r"] == 0, 1, 2))
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], worse)
+    assert best_figures.accuracy_at_best_rates_found(grid).met is False
+    found = best_figures.forgetting_at_best_rates_found(grid)
+    assert found.met is False and "LoRA r=8 (movies) forgets more" in found.text
+    for draw in (best_figures.accuracy_at_best_rates, best_figures.forgetting_at_best_rates):
+        drawn = draw(grid)
+        assert len(drawn.figure.axes) == 1 and "movies: full" in drawn.alt and len(drawn.table) == 6
+    counts = best_figures.counts_at_best(frame).set_index("method")
+    assert counts.loc["LoRA r=8"].tolist() == [4, 4] and counts.loc["full"].tolist() == [0, 0]
+
+
+def test_longer_runs_are_drawn_beside_those_of_their_rates():
+    short = [row for r, counts in ((1, (0, 2, 90)), (0, (0, 0, 0)))
+             for row in method(r, MIDDLE, counts, experiment="grid_second", task="topics", steps=100)]
+    after = [row for r, count in ((1, 7), (0, 0))
+             for row in method(r, (0.8,), (count,), rates=(2e-3,), experiment="longer", task="topics", steps=400)]
+    frame = table(*short, *after)
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], frame)
+    drawn = longer_figures.longer(grid)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn.figure.axes[0].get_lines()}
+    assert [[100, 2], [400, 7]] in [line.get_xydata().tolist() for line in drawn.figure.axes[0].get_lines()]
+    assert "full" in lines and "LoRA r=1 at 0.002, 400 steps: 7 and 7" in drawn.alt
+    found = longer_figures.longer_found(grid)
+    assert found.met is True and "at epsilon 0.5 the mean count changes by LoRA r=1 5" in found.text
+    alone = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], table(*short))
+    assert longer_figures.longer_found(alone).met is None
+    at_best = grid_figures.lora_at_best(frame, 0.5)
+    assert set(at_best["experiment"]) == {"grid_second"}, "longer runs are no rate of the grid"
+
+
 def test_ranks_at_their_best_rates():
     rows = [row for r, best in ((1, 9), (4, 6), (8, 3), (16, 0)) for row in method(r, MIDDLE, (50, best, 50))]
     assert by_seed(at(grid_rules.count_trend_at_best_rates, table(*rows))) == pytest.approx({0: -1, 1: -1, 2: -1})
@@ -263,6 +336,26 @@ def test_equal_norm_takes_full_between_its_nearest_norms():
     rows += [{"learning_rate": rate, "relative_norm": norm, "n_intruders": count, "seed": seed}
              for seed in (0, 1, 2) for rate, norm, count in ((1e-3, 0.15, 6), (4e-3, 0.9, 99))]
     assert by_seed(at(grid_rules.count_at_equal_norm, table(*rows), rank=8)) == {0: 3, 1: 3, 2: 3}
+
+
+def test_equal_accuracy_is_what_the_same_rows_do_not_tell_apart():
+    """r = 8 answers like full at 1e-3 and 2e-3 (0 and 4 intruders) and misses twenty rows more at 4e-3 (90)."""
+    right = {1e-3: packed([True] * 60), 2e-3: packed([False] + [True] * 59), 4e-3: packed([False] * 20 + [True] * 40)}
+    rows = [*method(8, MIDDLE, (0, 4, 90)), *method(0, MIDDLE, (0, 1, 0))]
+    frame = table(*(row | ({"right": right[row["learning_rate"]]} if row["r"] else {}) for row in rows))
+    lenient = frame["epsilon"] == CLAIM_EPSILONS[1]
+    frame.loc[lenient, "right"] = np.nan  # as the committed table has it
+    for epsilon in CLAIM_EPSILONS:
+        found = grid_rules.count_at_equal_accuracy(frame, epsilon=epsilon, in_experiment="grid", rank=8)
+        assert by_seed(found) == {0: 1, 1: 1, 2: 1} and found.undecided == ""
+    apart = frame[(frame["r"] == 0) | (frame["learning_rate"] == 4e-3)]
+    found = at(grid_rules.count_at_equal_accuracy, apart, rank=8)
+    assert found.values.isna().all() and "as accurate as full" in found.missing[0]
+
+
+def test_answers_to_other_rows_are_not_compared():
+    with pytest.raises(ValueError, match="answers to the same rows, got 2 and 3"):
+        mcnemar_p([True, False], [True, False, True])
 
 
 def test_the_random_twin_is_taken_off_where_there_is_anything():
