@@ -385,6 +385,34 @@ def test_forgetting_is_paired_passage_by_passage():
     assert by_seed(found) == pytest.approx({0: -1, 1: -1, 2: -1}) and verdict.high < 0 and verdict.p < 0.01
 
 
+def losing(losses: dict[int, float], experiment="grid") -> list[dict]:
+    """Runs of these ranks whose pseudo-loss at the best rate is as given, and 9 at the others."""
+    task = {"grid": "movies", "grid_second": "topics"}[experiment]
+    return [row | {"pseudo_loss": loss if row["learning_rate"] == 2e-3 else 9.0}
+            for r, loss in losses.items() for row in method(r, MIDDLE, experiment=experiment, task=task)]
+
+
+def test_forgetting_of_every_rank_is_judged_on_the_worse_task():
+    movies = losing({0: 6.0, 1: 5.5, 64: 5.9, 384: 8.0})
+    less, more = (losing({0: 6.0, 1: 5.0, 64: worst}, "grid_second") for worst in (5.7, 6.4))
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *less), max_rank=64)
+    assert by_seed(found) == pytest.approx({0: 0.1, 1: 0.1, 2: 0.1})
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *more), max_rank=64)
+    assert by_seed(found) == pytest.approx({0: -0.4, 1: -0.4, 2: -0.4})
+    with pytest.raises(MissingRun, match="grid_second"):
+        grid_rules.full_minus_worst_lora_at_best_rates(table(*movies), max_rank=64)
+
+
+def test_the_u_needs_both_ends_above_full_and_the_middle_below():
+    u = {0: 6.0, 1: 6.5, 8: 5.0, 64: 5.8, 384: 6.3}
+    def least(losses):
+        return by_seed(grid_rules.u_around_full_at_best_rates(
+            table(*losing(losses)), in_experiment="grid", low_ranks=[8, 64]))
+    assert least(u) == pytest.approx({0: 0.2, 1: 0.2, 2: 0.2})
+    assert least(u | {1: 5.5}) == pytest.approx({0: -0.5, 1: -0.5, 2: -0.5})
+    assert least(u | {64: 6.1}) == pytest.approx({0: -0.1, 1: -0.1, 2: -0.1})
+
+
 def test_fewer_than_fifty_items_are_no_bootstrap():
     short = {"right": packed([True] * 20)}
     frame = table(*method(8, MIDDLE, **short), *method(0, MIDDLE, **short))

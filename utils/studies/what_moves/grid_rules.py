@@ -10,14 +10,25 @@ import numpy as np
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
+from utils.reporting.rules import (
+    Effects,
+    MissingRun,
+    at_least,
+    by_seed,
+    full_row,
+    joined,
+    rows_where,
+    trend,
+    value_at,
+    with_every,
+)
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.statistics import MIN_ITEMS, mcnemar_p
-from utils.studies.what_moves.grid import at_chosen_rates, passage_losses, right_answers, with_product
+from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, passage_losses, right_answers, with_product
 
-GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
+COLUMNS = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
         "validation_accuracy")
-COUNTED = (*GRID, "epsilon", "n_intruders")
+COUNTED = (*COLUMNS, "epsilon", "n_intruders")
 MIN_RANKS = 4  # for a sentence about ranks
 EQUAL = 0.05  # McNemar's p from which two models count as equally accurate
 
@@ -216,6 +227,47 @@ def accuracy_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank:
 def forgetting_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
     """Pseudo-loss of LoRA minus full fine-tuning's, each at its best rate: paired over passages and seeds."""
     return _paired(table, in_experiment=in_experiment, rank=rank, column="pseudo_loss", values=passage_losses)
+
+
+@rule(needs=(*COUNTED, "pseudo_loss"))
+def full_minus_worst_lora_at_best_rates(table: pd.DataFrame, *, max_rank: int) -> Effects:
+    """Pseudo-loss of full fine-tuning minus the largest of LoRA's up to `max_rank`, each at its best rate.
+
+    The smaller of both tasks: above zero where full fine-tuning forgets more than every rank on each.
+    """
+    def on_task(name: str) -> Effects:
+        best, undecided = _all_at_best(table, name, max_rank)
+
+        def effect(part: pd.DataFrame) -> float:
+            lora = rows_where(with_every(part, best, "r"), method_kind="lora")
+            return float(full_row(part)["pseudo_loss"] - lora["pseudo_loss"].max())
+
+        return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
+
+    return joined([on_task(name) for name in GRIDS], min)
+
+
+@rule(needs=(*COUNTED, "pseudo_loss"))
+def u_around_full_at_best_rates(table: pd.DataFrame, *, in_experiment: str, low_ranks: list[int]) -> Effects:
+    """By how much the U holds around full fine-tuning's pseudo-loss, each at its best rate, where it holds least.
+
+    The smallest of: r = 1 above full, the highest rank above full, and full above each of `low_ranks`.
+    """
+    best, undecided = _all_at_best(table, in_experiment)
+    width = best["r"].max()
+
+    def effect(part: pd.DataFrame) -> float:
+        lora, full = part.set_index("r")["pseudo_loss"], full_row(part)["pseudo_loss"]
+        return float(min((value_at(lora, [1, width]) - full).min(), (full - value_at(lora, low_ranks)).min()))
+
+    return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
+
+
+def _all_at_best(table: pd.DataFrame, in_experiment: str, max_rank: int | None = None) -> tuple[pd.DataFrame, str]:
+    """The rows of :func:`_at_best` of every method of a grid, of ranks up to `max_rank`."""
+    rows = _of(table, in_experiment, table["epsilon"].min())
+    chosen = rows if max_rank is None else rows[rows["r"] <= max_rank]
+    return _at_best(chosen, list(chosen["method"].unique()))
 
 
 def _paired(table: pd.DataFrame, *, in_experiment: str, rank: int, column: str, values) -> Effects:
