@@ -229,9 +229,9 @@ def ranks_of(runs) -> set[int]:
 def test_smoke_and_laptop_differ_in_scale_alone():
     """The same experiments on the same tasks with the same kinds of LoRA, so that smoke proves the laptop's cells run.
 
-    The main experiments have the same groups of runs that a reader trains. Scale justifies this much and no more: the sequence has its
-    first tasks only, its high ranks (two more chains of six tasks) are left to the laptop, alpha at a matched rate is
-    tried one way round, and ranks are fewer, VeRA's smaller.
+    The main experiments have the same groups of runs that a reader trains. Scale justifies this much and no more: the
+    sequence has its first tasks only, its high ranks (two more chains of six tasks) are left to the laptop, alpha at a
+    matched rate is tried one way round, and ranks are fewer, VeRA's smaller.
     """
     smoke, laptop = load_profile("smoke"), load_profile("laptop")
     assert (smoke.encoder, smoke.sources) == (laptop.encoder, laptop.sources)

@@ -1,5 +1,6 @@
 """The grid of rates: validation rows, the choice of a rate, every rule by hand, tables made over several sittings."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import utils.training.spec as spec_module
 from utils.course.cli import main
 from utils.errors import CourseError, UsageError
 from utils.ledger.reference import reference_table
+from utils.paths import NOTEBOOKS
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting import runs as runs_module
@@ -303,6 +305,21 @@ def test_what_is_found_at_the_best_rates_goes_with_the_table():
         assert len(drawn.figure.axes) == 1 and "movies: full" in drawn.alt and len(drawn.table) == 6
     counts = best_figures.counts_at_best(frame).set_index("method")
     assert counts.loc["LoRA r=8"].tolist() == [4, 4] and counts.loc["full"].tolist() == [0, 0]
+
+
+def test_notebook_04_begins_with_what_the_committed_grid_says():
+    notebook = json.loads((NOTEBOOKS / "04_intruder_dimensions.ipynb").read_text("utf-8"))
+    first = "".join(notebook["cells"][0]["source"])
+    said = best_figures.headline(reference_table("rate_grid", LAPTOP))
+    assert said in " ".join(first.split()), f"write into the first cell of notebook 04: {said}"
+
+
+def test_the_headline_counts_runs():
+    frame = table(*method(8, MIDDLE, (0, 4, 9)), *method(16, MIDDLE, (0, 0, 9)), *method(64, MIDDLE, (0, 7, 9)),
+                  *method(0, MIDDLE, (0, 0, 1)))
+    assert best_figures.headline(frame) == (
+        "At the learning rates that validation rows choose, 3 of 6 LoRA runs up to r = 16 have an intruder dimension "
+        "at ε = 0.5 and 3 at ε = 0.8; of full fine-tuning's 3 runs 0 and 0.")
 
 
 def test_longer_runs_are_drawn_beside_those_of_their_rates():

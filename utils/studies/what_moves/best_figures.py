@@ -40,6 +40,25 @@ def counts_at_best(grid: pd.DataFrame) -> pd.DataFrame:
     return wide[sorted(wide.columns)].rename_axis(columns=None).reset_index().head(8)
 
 
+def headline(grid: pd.DataFrame, *, max_rank: int = 16) -> str:
+    """The sentence that notebook 04 begins with: how many runs at the chosen rates have an intruder dimension.
+
+    Parameters
+    ----------
+    grid : pandas.DataFrame
+        As :func:`~utils.studies.what_moves.grid.rate_grid` measures it.
+    max_rank : int
+        Up to this rank; the paper finds intruders consistently up to 16.
+    """
+    rows = grid[grid["experiment"].isin(GRIDS) & (grid["r"] <= max_rank)]
+    best = pd.concat([runs_that_learnt(at_chosen_rates(part)) for _, part in rows.groupby("epsilon")])
+    some = (best["n_intruders"] > 0).groupby([best["method_kind"], best["epsilon"]]).agg(["sum", "size"])
+    lora, full = ([some.loc[(kind, epsilon)] for epsilon in CLAIM_EPSILONS] for kind in ("lora", "full"))
+    return (f"At the learning rates that validation rows choose, {lora[0]['sum']} of {lora[0]['size']} LoRA runs up to "
+            f"r = {max_rank} have an intruder dimension at ε = {CLAIM_EPSILONS[0]} and {lora[1]['sum']} at ε = "
+            f"{CLAIM_EPSILONS[1]}; of full fine-tuning's {full[0]['size']} runs {full[0]['sum']} and {full[1]['sum']}.")
+
+
 def _by_method(grid: Measured, column: str, label: str) -> Drawn:
     best = best_runs(grid.best)
     tasks = list(best["task"].unique())
