@@ -31,12 +31,9 @@ QWEN2_AUDIO = {"architectures": ["Qwen2AudioForConditionalGeneration"], "model_t
 
 
 def renamed(tensors: dict, *pairs: tuple[str, str]) -> dict:
-    changed = {}
-    for name, tensor in tensors.items():
-        for old, new in pairs:
-            name = name.replace(old, new)
-        changed[name] = tensor
-    return changed
+    for old, new in pairs:
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 # Names alone --------------------------------------------------------------------------------------------------------

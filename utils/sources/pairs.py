@@ -68,7 +68,7 @@ def open_pair(base: str, tuned: str, *, layers: re.Pattern | None = None, base_r
         raise UsageError(f"{base} is an adapter; as the base, the first argument of the command, give the model that "
                          "it was trained on.")
     pair = pair_of(original, changed, layers)
-    return CheckpointPair(original, changed, pair.sources, (*_of_the_base(pair, said), *pair.notes))
+    return replace(pair, notes=(*_of_the_base(pair, said), *pair.notes))
 
 
 def _named_base(changed: Checkpoint | Adapter) -> str:
@@ -180,11 +180,24 @@ def _one_sided(original: Checkpoint, changed: Checkpoint, by_base: dict[str, str
     stacks = [{name for name in names if not name.rpartition(".")[2].isdecimal()} for names in beside]
     for names, apart, own in zip(left, beside, (original, changed), strict=True):
         rest = [name for name in names if name not in apart] if by_base and not all(stacks) else names
+        if rest and (stacked := _stacked(rest, original, changed)):
+            raise UsageError(stacked)
         if rest:
             raise UsageError(f"{changed.name} {'lacks' if own is original else 'also has'} {some(rest)} of which "
                              f"{original.name} {'has its own' if own is original else 'knows nothing'}; are they of "
                              "one architecture?")
     return beside
+
+
+def _stacked(names: list[str], original: Checkpoint, changed: Checkpoint) -> str | None:
+    """What is wrong if one checkpoint keeps experts one by one and the other as stacks; else None."""
+    apart = next((name for name in names if re.search(r"\.experts\.\d+\.", name)), None)
+    for model, other in ((original, changed), (changed, original)):
+        stacks = [name for name in (*other.entries, *other.left_out) if re.search(r"\.experts\.\D", name)]
+        if apart in model.entries and stacks:
+            return (f"{model.name} keeps experts one by one ('{apart}') and {other.name} keeps them as a stack "
+                    f"('{stacks[0]}'); save both in one way, such as with one version of transformers.")
+    return None
 
 
 def _whole_stacks(names: list[str], used: set[str]) -> set[str]:
@@ -225,8 +238,12 @@ def _of_adapter(original: Checkpoint, changed: Adapter, layers: re.Pattern | Non
     for stem, weight in attention.items():
         if (module := by_base.pop(stem, None)) is not None:
             by_base |= {f"{weight}[{part}]": module for part in "qkv"}
-    outside = [f"Not counted, since they stand outside of numbered blocks: factors of {some(unknown)}."]
-    return by_base, outside if unknown else []
+    notes = []
+    if unknown:
+        notes.append(f"Not counted, since they stand outside of numbered blocks: factors of {some(unknown)}.")
+    if twice := [base for base in by_base if by_base[base].endswith(".base_layer.out_proj")]:
+        notes.append(f"Of {some(twice)} the update counts twice, as PEFT adds it in every forward pass and merge.")
+    return by_base, notes
 
 
 def turned(original: Checkpoint, changed: Adapter, by_base: dict[str, str]) -> Checkpoint:

@@ -98,7 +98,7 @@ class Adapter:
                              f"DoRA, but '{module}' has {'no' if magnitude is None else 'a'} magnitude; save it again "
                              "with PEFT.")
         self._check_rank(module, len(a))
-        return AdapterMatrix(LowRankUpdate(b, a, self.settings.scale_of(self._owner(module), len(a))), magnitude)
+        return AdapterMatrix(LowRankUpdate(b, a, self._scale(module, len(a))), magnitude)
 
     def read_whole(self, module: str) -> torch.Tensor:
         """The new weight of a module that was trained as a whole, as it is stored."""
@@ -109,6 +109,15 @@ class Adapter:
 
     def _tensor(self, name: str) -> torch.Tensor:
         return WeightFile.of(self.header[name].file).tensor(name)
+
+    def _scale(self, module: str, rank: int) -> float:
+        """What multiplies B A.
+
+        To the output of attention in one piece PEFT adds its update twice, when it merges and in every forward pass
+        (``peft.tuners.lora.layer.MultiheadAttention.merge``), so that is what was trained.
+        """
+        owner = self._owner(module)
+        return self.settings.scale_of(owner, rank) * (2 if module == f"{owner}.base_layer.out_proj" else 1)
 
     def _owner(self, module: str) -> str:
         """The module that PEFT's patterns are matched with; for attention in one piece it gives its output's too."""
