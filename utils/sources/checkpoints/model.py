@@ -105,7 +105,7 @@ def open_model(source: str, folder: Path, allow_pickle: bool) -> Checkpoint:
     opened = Checkpoint(source, folder, *maps.sorted(), packed=maps.packed, left_out=tuple(maps.left_out),
                         outside=tuple(maps.outside), config=config, notes=(*found.notes, *_levels(found)))
     if not opened.entries:
-        raise UsageError(_why_nothing(opened, header))
+        raise UsageError(_why_nothing(opened))
     return opened
 
 
@@ -236,7 +236,9 @@ class _Maps:
 
 
 def _refuse_unmerged(source: str, header: Iterable[str]) -> None:
-    """UsageError if a model carries adapters beside its weights: merged or not, they cannot be told apart."""
+    """UsageError if a model is or carries an adapter: merged or not, they cannot be told apart."""
+    if tool := named_tensors(header):
+        raise UsageError(f"{source} holds {tool}.")
     factor = next((name for name in header if _FACTOR.search(name) or ".base_layer." in name), None)
     if factor is not None:
         raise UsageError(f"{source} holds the state of a model with an adapter in it ('{factor}'), without the "
@@ -249,11 +251,9 @@ def _levels(found: WeightFiles) -> list[str]:
     return [f"The weights are those under '{level}' of {name}." for name, level in levels]
 
 
-def _why_nothing(opened: Checkpoint, header: dict[str, Stored]) -> str:
+def _why_nothing(opened: Checkpoint) -> str:
     if opened.packed:
         return packed_sentence(opened, next(iter(opened.packed)))
-    if tool := named_tensors(header):
-        return f"{opened.name} holds {tool}."
     return (f"{opened.name} holds no weight matrices inside numbered blocks; it has {some(opened.outside)}, but what "
             "is counted has a name like 'model.layers.0.mlp.up_proj.weight', the layer's number between dots and "
             "'.weight' at the end, so save it with transformers or rename its weights.")
