@@ -125,6 +125,15 @@ def test_one_file_of_another_name_is_read_and_two_are_not(tmp_path, capsys, base
     assert_says(refused(capsys, base, folder), "'model.fp16.safetensors', 'model.fp32.safetensors'", "several")
 
 
+def test_what_lies_beside_a_pickle_is_not_the_model(tmp_path, capsys, base):
+    """An optimiser, or a part of its own: transformers reads the pickle."""
+    folder = write(tmp_path / "tuned", blocks("model.layers", seed=7), file="optimizer.safetensors")
+    write(folder, blocks("model.layers", seed=8), file="sparse.safetensors")
+    pickled(folder, AFTER)
+    assert_says(refused(capsys, base, folder), "pytorch_model.bin", "--allow-pickle")
+    counted(tmp_path, base, folder, WANTED, "--allow-pickle")
+
+
 def test_the_other_copy_in_mistrals_format_is_not_read(tmp_path, base):
     folder = sharded(tmp_path / "tuned", AFTER)
     write(folder, {"layers.0.attention.wq.weight": normal(*SQUARE, seed=1)}, file="consolidated.safetensors")
@@ -256,7 +265,8 @@ def test_formats_of_other_tools_are_named_with_the_way_from_there(tmp_path, caps
     (["model.layers.0.self_attn.q_proj.lora_a", "model.layers.0.self_attn.q_proj.lora_b"], ["MLX", "torchtune"]),
     (["unet.blocks.0.attn.to_q.lora.down.weight"], ["diffusers", "fuse_lora"]),
     (["unet.blocks.0.attn.processor.to_q_lora.up.weight"], ["diffusers"]),
-    (["lycoris_blocks_0.lokr_w1"], ["LyCORIS"]), (["state.0.exp_avg"], ["optimiser"])])
+    (["lycoris_blocks_0.lokr_w1"], ["LyCORIS"]), (["state.0.exp_avg"], ["optimiser"]),
+    (["_fsdp_wrapped_module.layers.0._flat_param"], ["FSDP"])])
 @pytest.mark.parametrize("place", ["alone", "adapter"])
 def test_factors_of_other_tools_are_known_by_their_names(tmp_path, capsys, base, names, parts, place):
     tensors = {name: normal(2, 24, seed=1) for name in names}

@@ -1,12 +1,19 @@
 """Which matrix a name means: wrappers, heads, towers, and models that transformers renames in memory."""
 
 import pytest
+import torch
+import transformers
 from checkpoint_shelf import assert_says, refused
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from small_checkpoints import (
     BLOCK,
     CUSTOM,
+    INNER,
+    RANK,
     SQUARE,
     UP,
+    WIDTH,
     added,
     blocks,
     counted,
@@ -142,6 +149,55 @@ def test_models_that_transformers_renames(tmp_path, config, disk, memory, kind):
         module.replace(f"{disk[0]}.", f"{memory[0]}.").replace(f"{disk[1]}.", f"{memory[1]}."): part
         for module, part in parts.items()})
     counted(tmp_path, base, adapter, added(tensors, parts))
+
+
+SMALL = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 2, "num_attention_heads": 4}
+SEEING = SMALL | {"image_size": 32, "patch_size": 16}
+READING = SMALL | {"vocab_size": 30, "num_key_value_heads": 2, "max_position_embeddings": 20, "bos_token_id": 0,
+                   "eos_token_id": 1, "pad_token_id": 2}
+MODELS = {
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SEEING)),
+    "swin": lambda: transformers.SwinForImageClassification(transformers.SwinConfig(
+        embed_dim=12, depths=[1, 1], num_heads=[2, 4], image_size=32, patch_size=4, window_size=4)),
+    "clip": lambda: transformers.CLIPModel(transformers.CLIPConfig(
+        text_config={key: value for key, value in READING.items() if key != "num_key_value_heads"},
+        vision_config=SEEING, projection_dim=WIDTH)),
+    "dbrx": lambda: transformers.DbrxForCausalLM(transformers.DbrxConfig(
+        d_model=WIDTH, n_heads=4, n_layers=2, max_seq_len=20, vocab_size=30,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": WIDTH})),
+    "mistral3": lambda: transformers.Mistral3ForConditionalGeneration(transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**READING, head_dim=6).to_dict(),
+        vision_config=transformers.PixtralVisionConfig(**SEEING).to_dict())),
+    "whisper": lambda: transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(
+        vocab_size=30, d_model=WIDTH, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, pad_token_id=2, bos_token_id=0,
+        eos_token_id=1, decoder_start_token_id=1)),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_adapters_that_peft_writes_over_what_transformers_writes(tmp_path, model):
+    """Names on disk and in memory are paired by the weights themselves, so no rule for names is believed."""
+    torch.manual_seed(0)
+    made = MODELS[model]()
+    made.save_pretrained(tmp_path / "base")
+    disk = {tensor.numpy().tobytes(): name.removesuffix(".weight") for name, tensor in load_file(
+        tmp_path / "base" / "model.safetensors").items()}
+    leaves = {name.rpartition(".")[2] for name, module in made.named_modules() if isinstance(module, torch.nn.Linear)}
+    wrapped = get_peft_model(made, LoraConfig(r=RANK, target_modules=sorted(leaves & {
+        "query", "value", "q_proj", "v_proj", "Wqkv", "out_proj"})))
+    wanted = {}
+    with torch.no_grad():
+        for module in [module for module in wrapped.modules() if hasattr(module, "lora_B") and module.lora_B]:
+            module.lora_B["default"].weight.normal_()
+            weight = module.get_base_layer().weight
+            b, a = module.lora_B["default"].weight.double(), module.lora_A["default"].weight.double()
+            update = module.scaling["default"] * (b @ a)
+            wanted[disk[weight.numpy().tobytes()]] = weight.double(), weight.double() + update
+    wrapped.save_pretrained(tmp_path / "tuned")
+    assert len(wanted) >= 4
+    counted(tmp_path, tmp_path / "base", tmp_path / "tuned", wanted)
 
 
 def test_an_adapter_of_the_text_over_a_renamed_model(tmp_path):

@@ -160,10 +160,9 @@ def _of_model(original: Checkpoint, changed: Checkpoint, layers: re.Pattern | No
     beside = _one_sided(original, changed, by_base, left=(missing, extra))
     notes = [f"Only {own.name} has {_kinds(names)}, so they were not compared."
              for own, names in zip((original, changed), beside, strict=True) if names]
-    left = dict.fromkeys([*original.left_out, *changed.left_out])
-    if left:
+    if left := _of_both(original.left_out, changed.left_out):
         notes.append(f"Left out, because only linear maps are counted: {_kinds(left)}.")
-    if outside := dict.fromkeys([*original.outside, *changed.outside]):
+    if outside := _of_both(original.outside, changed.outside):
         notes.append(f"Not counted, since they stand outside of numbered blocks: {_kinds(outside)}.")
     return by_base, notes
 
@@ -309,6 +308,12 @@ def _inverted(original: Checkpoint, changed: Checkpoint | Adapter, found: dict[s
                              f"{original.name}; are they of one architecture?")
         by_base[base] = name
     return by_base
+
+
+def _of_both(own: Iterable[str], other: Iterable[str]) -> list[str]:
+    """The base's names, and those of the tuned checkpoint whose two last parts are none of the base's."""
+    ends = {tuple(name.split(".")[-2:]) for name in own}
+    return [*own, *(name for name in other if tuple(name.split(".")[-2:]) not in ends)]
 
 
 def _kinds(names: Iterable[str]) -> str:

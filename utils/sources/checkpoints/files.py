@@ -52,11 +52,12 @@ def model_files(source: str, folder: Path, allow_pickle: bool, *, explicit: obje
     """
     if explicit is not None:
         return _explicit(folder, explicit)
-    found = _by_stem(folder, MODEL, ".safetensors") or _others(source, folder)
-    if found:
-        return found
-    found = _by_stem(folder, PICKLED_MODEL, ".bin")
-    return _if_allowed(source, folder, found, allow_pickle=allow_pickle)
+    found = _by_stem(folder, MODEL, ".safetensors")
+    pickled = None if found else _by_stem(folder, PICKLED_MODEL, ".bin")
+    # Safetensors by other names beside a pickle by transformers' own are something else: an optimiser, a part.
+    if found is None and pickled is None:
+        found = _others(source, folder)
+    return found or _if_allowed(source, folder, pickled, allow_pickle=allow_pickle)
 
 
 def adapter_files(source: str, folder: Path, allow_pickle: bool) -> WeightFiles:
@@ -158,7 +159,7 @@ def _check_complete(folder: Path, names: list[str], why: str) -> None:
 
 def _others(source: str, folder: Path) -> WeightFiles | None:
     """Safetensors by other names than transformers': one file, or one complete set of shards."""
-    files = [path for path in _visible(folder, "*.safetensors") if not path.name.startswith(f"{ADAPTER}")]
+    files = [path for path in _visible(folder, "*.safetensors") if not path.name.startswith((ADAPTER, "optimizer"))]
     if not files:
         return None
     if tool := named_tool(folder, files):

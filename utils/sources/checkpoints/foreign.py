@@ -91,6 +91,9 @@ _TENSORS = (
     (r"(?:^|\.)(?:exp_avg|exp_avg_sq)(?:$|\.)",
      "an optimiser's state",
      "it is no model; give the folder of the model itself"),
+    (r"(?:^|\.)_?flat_param(?:$|\.|_)",
+     "FSDP's flattened pieces",
+     "their matrices cannot be told apart; save the model with FSDP's full state dict"),
 )
 
 
