@@ -162,6 +162,14 @@ def test_what_stands_in_for_a_file_is_named(tmp_path, capsys, base, place, conte
     assert_says(refused(capsys, base, folder), file, part)
 
 
+@pytest.mark.parametrize("place", ["config.json", INDEX, "adapter_config.json"])
+def test_a_pointer_in_place_of_a_configuration(tmp_path, capsys, base, place):
+    parts = factors(shapes_of(TENSORS, "q_proj"))
+    folder = write_adapter(tmp_path / "tuned", parts) if "adapter" in place else sharded(tmp_path / "tuned", AFTER)
+    (folder / place).write_text(POINTER)
+    assert_says(refused(capsys, base, folder), folder / place, "git lfs pull")
+
+
 def test_a_pointer_in_place_of_a_pickle(tmp_path, capsys, base):
     folder = tmp_path / "tuned"
     folder.mkdir()

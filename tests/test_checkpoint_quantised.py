@@ -122,6 +122,15 @@ def test_whole_models_of_which_one_is_quantised(tmp_path, side):
     assert report["notes"] == []
 
 
+def test_modelopt_keeps_its_configuration_in_a_file_of_its_own(tmp_path):
+    stored, numbers = quantised(TENSORS, fp8_whole)
+    parts = factors(shapes_of(TENSORS, "q_proj"))
+    base = write(tmp_path / "base", stored)
+    (base / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"},
+                                                           "quantization": {"quant_algo": "FP8"}}))
+    counted(tmp_path, base, write_adapter(tmp_path / "tuned", parts), added(numbers, parts))
+
+
 def test_blocks_are_those_of_transformers():
     """Where the sides are whole blocks, as it asks for; with the scales of DeepSeek and those of MX, in bytes."""
     stored, scale = normal(32, 48, seed=1).to(FP8), normal(2, 3, seed=2).abs()

@@ -14,13 +14,14 @@ KEPT_OPEN_BYTES = 400 * 2**20
 _READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHORT = {torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
           torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+_ZIP = b"PK\x03\x04"
 # What lies at a weight file's place when it is none, by how it begins.
 _BEGINNINGS = ((b"version https://git-lfs", ("is the pointer that Git LFS keeps in place of the file, not the weights; "
                 "run `git lfs pull` in its folder, or download the file itself")),
                (b"# xet", "is the pointer that Xet keeps in place of the file, not the weights; download the file"),
                (b"<", "is a web page, not the weights; download the file itself"),
                (b"GGUF", "is a GGUF file by another name; give the checkpoint that it was made from"),
-               (b"PK\x03\x04", "is a pickle or another zip archive, not safetensors; save the weights again"))
+               (_ZIP, "is a pickle or another zip archive, not safetensors; save the weights again"))
 
 
 class WeightFile:
@@ -62,14 +63,8 @@ class WeightFile:
 
     def _refuse_others(self, error: Exception) -> None:
         """UsageError if the file begins as something else does."""
-        try:
-            with self.path.open("rb") as stream:
-                begins = stream.read(64).lstrip()
-        except OSError:
-            return
-        for start, what in _BEGINNINGS:
-            if begins.startswith(start) and not (self.path.suffix == ".bin" and start == b"PK\x03\x04"):
-                raise UsageError(f"{self.path} {what}.") from error
+        if what := stand_in(self.path):
+            raise UsageError(f"{self.path} {what}.") from error
 
     @property
     def level(self) -> str | None:
@@ -94,6 +89,17 @@ class WeightFile:
         if isinstance(self._file, _Pickled):
             return self._file.tensors[name][index]
         return self._file.get_slice(name)[index]
+
+
+def stand_in(path: Path) -> str | None:
+    """What lies at a file's place instead of it, and what to do, by how it begins; None if it is none of these."""
+    try:
+        with path.open("rb") as stream:
+            begins = stream.read(64).lstrip()
+    except OSError:
+        return None
+    return next((what for start, what in _BEGINNINGS if begins.startswith(start)
+                 and not (path.suffix == ".bin" and start == _ZIP)), None)
 
 
 @lru_cache(maxsize=2)  # one file of each of two checkpoints

@@ -14,9 +14,10 @@ from utils.errors import CourseError, UsageError
 from utils.files import read_json
 from utils.sources.checkpoints.foreign import named_tool
 from utils.sources.checkpoints.words import some
+from utils.sources.weight_file import stand_in
 
 MODEL, PICKLED_MODEL, ADAPTER = "model", "pytorch_model", "adapter_model"
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG, ADAPTER_CONFIG, MODELOPT_CONFIG = "config.json", "adapter_config.json", "hf_quant_config.json"
 INDEX, SINGLE = f"{MODEL}.safetensors.index.json", f"{MODEL}.safetensors"
 _MOST_FOLDERS = 500  # that are looked through for weights
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<place>\d+)-of-(?P<count>\d+)")
@@ -88,7 +89,8 @@ def json_of(path: Path) -> dict:
     try:
         value = read_json(path)
     except CourseError as error:
-        raise UsageError(str(error)) from error
+        what = stand_in(path)
+        raise UsageError(f"{path} {what}." if what else str(error)) from error
     except FileNotFoundError as error:
         raise UsageError(f"There is no {path}; copy the whole checkpoint.") from error
     if not isinstance(value, dict):

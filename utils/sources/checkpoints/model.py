@@ -14,7 +14,7 @@ import torch
 from utils.errors import UsageError
 from utils.sources.checkpoints import linear
 from utils.sources.checkpoints.architecture import Architecture, architecture_of
-from utils.sources.checkpoints.files import CONFIG, WeightFiles, check_places, json_of, model_files
+from utils.sources.checkpoints.files import CONFIG, MODELOPT_CONFIG, WeightFiles, check_places, json_of, model_files
 from utils.sources.checkpoints.foreign import named_tensors
 from utils.sources.checkpoints.quantised import (
     Scheme,
@@ -97,7 +97,7 @@ class Checkpoint:
 
 def open_model(source: str, folder: Path, allow_pickle: bool) -> Checkpoint:
     """A whole model from a folder; see :func:`utils.sources.checkpoints.open_checkpoint`."""
-    config = json_of(folder / CONFIG) if (folder / CONFIG).exists() else None
+    config = _config_of(folder)
     found = model_files(source, folder, allow_pickle, explicit=(config or {}).get("transformers_weights"))
     header = header_of(source, found)
     _refuse_unmerged(source, header)
@@ -107,6 +107,16 @@ def open_model(source: str, folder: Path, allow_pickle: bool) -> Checkpoint:
     if not opened.entries:
         raise UsageError(_why_nothing(opened))
     return opened
+
+
+def _config_of(folder: Path) -> dict | None:
+    """The model's configuration; that of its quantisation may lie beside it, as ModelOpt writes it."""
+    config = json_of(folder / CONFIG) if (folder / CONFIG).exists() else None
+    if (folder / MODELOPT_CONFIG).exists() and "quantization_config" not in (config or {}):
+        said = json_of(folder / MODELOPT_CONFIG).get("quantization")
+        if isinstance(said, dict):
+            return (config or {}) | {"quantization_config": {"quant_method": "modelopt"} | said}
+    return config
 
 
 def header_of(source: str, found: WeightFiles) -> dict[str, Stored]:
