@@ -14,10 +14,10 @@ from utils.provenance import provenance
 from utils.sources.checkpoints import Adapter, Checkpoint, some
 from utils.sources.pairs import open_pair, place_of
 from utils.spectra.cache import SpectrumCache
+from utils.spectra.chance import random_ranges
 from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, stored_types
 from utils.spectra.fast import Leading, leading_cosines
 from utils.spectra.intruders import is_intruder
-from utils.spectra.svd import random_level
 
 
 def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None = None,
@@ -163,10 +163,9 @@ def draw(report: dict, file: Path) -> None:
     from utils.studies.intruders.subsets import intruder_overview
 
     counts, places, epsilon = tables(report)
-    widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
+    shapes = [row["shape"] if report["vectors"] == "left" else row["shape"][::-1] for row in report["matrices"]]
     figure = intruder_overview(counts, places, title=f"{_short(report['tuned'])} against {_short(report['base'])}, "
-                               f"k = {report['k']}", epsilon=epsilon, level=random_level(widest, min(
-        min(row["shape"]) for row in report["matrices"])))
+                               f"k = {report['k']}", epsilon=epsilon, chance=random_ranges(shapes))
     total = ", ".join(f"{count} at epsilon {epsilon}" for epsilon, count in report["total"].items())
     words = (f"Intruder dimensions of {report['tuned']} against {report['base']}: line of the count over epsilon "
              f"({total}), and heat-map by layer and matrix type at epsilon {epsilon:g}.")

@@ -10,6 +10,7 @@ The definition stands in :mod:`~utils.spectra.intruders`; :mod:`~utils.spectra.f
 
 from utils.low_rank import LowRankUpdate
 from utils.spectra.cache import SpectrumCache
+from utils.spectra.chance import random_cosines, random_ranges
 from utils.spectra.clusters import window_cosines, window_level, window_table
 from utils.spectra.controls import planted_matrix, random_update, toy_sweep
 from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets, vectors_between
@@ -22,6 +23,6 @@ from utils.spectra.svd import SingularTriplets, max_cosines, random_level, simil
 __all__ = ["LowRankUpdate", "Pair", "SingularTriplets", "SpectrumCache", "adapter_strengths", "count_intruders",
            "critical_strength", "effective_rank", "first_intruders", "is_intruder", "leading_cosines",
            "leading_intruder", "leading_table", "leading_triplets", "max_cosines", "measured_critical_strength",
-           "planted_matrix", "predicted_spike", "random_level", "random_update", "scaled", "similarity", "thin_svd",
-           "toy_sweep", "trace_direction", "update_table", "vector_table", "vectors_between", "window_cosines",
-           "window_level", "window_table"]
+           "planted_matrix", "predicted_spike", "random_cosines", "random_level", "random_ranges", "random_update",
+           "scaled", "similarity", "thin_svd", "toy_sweep", "trace_direction", "update_table", "vector_table",
+           "vectors_between", "window_cosines", "window_level", "window_table"]

@@ -29,7 +29,7 @@ from utils.reporting.runs import (
     with_identity,
 )
 from utils.sources.models import resolve
-from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_direction, vector_table
+from utils.spectra import Pair, count_intruders, is_intruder, random_ranges, thin_svd, trace_direction, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.fast import merged_weight
 from utils.training.store import Run
@@ -131,6 +131,12 @@ def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
     steps = {0: run.base_matrices()[name]} | {step: run.tuned_matrices(step)[name] for step in run.steps}
     table = trace_direction(base, steps, direction).merge(run.metrics()[["step", "accuracy"]], on="step", how="left")
     return name, table.assign(method=run.spec.method.label, matrix=name, run=run.spec.key)
+
+
+def random_directions(profile: Profile) -> pd.DataFrame:
+    """Where a random direction's largest |cosine| lies in the encoder: :func:`utils.spectra.random_ranges`."""
+    shapes = [tuple(weight.shape) for weight in base_matrices(resolve(profile.encoder).folder).values()]
+    return random_ranges(shapes)
 
 
 @measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "control",), runs=("ranks",))
