@@ -215,13 +215,17 @@ def test_one_intruder_is_followed_and_the_base_is_no_point_of_its_line():
     trace = pd.DataFrame({"step": [0, 60, 120], "index": [9, 3, 1], "singular_value": [1.0, 2.0, 3.0], "matrix": "w",
                           "max_cosine": [1.0, 0.6, 0.2], "overlap": [0.1, 0.5, 1.0], "accuracy": [np.nan, 0.7, 0.8],
                           "method": "LoRA r=8"})
-    drawn = growth.one_intruder(LAPTOP, trace, largest=2.5, chance=CHANCE)
+    drawn = growth.one_intruder(LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w")
     line = drawn.figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [60, 120] and "9, 3, 1" in drawn.alt
     assert [len(axis.patches) for axis in drawn.figure.axes] == [0, 0, 2, 0], "cosines are on one axis alone"
-    assert FINDINGS["04b_one_intruder"](LAPTOP, trace, largest=2.5, chance=CHANCE).met
+    assert FINDINGS["04b_one_intruder"](LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w").met
+    assert "ends as an intruder at epsilon 0.5 (largest cosine 0.20)" in FINDINGS["04b_one_intruder"](
+        LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w").text
+    tame = FINDINGS["04b_one_intruder"](LAPTOP, trace.assign(max_cosine=0.9), largest=2.5, chance=CHANCE, choice="w")
+    assert tame.met is False and "ends as no intruder" in tame.text
     sinking = trace.assign(index=[9, 1, 3])
-    assert FINDINGS["04b_one_intruder"](LAPTOP, sinking, largest=2.5, chance=CHANCE).met is False
+    assert FINDINGS["04b_one_intruder"](LAPTOP, sinking, largest=2.5, chance=CHANCE, choice="w").met is False
 
 
 def test_variants_that_did_not_learn_are_counted_as_failed():

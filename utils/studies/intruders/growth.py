@@ -11,6 +11,7 @@ from utils.reporting.measured import Measured
 from utils.reporting.panels import chance_bands, draw_lines, outer_legend, panels
 from utils.reporting.style import method_styles
 from utils.reporting.words import over_seeds
+from utils.spectra import is_intruder
 
 PANELS = {"n_intruders": "intruder dimensions", "strongest_ratio": "strongest intruder / W0's largest",
           "least_cosine": "least largest cosine, leading k", "accuracy": "test accuracy"}
@@ -63,7 +64,8 @@ def through_training_found(growth: Measured, *, chance: pd.DataFrame) -> Found:
 
 
 @figure("04b_one_intruder", place="Illusion v3, Fig 5")
-def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float, chance: pd.DataFrame) -> Drawn:
+def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float, chance: pd.DataFrame,
+                 choice: str) -> Drawn:
     """One intruder followed back: its index, its singular value, its cosines, the accuracy.
 
     Parameters
@@ -74,6 +76,8 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float, chanc
         W0's largest singular value.
     chance : pandas.DataFrame
         Where a random direction's largest cosine lies in this matrix, of :func:`utils.spectra.random_ranges`.
+    choice : str
+        How the matrix was chosen, in words.
     """
     epsilon = profile.spectra.epsilon
     figure_, axes = panels(4, height=3.2)
@@ -100,20 +104,24 @@ def one_intruder(profile: Profile, trace: pd.DataFrame, *, largest: float, chanc
            f"{', '.join(map(str, trace['index']))}; its singular value goes from {start['singular_value']:.2f} to "
            f"{end['singular_value']:.2f} (W0's largest: {largest:.2f}), its largest cosine with a pretrained vector "
            f"from {start['max_cosine']:.2f} to {end['max_cosine']:.2f}, while accuracy ends at {end['accuracy']:.3f}.")
-    return Drawn(figure_, alt, "LoRA's least pretrained-like vector, followed back to the base (hollow: there another "
-                               "vector).",
-                 trace)
+    return Drawn(figure_, alt, "LoRA's least pretrained-like leading vector of one matrix, followed back to the base "
+                               f"(hollow: there another vector). The matrix is {choice}.", trace)
 
 
 @finding("04b_one_intruder")
-def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float, chance: pd.DataFrame) -> Found:
+def one_intruder_found(profile: Profile, trace: pd.DataFrame, *, largest: float, chance: pd.DataFrame,
+                       choice: str) -> Found:
     """What the tables say to :func:`one_intruder`, and whether it is what was expected."""
     trained = trace[trace["step"] > 0]
     places, strengths = trained["index"].tolist(), trained["singular_value"]
     climbs = all(later <= earlier for earlier, later in pairwise(places)) and places[-1] < places[0]
     ratio = strengths.iloc[-1] / largest
     top = ": on top from the first checkpoint on, so that no climb is seen," if set(places) == {1} else ""
-    return Found(f"In your run its index goes {', '.join(map(str, places))}{top} and its singular value "
-                 f"{strengths.iloc[0]:.2f} to {strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At "
-                 f"the first checkpoint its cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that "
-                 "is small, \"nearest\" means little.", bool(climbs and strengths.iloc[-1] > strengths.iloc[0]))
+    epsilon, end = profile.spectra.epsilon, trained["max_cosine"].iloc[-1]
+    counted = "an intruder" if is_intruder(end, epsilon) else "no intruder"
+    return Found(f"In your run this vector ends as {counted} at epsilon {epsilon} (largest cosine {end:.2f}); its "
+                 f"index goes {', '.join(map(str, places))}{top} and its singular value {strengths.iloc[0]:.2f} to "
+                 f"{strengths.iloc[-1]:.2f}, which is {ratio:.2f} times W0's largest. At the first checkpoint its "
+                 f"cosine with its final self is {trained['overlap'].iloc[0]:.2f}: where that "
+                 "is small, \"nearest\" means little.",
+                 bool(climbs and strengths.iloc[-1] > strengths.iloc[0] and is_intruder(end, epsilon)))

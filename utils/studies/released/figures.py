@@ -72,9 +72,8 @@ def released_heat_map(profile: Profile, maps: Mapping[str, np.ndarray], *, matri
     alt = ("Heat-maps of absolute cosines between the leading tuned (columns) and pretrained (rows) vectors of "
            f"{matrix}. Mean on the diagonal: "
            "" + ", ".join(f"{name} {value:.2f}" for name, value in diagonal.items()) + ".")
-    return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix "
-                                                            "of the "
-                 "released models.", long_form(maps))
+    return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix of "
+                 "the released models, the middle one by its place.", long_form(maps))
 
 
 @figure("07_released_scaling", place="Illusion v3, Fig 13")
