@@ -15,7 +15,7 @@ from utils.sources.pairs import CheckpointPair, open_pair, place_of
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, stored_types
 from utils.spectra.fast import Leading, leading_cosines
-from utils.spectra.svd import is_intruder, random_level
+from utils.spectra.svd import is_intruder
 
 if TYPE_CHECKING:
     import pandas as pd  # as every other import here that only the figure needs, when it is drawn
@@ -153,13 +153,13 @@ def draw(report: dict, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    from utils.spectra.chance import random_ranges
     from utils.studies.intruders.subsets import intruder_overview
 
     counts, places, epsilon = tables(report)
-    widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
+    shapes = [row["shape"] if report["vectors"] == "left" else row["shape"][::-1] for row in report["matrices"]]
     figure = intruder_overview(counts, places, title=f"{_short(report['tuned'])} against {_short(report['base'])}, "
-                               f"k = {report['k']}", epsilon=epsilon, level=random_level(widest, min(
-        min(row["shape"]) for row in report["matrices"])))
+                               f"k = {report['k']}", epsilon=epsilon, chance=random_ranges(shapes))
     total = ", ".join(f"{count} at epsilon {epsilon}" for epsilon, count in report["total"].items())
     words = (f"Intruder dimensions of {report['tuned']} against {report['base']}: line of the count over epsilon "
              f"({total}), and heat-map by layer and matrix type at epsilon {epsilon:g}.")

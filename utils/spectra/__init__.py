@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from utils.low_rank import LowRankUpdate
     from utils.spectra.cache import SpectrumCache
+    from utils.spectra.chance import random_cosines, random_ranges
     from utils.spectra.clusters import window_cosines, window_level, window_table
     from utils.spectra.controls import planted_matrix, random_update, toy_sweep
     from utils.spectra.fast import Pair, leading_cosines, leading_table, leading_triplets, vectors_between
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["LowRankUpdate", "Pair", "SingularTriplets", "SpectrumCache", "adapter_strengths", "count_intruders",
            "critical_strength", "effective_rank", "first_intruders", "is_intruder", "leading_cosines",
            "leading_intruder", "leading_table", "leading_triplets", "max_cosines", "measured_critical_strength",
-           "planted_matrix", "predicted_spike", "random_level", "random_update", "scaled", "similarity", "thin_svd",
-           "toy_sweep", "trace_direction", "update_table", "vector_table", "vectors_between", "window_cosines",
-           "window_level", "window_table"]
+           "planted_matrix", "predicted_spike", "random_cosines", "random_level", "random_ranges", "random_update",
+           "scaled", "similarity", "thin_svd", "toy_sweep", "trace_direction", "update_table", "vector_table",
+           "vectors_between", "window_cosines", "window_level", "window_table"]
 
 # Each name is looked up when it is first asked for: the command that only counts needs neither pandas nor scipy, whose
 # imports took longer than the count. The list above is for readers and type checkers; a test keeps the two together.
