@@ -35,6 +35,7 @@ __all__ = ["LowRankUpdate", "Pair", "SingularTriplets", "SpectrumCache", "adapte
 # imports took longer than the count. The list above is for readers and type checkers; a test keeps the two together.
 _HOMES = {"utils.low_rank": "LowRankUpdate",
           "utils.spectra.cache": "SpectrumCache",
+          "utils.spectra.chance": "random_cosines random_ranges",
           "utils.spectra.clusters": "window_cosines window_level window_table",
           "utils.spectra.controls": "planted_matrix random_update toy_sweep",
           "utils.spectra.fast": "Pair leading_cosines leading_table leading_triplets vectors_between",
