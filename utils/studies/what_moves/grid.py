@@ -176,7 +176,8 @@ def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     # A diverged run is the worst there is; left out, its rate would be judged by the seeds that were lucky.
-    runs = grid.drop_duplicates("run").fillna({CHOSEN_BY: 0.0})
+    columns = ["task", "steps", "method", "r", "learning_rate", "seed", CHOSEN_BY]  # not each row's long texts
+    runs = grid.drop_duplicates("run")[columns].fillna({CHOSEN_BY: 0.0})
     for (task, steps, method), part in runs.groupby(["task", "steps", "method"], sort=False):
         compared = comparable_rates(part)
         best, rates = best_rate(part, value=CHOSEN_BY), sorted(compared["learning_rate"].unique())
