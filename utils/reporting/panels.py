@@ -106,6 +106,18 @@ def chance_bands(axis: Axes, chance: pd.DataFrame, *, upright: bool = True) -> N
              label=f"a random direction in {row.dimension} dimensions (5 to 95 %)")
 
 
+def methods_of(own: pd.DataFrame, reference: pd.DataFrame | None) -> list[str]:
+    """The methods of both tables by rank: a reader trains some of those that the reference has.
+
+    >>> mine, reference = ({"method": ["full", "LoRA r=8"], "r": [0, 8]}, {"method": ["LoRA r=4"], "r": [4]})
+    >>> methods_of(pd.DataFrame(mine), pd.DataFrame(reference))
+    ['full', 'LoRA r=4', 'LoRA r=8']
+    """
+    both = pd.concat([own, reference]) if reference is not None else own
+    ordered = both.sort_values("r", kind="stable") if "r" in both else both
+    return list(ordered["method"].unique())
+
+
 def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
                 chance: pd.DataFrame | None = None) -> tuple[Figure, list[Axes]]:
     """One panel per task with one line per method; one legend for all under the figure.
@@ -114,11 +126,11 @@ def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y:
     """
     tasks = list(own["task"].unique())
     figure, axes = panels(len(tasks))
-    styles = method_styles(list(own["method"].unique()))
+    styles = method_styles(methods_of(own, reference))
     for axis, task in zip(axes, tasks, strict=True):
         part = own[own["task"] == task]
         band = None if reference is None else reference[reference["task"] == task]
-        draw_lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in part["method"].unique()})
+        draw_lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in methods_of(part, band)})
         if chance is not None:
             chance_bands(axis, chance)
         axis.set_title(f"task: {task}")

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from utils.reporting.drawn import Drawn, Found, figure, finding
 from utils.reporting.measured import Measured
-from utils.reporting.panels import chance_bands, draw_lines, label_left, outer_legend, panels, task_panels
+from utils.reporting.panels import chance_bands, draw_lines, label_left, methods_of, outer_legend, panels, task_panels
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import DASHES, method_styles
@@ -109,10 +109,10 @@ def random_updates(controls: Measured, counts: Measured, *, chance: pd.DataFrame
     chosen = counts.where("experiment == 'ranks'")
     names = list(controls.own["control"].unique())
     figure_, axes = panels(1 + len(names), sharey=True, height=3.6)
-    styles = method_styles(chosen.own["method"].unique())
+    styles = method_styles(methods_of(chosen.own, chosen.reference))
     parts = {"trained": chosen} | {name: controls.where(f"control == '{name}'") for name in names}
     for axis, (title, part) in zip(axes, parts.items(), strict=True):
-        present = {method: styles[method] for method in part.own["method"].unique()}
+        present = {method: styles[method] for method in methods_of(part.own, part.reference)}
         draw_lines(axis, part.own, part.reference, x="epsilon", y="n_intruders", styles=present)
         chance_bands(axis, chance)
         axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
