@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import functools
 import gc
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ KINDS = {
 }
 # Files whose tests are of that kind as a whole.
 PROCESSES = {"run.py", "test_chaos_programs.py", "test_code.py", "test_habits.py",
-             "test_judge.py", "test_runner.py", "test_sandbox.py"}
+             "test_forked.py", "test_judge.py", "test_runner.py", "test_sandbox.py"}
 # Seconds of a test that has not run here yet; only which of them begin first depends on it.
 USUAL_SECONDS = {"unit": 0.2, "process": 1.0, "hub": 10.0, "notebook": 20.0}
 
@@ -152,6 +153,14 @@ def _no_variables_of_the_shell(monkeypatch):
     """A reader's own settings must not decide how a test ends; the cache is theirs to place."""
     for name in ("LORA_COURSE_FIGURES", "LORA_COURSE_PUBLISH", "LORA_COURSE_REFERENCE", "LORA_COURSE_SKIP_HARDWARE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where a shell started the tests in the background, and so deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -233,9 +233,9 @@ def test_the_parameters_that_are_given_reach_the_runner(one_notebook, monkeypatc
     assert main(["course", "--profile", "smoke", "--only", "4,05,4b", "--seeds", "0, 2", "--timeout", "9",
                  "-p", "RANK=4", "-p", "NAMES=[a, b]"]) == 0
     assert given == {"profile_name": "smoke", "only": ["04", "05", "04b"], "how": Pass(
-        seeds=(0, 2), timeout=9, given={"RANK": 4, "NAMES": ["a", "b"]})}
+        seeds=(0, 2), timeout=9, given={"RANK": 4, "NAMES": ["a", "b"]}, warm=True)}
     assert main(["course", "--profile", "smoke", "--run-code", "--workers", "2"]) == 0
-    assert given["how"] == Pass(where_declared={"RUN_CODE": True}, workers=2, side_by_side=2)
+    assert given["how"] == Pass(where_declared={"RUN_CODE": True}, workers=2, side_by_side=2, warm=True)
 
 
 def test_fetch_takes_sources_or_a_profile(monkeypatch):

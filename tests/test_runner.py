@@ -1,11 +1,11 @@
 """The course runner on small notebooks under fault, and every notebook of the course at the smoke profile."""
 
 import _thread
+import contextlib
 import csv
 import json
 import os
 import re
-import signal
 import threading
 import time
 import xml.etree.ElementTree
@@ -20,6 +20,7 @@ from matplotlib import image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from utils.course import doctor, kernels, publish, runner
+from utils.course.forked import Servers, kernels_from
 from utils.course.kernels import kernel_config
 from utils.course.runner import Course, Outcome, Pass, check_completed, execute, notebook_paths, run_course
 from utils.course.training import specs_of_notebooks
@@ -140,14 +141,6 @@ def test_what_a_killed_course_left_of_its_kernels_goes(tmp_path, monkeypatch):
     with kernel_config():
         pass
     assert {path.name for path in tmp_path.iterdir()} == {names[kind] for kind in ("young", "mine", "other")}
-
-
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C interrupts, also where a shell started the tests in the background, and so deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_ends_the_kernel_and_all_that_it_started(course, ctrl_c, tmp_path, capfd):
@@ -581,13 +574,21 @@ def asked(tmp_path, monkeypatch) -> Path:
     return tmp_path / "asked"
 
 
+@pytest.fixture(scope="session")
+def servers():
+    """The kernels of this worker's notebooks are forked, as those of a course are: each would import for seconds."""
+    with contextlib.closing(Servers()) as found:
+        yield found
+
+
 @pytest.mark.alone
-def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch, asked):
+def test_course_notebook_at_smoke(course_notebook, tmp_path, monkeypatch, asked, servers):
     """The notebook runs whole, asks for no run but those planned, and publishes what is fresh and not degenerate."""
     assert course_notebook is not None, f"there are no notebooks in {NOTEBOOKS}"
     monkeypatch.setenv("LORA_COURSE_FIGURES", str(tmp_path / "figures"))
     target, started = tmp_path / course_notebook.name, time.time()
-    execute(course_notebook, target, {"PROFILE": "smoke"}, timeout=240, watch=Watch({}))
+    with kernels_from(servers):
+        execute(course_notebook, target, {"PROFILE": "smoke"}, timeout=240, watch=Watch({}))
     check_completed(target)
     planned = specs_of_notebooks(SMOKE, [course_notebook], None).values()
     unplanned = set(asked.read_text().split()) - {one.key for spec in planned for one in with_starts(spec)}

@@ -63,7 +63,7 @@ def course(options) -> None:
     # What is published holds measured times, so its notebooks run one at a time whatever is asked for.
     how = Pass(seeds=tuple(options.seeds) if options.seeds else None, given=dict(options.parameter),
                where_declared={"RUN_CODE": True} if options.run_code else {}, timeout=options.timeout,
-               workers=options.workers, side_by_side=1 if options.publish else options.workers or 1)
+               workers=options.workers, side_by_side=1 if options.publish else options.workers or 1, warm=True)
     done = run_course(profile, profile_name=profile_source(options.profile), only=options.only, how=how)
     if options.publish:
         publish_course(profile, done, whole=options.only is None)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import psutil
 from traitlets.config import Config
 
+from utils.course.forked import kernel_manager
 from utils.course.streams import PATIENCE_S, deaf, end_children
 
 T = TypeVar("T")
@@ -34,14 +35,15 @@ def kernel_config() -> Iterator[Config]:
     """
     parent = _socket_parent()
     # Asked to end while it is idle, a kernel would report an interrupt on our standard error.
-    quiet = {"NotebookClient": {"extra_arguments": ["--log-level=CRITICAL"]}}
+    quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
     if parent is None:
-        yield Config(quiet)
+        yield Config({"NotebookClient": quiet})
         return
     _sweep(parent)
     with tempfile.TemporaryDirectory(prefix=f"course-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Config(quiet | {"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel",
-                                                "connection_file": f"{folder}/kernel.json"}})
+        yield Config({"NotebookClient": quiet | kernel_manager(),
+                      "KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel",
+                                        "connection_file": f"{folder}/kernel.json"}})
 
 
 def _socket_parent() -> Path | None:
@@ -83,7 +85,7 @@ def with_its_processes_ended(work: Callable[[], T]) -> T:
         finally:
             ended.set()
 
-    before = set(psutil.Process().children())
+    before = set(psutil.Process().children(recursive=True))  # a forked kernel is its server's child
     threading.Thread(target=run, daemon=True, name="notebook").start()
     try:
         while not ended.wait(0.2):
@@ -93,7 +95,8 @@ def with_its_processes_ended(work: Callable[[], T]) -> T:
             deadline = time.monotonic() + PATIENCE_S
             while not ended.wait(0.1) and time.monotonic() < deadline:
                 # At once by force: a kernel has nothing that it could still save.
-                end_children([child for child in psutil.Process().children() if child not in before], patience_s=0)
+                began = [one for one in psutil.Process().children(recursive=True) if one not in before]
+                end_children(began, patience_s=0)
         raise
     if "error" in outcome:
         raise outcome["error"]

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from traitlets.config import Config
 
 from utils.course.doctor import require
+from utils.course.forked import warm_kernels
 from utils.course.kernels import kernel_config, with_its_processes_ended
 from utils.course.training import Asked, specs_of_notebooks, train_missing
 from utils.course.turns import only_one
@@ -217,6 +218,8 @@ class Pass:
         Runs that are trained at a time; one for each core or GPU by default.
     side_by_side : int
         Notebooks at a time, each with its share of the cores. Those that are marked ``alone`` come last, one by one.
+    warm : bool
+        Whether kernels are forked from one that has imported the libraries, which one notebook gains nothing by.
     """
 
     seeds: tuple[int, ...] | None = None
@@ -225,6 +228,7 @@ class Pass:
     timeout: int | None = None
     workers: int | None = None
     side_by_side: int = 1
+    warm: bool = False
 
 
 def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = None, how: Pass = Pass()) -> Course:
@@ -250,7 +254,8 @@ def run_course(profile: Profile, *, profile_name: str, only: list[str] | None = 
         training = train_missing(Asked(specs, workers=how.workers))
         wanted = {one.key for spec in specs.values() for one in with_starts(spec)}
         running = _Running(profile, paths, folder=folder, how=replace(how, given=given))
-        with _quiet_loggers():
+        warm = warm_kernels() if how.warm and len(paths) > 1 else contextlib.nullcontext()
+        with _quiet_loggers(), warm:
             return Course(running.run(), training, len(wanted))
 
 

@@ -1,14 +1,17 @@
 """Watching notebooks run: the peak memory of each one's processes, and one bar with the time left over all of them."""
 
+import contextlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from tqdm import tqdm
 
+from utils.course.forked import PID
 from utils.paths import notebook_number
 
 UNKNOWN_SECONDS = 60.0  # what a notebook is expected to take before it was ever measured
@@ -49,7 +52,8 @@ class Watch(threading.Thread):
         notebook : str
             Its stem.
         kernel_folder : str or None
-            Named on the command line of its kernel, which tells the kernels of several notebooks apart.
+            Tells the kernels of several notebooks apart: it is named on the kernel's command line, or holds the number
+            of the kernel's process.
         """
         self.running[notebook] = _Watched(kernel_folder)
         with self._beginning:  # two that begin at once would both find it not alive yet
@@ -92,15 +96,25 @@ class Watch(threading.Thread):
         self.bar.refresh()
 
     def _sample(self) -> None:
-        for kernel in psutil.Process().children():
-            try:
-                words = " ".join(kernel.cmdline())
-                peak = max(_peak_gib(one) for one in [kernel, *kernel.children(recursive=True)])
-            except (psutil.Error, OSError):
-                continue  # it ended between the listing and the question
-            for watched in list(self.running.values()):
-                if watched.folder is None or watched.folder in words:
-                    watched.peak_gib = max(watched.peak_gib, peak)
+        for watched in list(self.running.values()):
+            for kernel in _kernels(watched.folder):
+                try:
+                    peak = max(_peak_gib(one) for one in [kernel, *kernel.children(recursive=True)])
+                except (psutil.Error, OSError):
+                    continue  # it ended between the listing and the question
+                watched.peak_gib = max(watched.peak_gib, peak)
+
+
+def _kernels(folder: str | None) -> Iterator[psutil.Process]:
+    """The process of the kernel of a folder; each child process where a kernel has no folder."""
+    with contextlib.suppress(psutil.Error, OSError, ValueError):
+        if folder is not None and (number := Path(folder, PID)).exists():
+            yield psutil.Process(int(number.read_text(encoding="ascii")))
+            return
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, OSError):
+            if folder is None or folder in " ".join(child.cmdline()):
+                yield child
 
 
 def _peak_gib(process: psutil.Process) -> float:
