@@ -39,7 +39,7 @@ def count_against_epsilon(counts: Measured, *, chance: pd.DataFrame, examined: i
     figure_, axes = task_panels(counts.own, counts.reference, x="epsilon", y="n_intruders", chance=chance)
     for axis in axes:
         axis.set(xlabel="epsilon", xlim=(0, 1))
-        count_axis(axis, counts.own["n_intruders"].max())
+        count_axis(axis, max(part["n_intruders"].max() for part in (counts.own, counts.best)))
     label_left(axes, COUNT)
     at = counts.own[counts.own["epsilon"] == counts.profile.spectra.epsilon]
     alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, "
@@ -116,7 +116,7 @@ def random_updates(controls: Measured, counts: Measured, *, chance: pd.DataFrame
         draw_lines(axis, part.own, part.reference, x="epsilon", y="n_intruders", styles=present)
         chance_bands(axis, chance)
         axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
-        count_axis(axis, chosen.own["n_intruders"].max())
+        count_axis(axis, max(one["n_intruders"].max() for one in (chosen.own, chosen.best)))
     label_left(axes, COUNT)
     outer_legend(figure_, axes)
     shown = _beside(controls, counts).reset_index().rename(columns={"method": "method"})
@@ -161,7 +161,7 @@ def count_against_k(counts: Measured) -> Drawn:
     figure_, axes = task_panels(counts.own, counts.reference, x="k", y="n_intruders")
     for axis in axes:
         axis.set(xlabel="share of the tuned vectors examined")
-        count_axis(axis, counts.own["n_intruders"].max())
+        count_axis(axis, max(part["n_intruders"].max() for part in (counts.own, counts.best)))
     label_left(axes, "intruder dimensions")
     every = counts.own[counts.own["k"] == counts.own["k"].max()]
     alt = (f"Line plots of intruder dimensions at epsilon {counts.profile.spectra.epsilon} against the share of "
