@@ -14,7 +14,7 @@ import torch
 from utils.errors import UsageError
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.fast import Pair, leading_cosines, leading_triplets
-from utils.spectra.intruders import is_intruder
+from utils.spectra.svd import is_intruder
 
 LAMBDA_RANGE = (0.0, 4.0)
 

@@ -188,11 +188,18 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     if chosen.reference_only and not profile.whole:
         return []
     _require_validation(profile, experiment, chosen)
-    chosen_seeds = profile.seeds if seeds is None else seeds
+    chosen_seeds = _with_further(profile, chosen, profile.seeds if seeds is None else seeds)
     return [spec for seed in chosen_seeds
             for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
+            if seed not in chosen.further_seeds or seed in group.further_seeds
             for method, rate in _methods(group)
             for spec in _specs(profile, chosen, group, method=method, learning_rate=rate, seed=seed)]
+
+
+def _with_further(profile: Profile, experiment: Experiment, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds, and after all of the reference's own those that some groups of the experiment are made with too."""
+    further = experiment.further_seeds if profile.whole and set(profile.reference_seeds) <= set(seeds) else ()
+    return (*seeds, *(seed for seed in further if seed not in seeds))
 
 
 def _require_validation(profile: Profile, name: str, experiment: Experiment) -> None:
