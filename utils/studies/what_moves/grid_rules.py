@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from utils.reporting.items import passage_losses, right_answers
 from utils.reporting.registry import rule
 from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.statistics import MIN_ITEMS
-from utils.studies.what_moves.grid import at_chosen_rates, passage_losses, right_answers, with_product
+from utils.studies.what_moves.grid import at_chosen_rates, with_product
 
 GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
         "validation_accuracy")
