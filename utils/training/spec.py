@@ -32,6 +32,7 @@ PREFERENCE_ORDER: tuple[PreferenceRun, ...] = ("sft", "reward", "dpo", "swapped"
 NEEDED: dict[PreferenceRun, tuple[PreferenceRun, ...]] = {  # what each goes on from
     "dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}
 Objective = Literal["likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"]
+SMALLEST_SHARE = 0.25  # of a learning rate that a smaller one still stands beside
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 # Fields that came after the first runs were stored, with the value that those runs had. A field counts in a key only
 # where it differs from it, so older keys stay valid. A literal, and not the models' defaults: whoever changes a default
@@ -200,6 +201,29 @@ def _require_validation(profile: Profile, name: str, experiment: Experiment) -> 
     if rows and task(experiment.task).kind != "classification":
         raise UsageError(f"Experiment '{name}' of profile {profile.profile} names validation rows of "
                          f"{experiment.task}, which is no classification task; leave them out.")
+
+
+def intervention_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[RunSpec]:
+    """The runs whose intruders are scaled, and those at half and a quarter of their rate that they are compared with.
+
+    A named run is made even where its experiment leaves it to the reference; a smaller rate is not.
+    """
+    settings, chosen_seeds = profile.intervention, profile.seeds if seeds is None else seeds
+    every = run_specs(profile.with_reference_runs(), settings.experiment, seeds)
+    there = {spec.key for spec in run_specs(profile, settings.experiment, seeds)}
+    named = [spec for spec in every for one in settings.runs
+             if (spec.method.r, spec.learning_rate) == (one.r, one.learning_rate)
+             and (profile.whole or not one.reference_only)
+             and (spec.seed == chosen_seeds[0] or not one.first_seed_only)]
+    return list({spec.key: spec for one in named
+                 for spec in (one, *(other for other in every if other.key in there and is_smaller_rate(other, one)))
+                 }.values())
+
+
+def is_smaller_rate(one: RunSpec, of: RunSpec) -> bool:
+    """Whether a run differs from another in its learning rate alone, which is smaller by up to a factor of 4."""
+    share = round(one.learning_rate / of.learning_rate, 9)  # rates are not exact in binary
+    return SMALLEST_SHARE <= share < 1 and one.model_copy(update={"learning_rate": of.learning_rate}).key == of.key
 
 
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:
