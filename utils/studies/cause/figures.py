@@ -51,7 +51,7 @@ def _of(table: pd.DataFrame | None, **where) -> pd.DataFrame | None:
 def scaling_intruders(scaled: Measured) -> Drawn:
     """What scaling changes in accuracy (left) and in forgetting (right), one line per kind, smaller rates beside them.
 
-    Bands are the bootstrap's 95 % over seeds and items. The whole update leaves the axes below lambda 0.5.
+    Bands are the bootstrap's 95 % over seeds and items. The whole update leaves the axes below lambda 0.5 and above 1.
     """
     own, reference, best = _main(scaled)
     styles, measured = method_styles(CONTROLS), {name: changes(rows) for name, rows in (
@@ -95,7 +95,7 @@ def _band(axis: Axes, line: pd.DataFrame, column: str, *, bare: bool, **style) -
 
 
 def _limits(axis: Axes, table: pd.DataFrame, column: str) -> None:
-    held = table[(table["kind"] != "whole update") | (table["factor"] >= LEAST)]
+    held = table[(table["kind"] != "whole update") | table["factor"].between(LEAST, 1)]
     low, high = held[[column, f"{column}_low"]].min().min(), held[[column, f"{column}_high"]].max().max()
     margin = 0.05 * (high - low) or 0.01
     axis.set_ylim(low - margin, high + margin)

@@ -252,8 +252,8 @@ def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         One row per run and ``way``, at lambda 0.5: ``unchanged``; ``ours, first intruder`` (the paper's); ``ours, all
         intruders``; ``PEFT's factors`` (what PEFT's re-truncated adapter merges to, with the run's own head); ``PEFT's
         model, untrained heads`` (the head that PEFT leaves is an untrained one; here the mean over many, each drawn
-        with another seed than the run's, with ``lowest`` and ``highest``; no loss). ``distance`` is relative, to
-        ``ours, all intruders``.
+        with another seed than the run's, with ``standard_error``, ``lowest`` and ``highest``; no loss).
+        ``distance`` is relative, to ``ours, all intruders``.
     """
     def compute(run: Run) -> pd.DataFrame:
         changed, directions = Changed(run, profile), run_directions(run, profile)
@@ -267,7 +267,8 @@ def mitigations(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
                 for way, matrices in ways.items()]
         heads = head_accuracies(model.to(device_name()).eval(), changed.batches, seed=run.spec.seed)
         untrained = {"way": "PEFT's model, untrained heads", "accuracy": heads.mean().item(),
-                     "lowest": heads.min().item(), "highest": heads.max().item()}
+                     "standard_error": (heads.std() / len(heads)**0.5).item(), "lowest": heads.min().item(),
+                     "highest": heads.max().item()}
         return pd.DataFrame([*rows, untrained]).drop(columns=list(ITEMS)).assign(base_pseudo_loss=_base_loss(changed))
 
     tables = _of_every_run(profile, seeds, "mitigations", settings=lambda _: {"factor": SHRINKING}, compute=compute)

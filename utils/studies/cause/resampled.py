@@ -41,6 +41,7 @@ class Resampled:
 
     def __init__(self, rows: pd.DataFrame):
         self.rows = rows
+        self._known: dict[tuple, np.ndarray] = {}
 
     def row(self, **where) -> pd.Series:
         """The one row with these values; MissingRun where there is none, or where nothing could be changed."""
@@ -53,24 +54,22 @@ class Resampled:
 
     def accuracy(self, **where) -> np.ndarray:
         """Test accuracy of the model of that row."""
-        right = right_answers(self.row(**where)).astype(float)
-        return _weights(len(right), seed=0) @ right
-
-    def loss(self, **where) -> np.ndarray:
-        """Pseudo-loss of the model of that row, nats per token."""
-        return self._mean(self.row(**where))
+        return self._once("right", self.row(**where), right_answers)
 
     def forgetting(self, **where) -> np.ndarray:
         """Pseudo-loss over the untouched base's; where the table has no passages of that, it stays as it is."""
         base = self.rows[(self.rows["kind"] == "whole update") & (self.rows["factor"] == 0)] \
             if "factor" in self.rows else self.rows.iloc[:0]
         row = self.row(**where)
-        return self._mean(row) - (self._mean(base.iloc[0]) if len(base) else row["base_pseudo_loss"])
+        before = self._once("passage_nats", base.iloc[0], passage_losses) if len(base) else row["base_pseudo_loss"]
+        return self._once("passage_nats", row, passage_losses) - before
 
-    @staticmethod
-    def _mean(row: pd.Series) -> np.ndarray:
-        passages = passage_losses(row)
-        return _weights(len(passages), seed=1) @ passages
+    def _once(self, column: str, row: pd.Series, read: Callable[[pd.Series], np.ndarray]) -> np.ndarray:
+        """Means of a row's items in the sample and in every draw; rows are asked for many times."""
+        if (column, row.name) not in self._known:
+            values = read(row).astype(float)
+            self._known[column, row.name] = _weights(len(values), seed=len(column)) @ values
+        return self._known[column, row.name]
 
 
 def _with_items(rows: pd.DataFrame) -> pd.DataFrame:
