@@ -13,11 +13,11 @@ from utils.reporting.words import both, listed, over_seeds
 from utils.studies.cause.changed import KINDS
 from utils.studies.cause.resampled import changes
 
-OUTCOMES = {"accuracy": "test accuracy", "forgetting": "forgetting, nats per token"}
+OUTCOMES = {"accuracy": "accuracy", "forgetting": "forgetting, nats"}
 CHANGES = {"accuracy_change": "change of accuracy, %", "forgetting_change": "change of forgetting, %"}
-READINGS = {"intruder": "of W0 + ΔW", "update triplet": "of ΔW"}  # which SVD the scaled triplet is taken from
+READINGS = {"intruder": "of W0 + ΔW", "update triplet": "of ΔW alone"}  # which SVD the scaled triplet is taken from
 CONTROLS = tuple(kind for kind in KINDS if kind != "update triplet")  # what stands beside lambda
-FACTOR = "lambda (1 changes nothing), or share of the learning rate"
+FACTOR = "lambda, or share of the learning rate"
 NORMS = {"own": "at the run's own norm", "smaller": "at the norm that removing leaves"}
 SHOWN_FACTORS = (0.0, 0.25, 0.5, 0.7)
 LEAST = 0.5  # the strength down to which the whole update sets the axes: below it, it leaves all else a line
@@ -117,7 +117,9 @@ def beside_table_3(scaled: Measured) -> Drawn:
             axis.plot(line["factor"], line[column], color="0.5", linestyle=":", linewidth=0.8, markersize=5,
                       marker=method_style(f"LoRA r={rank}")["marker"], markerfacecolor="none", zorder=1,
                       label=f"paper, r={rank}: RoBERTa on {tasks}")
-        draw_lines(axis, own, reference, x="factor", y=column, styles=method_styles(names))
+        draw_lines(axis, own, reference, x="factor", y=column, styles={
+            name: style | ({"color": "C0"} if name.endswith(READINGS["update triplet"]) else {})
+            for name, style in method_styles(names).items()})
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xlabel="lambda: 0 removes, 1 changes nothing", ylabel=label)
     outer_legend(drawn, axes)
