@@ -102,10 +102,11 @@ def _spectra_in_memory(monkeypatch):
 @pytest.fixture
 def given(monkeypatch):
     """The finished runs of the profile's experiment, instead of training them, and those at smaller rates."""
-    def give(*runs: Run, smaller: tuple[Run, ...] = ()) -> None:
+    def give(*runs: Run, smaller: dict[float, Run] | None = None) -> None:
+        beside = smaller or {}
         monkeypatch.setattr(cause_measure, "experiment_runs", lambda *_: list(runs))
-        monkeypatch.setattr(cause_measure, "intervention_runs", lambda *_: [*runs, *smaller])
-        monkeypatch.setattr(cause_measure, "smaller_rates", lambda *_: list(smaller))
+        monkeypatch.setattr(cause_measure, "intervention_runs", lambda *_: [*runs, *beside.values()])
+        monkeypatch.setattr(cause_measure, "smaller_rates", lambda *_: beside)
 
     return give
 
@@ -244,7 +245,7 @@ def seen(monkeypatch) -> list:
 def test_interventions_are_the_planted_runs_numbers(plant, planted, profile, given):
     """Accuracy and pseudo-loss at each lambda from models built by hand; the percentages follow from them."""
     half = plant({ONE: 1}, learning_rate=5e-3)
-    given(fresh(planted), smaller=(half,))
+    given(fresh(planted), smaller={0.5: half})
     table = cause_measure.interventions(profile)
     assert len(table) == 4 + 3 * 2 + 3 + 2 and set(table["run"]) == {planted.spec.key}
     assert {(row.kind, row.changed) for row in table.itertuples()} == {

@@ -1,6 +1,7 @@
 """Claims: read and refused with one sentence, bound to what exists, judged on the committed tables, found by id."""
 
 import math
+import os
 import re
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import utils.studies
 from utils.errors import CourseError, UsageError
 from utils.ledger import claims as ledger_claims
+from utils.ledger import reference
 from utils.ledger.claims import claim_named, claims, own_verdicts, verdicts
 from utils.ledger.notebook import begin
 from utils.ledger.reference import reference_table
@@ -229,12 +231,12 @@ def test_a_committed_table_answers_its_claim(claim):
     """The measurement's own columns are those the rule reads: a seed has an effect, or a reason why it has none."""
     table = reference_table(claim.measurement, "laptop")
     assert table is not None, f"no reference table of {claim.measurement}"
-    for epsilon in claim.epsilons:
-        found = effects_of(claim, table, epsilon)
+    every = [effects_of(claim, table, epsilon) for epsilon in claim.epsilons]
+    for found in every:
         assert isinstance(found, Effects)
         assert not any(reason.startswith("the effect is") for reason in found.missing.values()), found.missing
         assert set(found.values.index[found.values.isna()]) <= set(found.missing), "no value, and no reason"
-    found = effects_of(claim, table, claim.epsilons[0])
+    found = every[0]
     assert found.values.notna().any() or set(found.missing) == set(found.values.index) != set()
 
 
@@ -301,8 +303,9 @@ def toy_claim(registries, file, monkeypatch):
         return by_seed(table, lambda part: part["loss"].iloc[1] - part["loss"].iloc[0], outcome="loss")
 
     from utils.reporting import claims as reporting_claims
-    for module in (reporting_claims,):
+    for module in (reporting_claims, ledger_claims):
         monkeypatch.setattr(module, "RULES", registry.RULES)
+    for module in (reporting_claims, reference):
         monkeypatch.setattr(module, "MEASUREMENTS", registry.MEASUREMENTS)
     found = file({"measurement": "toy_losses", "rule": "loss_gap", "parameters": {}, "unit": "nats per token",
                   "expect": {"above": 0}})
@@ -328,6 +331,56 @@ def test_own_runs_stand_beside_the_reference(toy_claim):
 def test_a_claim_is_judged_on_a_table(toy_claim, table, word):
     found = judge_claim(toy_claim, table, "laptop")
     assert found.verdict == word and (found.why or word != TOO_FEW)
+
+
+def test_the_same_files_are_judged_once_and_changed_ones_anew(toy_claim, tmp_path, monkeypatch):
+    """A verdict of yesterday's table is wrong, however quickly it comes: another content, another place, no file."""
+    asked, judged = [], ledger_claims.judge_claim
+    monkeypatch.setattr(ledger_claims, "judge_claim", lambda *given, **how: asked.append(1) or judged(*given, **how))
+    for place in ("one", "other"):
+        (tmp_path / place / "laptop").mkdir(parents=True)
+
+    def verdict(place: str) -> str:
+        monkeypatch.setenv("LORA_COURSE_REFERENCE", str(tmp_path / place))
+        found = verdicts("laptop")
+        word = found["verdict"].item()
+        found["verdict"] = "changed by who asked"
+        return word
+
+    def write(place: str, *gaps: float) -> None:
+        path = tmp_path / place / "laptop" / "toy_losses.csv"
+        state = path.stat() if path.exists() else None
+        path.write_text(losses(*gaps).to_csv(index=False))
+        if state is not None:  # the same size and the same time, as on a coarse clock
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    write("one", 0.5, 0.6, 0.5)
+    assert [verdict("one") for _ in range(3)] == ["reproduced"] * 3 and len(asked) == 1
+    write("one", 0.5, 0.6, 0.4)
+    assert verdict("one") == "reproduced" and len(asked) == 2, "another table of the same size and time"
+    assert verdict("other") == TOO_FEW and len(asked) == 3
+    write("other", -0.5, -0.6, -0.5)
+    assert (verdict("other"), verdict("one")) == ("not reproduced", "reproduced") and len(asked) == 4
+    (tmp_path / "one" / "laptop" / "toy_losses.csv").unlink()
+    assert verdict("one") == TOO_FEW
+
+
+def test_a_table_that_is_written_while_it_is_judged_is_judged_anew(toy_claim, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_COURSE_REFERENCE", str(tmp_path))
+    path = tmp_path / "laptop" / "toy_losses.csv"
+    path.parent.mkdir()
+    path.write_text(losses(0.5, 0.6, 0.55).to_csv(index=False))
+    read = ledger_claims.reference_table
+
+    def written_meanwhile(*given) -> pd.DataFrame:
+        found = read(*given)
+        path.write_text(losses(-0.5, -0.6, -0.55).to_csv(index=False))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_claims, "reference_table", written_meanwhile)
+        assert verdicts("laptop")["verdict"].item() == "reproduced"
+    assert verdicts("laptop")["verdict"].item() == "not reproduced"
 
 
 def test_a_notebook_without_claims_concludes_with_one_sentence():

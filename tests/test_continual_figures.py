@@ -15,6 +15,7 @@ from utils.reporting.selection import marked
 from utils.studies import load_studies
 from utils.studies.continual import figures
 from utils.studies.continual.noise import forgetting_beside_noise
+from utils.studies.similarity.choice import FULL, LORA, Shown
 
 SEEDS = (0, 1, 2)
 ALPHAS = {"full": 0, "LoRA r=1": 2, "LoRA r=8": 16, "LoRA r=64": 128}
@@ -125,7 +126,8 @@ def test_a_grid_of_maps_has_a_column_per_method_and_a_row_per_stage():
     far[0, 0], far[7, 1] = 0.25, 0.75  # the first matches nothing, the second the eighth pretrained vector
     maps = {"full": {"1. movies": np.eye(8, 2), "2. topics": np.eye(8, 2)},
             "LoRA r=8": {"1. movies": np.eye(8, 2), "2. topics": far}}
-    drawn = figures.similarity_by_stage(profile, maps, matrices={"full": "layer 0 key", "LoRA r=8": "layer 1 value"})
+    drawn = figures.similarity_by_stage(profile, maps, shown={
+        "full": Shown(FULL, "layer 0 key", (0, 1)), "LoRA r=8": Shown(LORA, "layer 1 value", (0, 1))})
     _check(drawn)
     axes = [axis for axis in drawn.figure.axes if axis.get_label() != "<colorbar>"]
     assert [axis.get_title() for axis in axes] == [
@@ -133,6 +135,7 @@ def test_a_grid_of_maps_has_a_column_per_method_and_a_row_per_stage():
     assert axes[3].images[0].get_array().tolist() == [[0.25, 0], [0, 0]]
     assert {axis.images[0].get_clim() for axis in axes} == {(0, 1)} and len(drawn.figure.axes) == 5
     assert "full in layer 0 key: 0, 0; LoRA r=8 in layer 1 value: 0, 1" in drawn.alt
+    assert "LoRA r=8: clearest for LoRA, chosen on seeds 0 and 1" in drawn.caption
     assert "full 1.00, LoRA r=8 0.25" in drawn.alt and len(drawn.table) == 8
 
 
@@ -245,7 +248,8 @@ DARK = np.array([[1, 0], [0, 0.2], [0, 0.2]])
 def test_dark_columns_and_the_diagonal_are_said(full, lora, met, words):
     load_studies()
     maps = {"full": {"1. a": np.eye(3, 2), "2. b": full}, "LoRA r=8": {"1. a": np.eye(3, 2), "2. b": lora}}
-    result = FINDINGS["08_similarity_by_stage"](load_profile("laptop"), maps, matrices=dict.fromkeys(maps, "w"))
+    result = FINDINGS["08_similarity_by_stage"](load_profile("laptop"), maps, shown=dict.fromkeys(
+        maps, Shown(LORA, "w", (0,))))
     assert result.met is met and words in result.text
 
 

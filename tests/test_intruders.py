@@ -9,9 +9,12 @@ from utils.profiles import load_profile
 from utils.reporting.measured import Measured
 from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
-from utils.studies.intruders import figures, growth, rules, subsets
+from utils.spectra import random_ranges
+from utils.studies import load_studies
+from utils.studies.intruders import figures, growth, measure, rules, subsets
 
 LAPTOP = load_profile("laptop")
+CHANCE = random_ranges([(384, 384), (384, 1536), (1536, 384)])
 METHODS = {"full": 0, "LoRA r=1": 1, "LoRA r=8": 8, "LoRA r=64": 64}
 
 
@@ -131,7 +134,7 @@ def measured(own: pd.DataFrame, reference: pd.DataFrame | None = None) -> Measur
 def test_the_main_figure_tells_its_numbers_with_and_without_a_reference():
     own, reference = by_epsilon(FALLING), by_epsilon(FALLING, FALLING, FALLING)
     for given in (measured(own), measured(own, reference)):
-        drawn = figures.count_against_epsilon(given, level=0.16, examined=360)
+        drawn = figures.count_against_epsilon(given, chance=CHANCE, examined=360)
         assert "full 0, LoRA r=1 4, LoRA r=8 9, LoRA r=64 1" in drawn.alt and "360" in drawn.caption
         assert drawn.shown.shape[1] <= 6 and list(drawn.shown["ε = 0.5"]) == [0, 4, 9, 1]
         assert drawn.identifier == "04_count_against_epsilon" and drawn.profile is LAPTOP
@@ -139,11 +142,37 @@ def test_the_main_figure_tells_its_numbers_with_and_without_a_reference():
 
 def test_the_finding_says_the_opposite_where_the_table_does():
     found = FINDINGS["04_count_against_epsilon"]
-    good = found(measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)), level=0.16, examined=360)
+    good = found(measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)), chance=CHANCE, examined=360)
     none = dict.fromkeys(METHODS, 0)
-    bad = found(measured(by_epsilon(FALLING), by_epsilon(none, none)), level=0.16, examined=360)
+    bad = found(measured(by_epsilon(FALLING), by_epsilon(none, none)), chance=CHANCE, examined=360)
     assert good.met and "0 (in all 2 seeds)" in good.text and "LoRA r=1, LoRA r=8 and LoRA r=64" in good.text
     assert bad.met is False and "some in every seed at no rank" in bad.text
+
+
+def spans(axis) -> list[tuple[float, float]]:
+    """The upright bands of an axis, from left to right."""
+    found = [patch.get_x() for patch in axis.patches], [patch.get_x() + patch.get_width() for patch in axis.patches]
+    return sorted(zip(*found, strict=True))
+
+
+def test_a_random_direction_is_a_band_for_each_length_and_told_beside_epsilon():
+    """In 384 dimensions 0.16 and in 1536 half of that; of 28 counted at 0.5 those below 0.3 are named."""
+    given = measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING))
+    axis = figures.count_against_epsilon(given, chance=CHANCE, examined=360).figure.axes[0]
+    bands = [(row.low, row.high) for row in CHANCE.sort_values("low").itertuples()]
+    assert len(bands) == 2 and spans(axis) == pytest.approx(bands)
+    text = FINDINGS["04_count_against_epsilon"](given, chance=CHANCE, examined=360).text
+    assert "0.16 (0.14 to 0.19) where matrices have 384 outputs and 0.08 (0.07 to 0.10) where" in text
+    assert "may have up to 25% at epsilon 0.5 and 64% at epsilon 0.8" in text
+    assert "Of all of LoRA's 28 at epsilon 0.5, 0 would count at 0.3, just" in text
+    none = dict.fromkeys(METHODS, 0)
+    nothing = measured(by_epsilon(FALLING), by_epsilon(none))
+    assert "would count at" not in FINDINGS["04_count_against_epsilon"](nothing, chance=CHANCE, examined=360).text
+
+
+def test_the_laptops_encoder_has_two_kinds_of_random_direction():
+    found = measure.random_directions(LAPTOP).set_index("dimension")
+    assert found["count"].to_dict() == {384: 384, 1536: 384} and found["matrices"].to_dict() == {384: 30, 1536: 6}
 
 
 def test_random_updates_stand_beside_the_trained_runs():
@@ -151,17 +180,17 @@ def test_random_updates_stand_beside_the_trained_runs():
     controls = pd.concat([own.assign(control="random, full rank", n_intruders=0),
                           own[own["r"] > 0].assign(control="random, rank r", n_intruders=2)])
     given = (Measured("random_controls", LAPTOP, (3,), controls), measured(own))
-    drawn = figures.random_updates(*given)
+    drawn = figures.random_updates(*given, chance=CHANCE)
     assert "trained 9, random, full rank 0, random, rank r 2" in drawn.alt and len(drawn.figure.axes) == 3
-    result = FINDINGS["04_random_updates"](*given)
+    result = FINDINGS["04_random_updates"](*given, chance=CHANCE)
     assert "at most 0 intruders" in result.text and "2 of 3 ranks" in result.text and result.met is False
 
 
 def test_seeds_have_a_panel_for_each_method_two_in_a_row():
-    drawn = figures.seeds(measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)))
+    drawn = figures.seeds(measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)), chance=CHANCE)
     assert [axis.get_title() for axis in drawn.figure.axes] == list(METHODS)
     assert drawn.figure.axes[0].get_gridspec().ncols == 2 and "LoRA r=8 9 to 9" in drawn.alt
-    assert FINDINGS["04b_seeds"](measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING))).met
+    assert FINDINGS["04b_seeds"](measured(by_epsilon(FALLING), by_epsilon(FALLING, FALLING)), chance=CHANCE).met
 
 
 def growing(last: int, accuracy: float = 0.8) -> pd.DataFrame:
@@ -177,8 +206,8 @@ def growing(last: int, accuracy: float = 0.8) -> pd.DataFrame:
     (5, 0.8, True, "had flattened"), (0, 0.8, False, "had flattened"), (5, 0.9, False, "had not flattened")])
 def test_growth_says_whether_accuracy_had_flattened(last, accuracy, met, word):
     given = Measured("intruder_growth", LAPTOP, (3,), growing(last, accuracy))
-    assert f"LoRA 1 at first, {last} at the end" in growth.through_training(given).alt
-    result = FINDINGS["04b_through_training"](given)
+    assert f"LoRA 1 at first, {last} at the end" in growth.through_training(given, chance=CHANCE).alt
+    result = FINDINGS["04b_through_training"](given, chance=CHANCE)
     assert result.met is met and word in result.text and f"{last} (in all 3 seeds) at the last" in result.text
 
 
@@ -186,21 +215,26 @@ def test_one_intruder_is_followed_and_the_base_is_no_point_of_its_line():
     trace = pd.DataFrame({"step": [0, 60, 120], "index": [9, 3, 1], "singular_value": [1.0, 2.0, 3.0], "matrix": "w",
                           "max_cosine": [1.0, 0.6, 0.2], "overlap": [0.1, 0.5, 1.0], "accuracy": [np.nan, 0.7, 0.8],
                           "method": "LoRA r=8"})
-    drawn = growth.one_intruder(LAPTOP, trace, largest=2.5)
+    drawn = growth.one_intruder(LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w")
     line = drawn.figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [60, 120] and "9, 3, 1" in drawn.alt
-    assert FINDINGS["04b_one_intruder"](LAPTOP, trace, largest=2.5).met
+    assert [len(axis.patches) for axis in drawn.figure.axes] == [0, 0, 2, 0], "cosines are on one axis alone"
+    assert FINDINGS["04b_one_intruder"](LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w").met
+    assert "ends as an intruder at epsilon 0.5 (largest cosine 0.20)" in FINDINGS["04b_one_intruder"](
+        LAPTOP, trace, largest=2.5, chance=CHANCE, choice="w").text
+    tame = FINDINGS["04b_one_intruder"](LAPTOP, trace.assign(max_cosine=0.9), largest=2.5, chance=CHANCE, choice="w")
+    assert tame.met is False and "ends as no intruder" in tame.text
     sinking = trace.assign(index=[9, 1, 3])
-    assert FINDINGS["04b_one_intruder"](LAPTOP, sinking, largest=2.5).met is False
+    assert FINDINGS["04b_one_intruder"](LAPTOP, sinking, largest=2.5, chance=CHANCE, choice="w").met is False
 
 
 def test_variants_that_did_not_learn_are_counted_as_failed():
     table = pd.concat([counts({"full": 0, "LoRA r=8": 4, "PiSSA r=8": 30}, epsilon=epsilon, experiment="variants",
                               accuracy={"PiSSA r=8": 0.55}) for epsilon in (0.5, 0.8)])
-    drawn = subsets.variants(measured(table.assign(experiment="variants")))
+    drawn = subsets.variants(measured(table.assign(experiment="variants")), chance=CHANCE)
     assert drawn.shown.set_index("method")["seeds that did not learn"].to_dict() == {
         "full": 0, "LoRA r=8": 0, "PiSSA r=8": 1}
-    assert "PiSSA" not in FINDINGS["04b_variants"](measured(table)).text.split("Without any")[0]
+    assert "PiSSA" not in FINDINGS["04b_variants"](measured(table), chance=CHANCE).text.split("Without any")[0]
 
 
 @pytest.mark.parametrize("highest", [0, 7])
@@ -214,5 +248,6 @@ def test_places_print_each_count(highest):
 
 
 def test_every_figure_of_notebooks_03_to_04b_has_a_finding():
+    load_studies()
     ours = [name for name in FIGURES if name.startswith(("03_", "04_", "04b_")) and "released" not in name]
     assert len(ours) >= 16 and set(ours) <= set(FINDINGS)

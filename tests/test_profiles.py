@@ -230,9 +230,9 @@ def ranks_of(runs) -> set[int]:
 def test_smoke_and_laptop_differ_in_scale_alone():
     """The same experiments on the same tasks with the same kinds of LoRA, so that smoke proves the laptop's cells run.
 
-    The main experiments have the same groups of runs. Scale justifies this much and no more: the sequence has its
-    first tasks only, its high ranks (two more chains of six tasks) are left to the laptop, alpha at a matched rate is
-    tried one way round, and ranks are fewer, VeRA's smaller.
+    The main experiments have the same groups of runs that a reader trains. Scale justifies this much and no more: the
+    sequence has its first tasks only, its high ranks (two more chains of six tasks) are left to the laptop, alpha at a
+    matched rate is tried one way round, and ranks are fewer, VeRA's smaller.
     """
     smoke, laptop = load_profile("smoke"), load_profile("laptop")
     assert (smoke.encoder, smoke.sources) == (laptop.encoder, laptop.sources)
@@ -240,9 +240,10 @@ def test_smoke_and_laptop_differ_in_scale_alone():
     assert smoke.shown_experiments == laptop.shown_experiments
     for name in laptop.shown_experiments:
         mine, theirs = smoke.experiments[name], laptop.experiments[name]
+        large_runs = [group for group in theirs.runs if not group.reference_only]
         assert [(group.method, group.lora_alpha, group.rank_stabilised) for group in mine.runs] == \
-               [(group.method, group.lora_alpha, group.rank_stabilised) for group in theirs.runs]
-        for small, large in zip(mine.runs, theirs.runs, strict=True):
+               [(group.method, group.lora_alpha, group.rank_stabilised) for group in large_runs]
+        for small, large in zip(mine.runs, large_runs, strict=True):
             if small.method == "lora":
                 assert set(small.learning_rate) <= set(large.learning_rate)
     anywhere = set().union(*(ranks_of(experiment.runs) for experiment in laptop.experiments.values()))
@@ -422,6 +423,26 @@ def test_amounts_of_data_are_runs_of_their_own(planned):
                          ("training", "epochs"): 3.0})
     assert {(spec.sizes.train_rows, spec.steps, spec.epochs) for spec in run_specs(by_epochs, "ranks")} == {
         (None, None, 3.0), (600, None, 3.0)}
+
+
+def test_further_seeds_make_the_groups_that_name_them_and_no_other(planned):
+    """All of the reference's seeds bring them along; a reader, or one sitting with one seed, has what was asked for."""
+    profile = planned({("experiments", "second", "runs"): [FULL, ONLY_REFERENCE | {"further_seeds": [5, 4]}]})
+    whole = profile.with_reference_runs()
+    own = [(seed, name, rate) for seed in (0, 1, 2) for name, rate in (
+        ("full", 1e-4), ("LoRA r=1", 1e-3), ("LoRA r=4", 2e-3))]
+    further = [(seed, name, rate) for seed in (4, 5) for name, rate in (("LoRA r=1", 1e-3), ("LoRA r=4", 2e-3))]
+    assert seen(run_specs(whole, "second", (0, 1, 2))) == own + further
+    assert seen(run_specs(whole, "second", (1,))) == [one for one in own if one[0] == 1]
+    assert seen(run_specs(whole, "second", (4,))) == further[:2]
+    assert {one[0] for one in seen(run_specs(profile, "second"))} == set(profile.seeds)
+    assert {one[0] for one in seen(run_specs(whole, "ranks", (0, 1, 2)))} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_further_seeds_are_none_that_the_profile_has(variant, seed):
+    with pytest.raises(UsageError, match=f"'second' names the seed {seed} among its 'further_seeds'"):
+        load_profile(variant({("experiments", "second", "runs"): [FULL | {"further_seeds": [4, seed]}]}))
 
 
 def test_a_sequence_is_a_chain_per_seed_and_method(planned):

@@ -1,5 +1,6 @@
 """The grid of rates: validation rows, the choice of a rate, every rule by hand, tables made over several sittings."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ import utils.ledger.reference as reference_module
 import utils.training.spec as spec_module
 from utils.course.cli import main
 from utils.errors import CourseError, UsageError
+from utils.ledger.reference import reference_table
+from utils.paths import NOTEBOOKS
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting import runs as runs_module
@@ -18,10 +21,11 @@ from utils.reporting.measured import Measured
 from utils.reporting.registry import Measurement
 from utils.reporting.rules import CLAIM_EPSILONS, MissingRun
 from utils.reporting.selection import marked
+from utils.reporting.statistics import mcnemar_p
 from utils.reporting.verdicts import NO_POWER, NOT_REPRODUCED, TOO_FEW, UNDECIDED, Expectation, judge
 from utils.sources.tasks import load_task
+from utils.studies.what_moves import best_figures, grid_figures, grid_rules, longer_figures
 from utils.studies.what_moves import grid as grid_module
-from utils.studies.what_moves import grid_figures, grid_rules
 from utils.studies.what_moves.grid import at_chosen_rates, chosen_rates, rate_grid
 from utils.training.data import validation_data
 from utils.training.spec import run_specs
@@ -67,6 +71,21 @@ def test_validation_rows_make_another_run_and_no_rows_the_same_as_ever():
         "grid": grid.model_copy(update={"validation_rows": None})}})
     here, there = ({spec.key for spec in run_specs(profile, "grid")} for profile in (LAPTOP, without))
     assert len(here) == len(there) and not here & there
+
+
+def test_further_seeds_and_longer_runs_are_at_the_rates_that_validation_chose(monkeypatch):
+    """What the profile names beside the grid follows from the committed grid, by :func:`chosen_rates`."""
+    monkeypatch.setattr(spec_module, "resolve", lambda reference: SimpleNamespace(revision="any"))
+    whole, reference = LAPTOP.with_reference_runs(), reference_table("rate_grid", LAPTOP)
+    chosen = chosen_rates(reference[reference["experiment"].isin(grid_module.GRIDS)])
+    wanted = {(one.task, one.method): one.learning_rate for one in chosen.itertuples()}
+    for experiment in (*grid_module.GRIDS, "longer"):
+        seeds = whole.experiments[experiment].further_seeds if experiment != "longer" else (0,)
+        specs = run_specs(whole, experiment, seeds)
+        named = {(spec.task, spec.method.label): spec.learning_rate for spec in specs}
+        assert named == {key: wanted[key] for key in named}, experiment
+        if experiment != "longer" and seeds:
+            assert len(seeds) == 2 and len(specs) == 14, "five seeds of every method"
 
 
 @pytest.mark.parametrize("name", ["laptop", "workstation", "gpu", "paper"])
@@ -244,6 +263,77 @@ def test_where_no_rank_has_any_nothing_can_fall():
     assert judge(at(grid_rules.count_trend_at_fixed_rate, zeros), Expectation(below=0)).verdict == TOO_FEW
 
 
+def test_what_time_adds_is_counted_at_one_rate():
+    """After 400 steps r = 1 has 5 more and r = 8 one more than at that rate before; r = 64 and other rates are out."""
+    short = [row for r, counts in ((1, (0, 2, 90)), (8, (0, 3, 90)), (64, (0, 0, 0)), (0, (0, 0, 0)))
+             for row in method(r, MIDDLE, counts, experiment="grid_second", task="topics", steps=100)]
+    after = [row for r, count in ((1, 7), (8, 4), (64, 80), (0, 9))
+             for row in method(r, (0.8,), (count,), rates=(2e-3,), experiment="longer", task="topics", steps=400)]
+    found = grid_rules.count_gained_by_time(table(*short, *after), epsilon=0.5, in_experiment="grid_second",
+                                            longer="longer", max_rank=16)
+    assert by_seed(found) == {0: 3, 1: 3, 2: 3} and sorted(set(found.outcomes)) == [2, 3, 4, 7]
+    with pytest.raises(MissingRun, match="no run of longer"):
+        grid_rules.count_gained_by_time(table(*short), epsilon=0.5, in_experiment="grid_second", longer="longer",
+                                        max_rank=16)
+
+
+def test_what_is_found_at_the_best_rates_goes_with_the_table():
+    """Accuracy (02), forgetting (06) and counts (04): LoRA a little worse and forgetting less, then the opposite."""
+    rows = [row | {"accuracy": 0.75 + (row["r"] > 0) * step, "forgetting": 1 + (row["r"] > 0) * forgets}
+            for r, counts in ((0, (0, 0, 0)), (8, (0, 4, 9))) for row in method(r, MIDDLE, counts)
+            for step, forgets in ((-0.01, -0.5),)]
+    frame = table(*rows)
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], frame)
+    accuracy = best_figures.accuracy_at_best_rates_found(grid)
+    forgetting = best_figures.forgetting_at_best_rates_found(grid)
+    assert accuracy.met is True and "movies: LoRA r=8 -0.010" in accuracy.text
+    assert forgetting.met is True and "no LoRA forgets more" in forgetting.text
+    worse = frame.assign(accuracy=np.where(frame["r"] == 0, 0.75, 0.72), forgetting=np.where(frame["r"] == 0, 1, 2))
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], worse)
+    assert best_figures.accuracy_at_best_rates_found(grid).met is False
+    found = best_figures.forgetting_at_best_rates_found(grid)
+    assert found.met is False and "LoRA r=8 (movies) forgets more" in found.text
+    for draw in (best_figures.accuracy_at_best_rates, best_figures.forgetting_at_best_rates):
+        drawn = draw(grid)
+        assert len(drawn.figure.axes) == 1 and "movies: full" in drawn.alt and len(drawn.table) == 6
+    counts = best_figures.counts_at_best(frame).set_index("method")
+    assert counts.loc["LoRA r=8"].tolist() == [4, 4] and counts.loc["full"].tolist() == [0, 0]
+
+
+def test_notebook_04_begins_with_what_the_committed_grid_says():
+    notebook = json.loads((NOTEBOOKS / "04_intruder_dimensions.ipynb").read_text("utf-8"))
+    first = "".join(notebook["cells"][0]["source"])
+    said = best_figures.headline(reference_table("rate_grid", LAPTOP))
+    assert said in " ".join(first.split()), f"write into the first cell of notebook 04: {said}"
+
+
+def test_the_headline_counts_runs():
+    frame = table(*method(8, MIDDLE, (0, 4, 9)), *method(16, MIDDLE, (0, 0, 9)), *method(64, MIDDLE, (0, 7, 9)),
+                  *method(0, MIDDLE, (0, 0, 1)))
+    assert best_figures.headline(frame) == (
+        "At the learning rates that validation rows choose, 3 of 6 LoRA runs up to r = 16 have an intruder dimension "
+        "at ε = 0.5 and 3 at ε = 0.8; of full fine-tuning's 3 runs 0 and 0.")
+
+
+def test_longer_runs_are_drawn_beside_those_of_their_rates():
+    short = [row for r, counts in ((1, (0, 2, 90)), (0, (0, 0, 0)))
+             for row in method(r, MIDDLE, counts, experiment="grid_second", task="topics", steps=100)]
+    after = [row for r, count in ((1, 7), (0, 0))
+             for row in method(r, (0.8,), (count,), rates=(2e-3,), experiment="longer", task="topics", steps=400)]
+    frame = table(*short, *after)
+    grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], frame)
+    drawn = longer_figures.longer(grid)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn.figure.axes[0].get_lines()}
+    assert [[100, 2], [400, 7]] in [line.get_xydata().tolist() for line in drawn.figure.axes[0].get_lines()]
+    assert "full" in lines and "LoRA r=1 at 0.002, 400 steps: 7 and 7" in drawn.alt
+    found = longer_figures.longer_found(grid)
+    assert found.met is True and "at epsilon 0.5 the mean count changes by LoRA r=1 5" in found.text
+    alone = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], table(*short))
+    assert longer_figures.longer_found(alone).met is None
+    at_best = grid_figures.lora_at_best(frame, 0.5)
+    assert set(at_best["experiment"]) == {"grid_second"}, "longer runs are no rate of the grid"
+
+
 def test_ranks_at_their_best_rates():
     rows = [row for r, best in ((1, 9), (4, 6), (8, 3), (16, 0)) for row in method(r, MIDDLE, (50, best, 50))]
     assert by_seed(at(grid_rules.count_trend_at_best_rates, table(*rows))) == pytest.approx({0: -1, 1: -1, 2: -1})
@@ -256,6 +346,26 @@ def test_equal_norm_takes_full_between_its_nearest_norms():
     rows += [{"learning_rate": rate, "relative_norm": norm, "n_intruders": count, "seed": seed}
              for seed in (0, 1, 2) for rate, norm, count in ((1e-3, 0.15, 6), (4e-3, 0.9, 99))]
     assert by_seed(at(grid_rules.count_at_equal_norm, table(*rows), rank=8)) == {0: 3, 1: 3, 2: 3}
+
+
+def test_equal_accuracy_is_what_the_same_rows_do_not_tell_apart():
+    """r = 8 answers like full at 1e-3 and 2e-3 (0 and 4 intruders) and misses twenty rows more at 4e-3 (90)."""
+    right = {1e-3: packed([True] * 60), 2e-3: packed([False] + [True] * 59), 4e-3: packed([False] * 20 + [True] * 40)}
+    rows = [*method(8, MIDDLE, (0, 4, 90)), *method(0, MIDDLE, (0, 1, 0))]
+    frame = table(*(row | ({"right": right[row["learning_rate"]]} if row["r"] else {}) for row in rows))
+    lenient = frame["epsilon"] == CLAIM_EPSILONS[1]
+    frame.loc[lenient, "right"] = np.nan  # as the committed table has it
+    for epsilon in CLAIM_EPSILONS:
+        found = grid_rules.count_at_equal_accuracy(frame, epsilon=epsilon, in_experiment="grid", rank=8)
+        assert by_seed(found) == {0: 1, 1: 1, 2: 1} and found.undecided == ""
+    apart = frame[(frame["r"] == 0) | (frame["learning_rate"] == 4e-3)]
+    found = at(grid_rules.count_at_equal_accuracy, apart, rank=8)
+    assert found.values.isna().all() and "as accurate as full" in found.missing[0]
+
+
+def test_answers_to_other_rows_are_not_compared():
+    with pytest.raises(ValueError, match="answers to the same rows, got 2 and 3"):
+        mcnemar_p([True, False], [True, False, True])
 
 
 def test_the_random_twin_is_taken_off_where_there_is_anything():
@@ -283,6 +393,34 @@ def test_forgetting_is_paired_passage_by_passage():
     found = grid_rules.forgetting_gap_at_best_rates(frame, in_experiment="grid", rank=8)
     verdict = judge(found, Expectation(below=0))
     assert by_seed(found) == pytest.approx({0: -1, 1: -1, 2: -1}) and verdict.high < 0 and verdict.p < 0.01
+
+
+def losing(losses: dict[int, float], experiment="grid") -> list[dict]:
+    """Runs of these ranks whose pseudo-loss at the best rate is as given, and 9 at the others."""
+    task = {"grid": "movies", "grid_second": "topics"}[experiment]
+    return [row | {"pseudo_loss": loss if row["learning_rate"] == 2e-3 else 9.0}
+            for r, loss in losses.items() for row in method(r, MIDDLE, experiment=experiment, task=task)]
+
+
+def test_forgetting_of_every_rank_is_judged_on_the_worse_task():
+    movies = losing({0: 6.0, 1: 5.5, 64: 5.9, 384: 8.0})
+    less, more = (losing({0: 6.0, 1: 5.0, 64: worst}, "grid_second") for worst in (5.7, 6.4))
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *less), max_rank=64)
+    assert by_seed(found) == pytest.approx({0: 0.1, 1: 0.1, 2: 0.1})
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *more), max_rank=64)
+    assert by_seed(found) == pytest.approx({0: -0.4, 1: -0.4, 2: -0.4})
+    with pytest.raises(MissingRun, match="grid_second"):
+        grid_rules.full_minus_worst_lora_at_best_rates(table(*movies), max_rank=64)
+
+
+def test_the_u_needs_both_ends_above_full_and_the_middle_below():
+    u = {0: 6.0, 1: 6.5, 8: 5.0, 64: 5.8, 384: 6.3}
+    def least(losses):
+        return by_seed(grid_rules.u_around_full_at_best_rates(
+            table(*losing(losses)), in_experiment="grid", low_ranks=[8, 64]))
+    assert least(u) == pytest.approx({0: 0.2, 1: 0.2, 2: 0.2})
+    assert least(u | {1: 5.5}) == pytest.approx({0: -0.5, 1: -0.5, 2: -0.5})
+    assert least(u | {64: 6.1}) == pytest.approx({0: -0.1, 1: -0.1, 2: -0.1})
 
 
 def test_fewer_than_fifty_items_are_no_bootstrap():

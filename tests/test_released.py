@@ -32,7 +32,7 @@ from utils.profiles import load_profile
 from utils.profiles.schema import Profile, ReleasedPair, Spectra
 from utils.reporting.measured import Measured
 from utils.sources.pairs import identity, open_pair
-from utils.spectra import count_intruders, similarity, thin_svd, vector_table
+from utils.spectra import count_intruders, random_ranges, similarity, thin_svd, vector_table
 from utils.studies.released import figures as released_figures
 from utils.studies.released import measure as released_measure
 from utils.studies.released.measure import (
@@ -545,10 +545,11 @@ def test_the_figures_have_a_panel_and_a_legend_for_each_group(folders, models):
                          pair_of(folders["base"], folders["tuned"], "full #2", "alpaca"),
                          pair_of(folders["plain"], folders["adapter"], "LoRA r=4"))
     counts = Measured("released_counts", profile, (0,), released_counts(profile))
-    drawn = released_figures.released(counts, level=0.2)
+    drawn = released_figures.released(counts, chance=random_ranges([(4096, 4096)]))
     figure = drawn.figure
     assert [axis.get_title() for axis in figure.axes] == ["alpaca", "metamath"] and "alpaca full #2" in drawn.alt
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"full", "full #2", "LoRA r=4"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "full", "full #2", "LoRA r=4", "a random direction in 4096 dimensions (5 to 95 %)"}
     first, second = (line for line in figure.axes[0].lines if not line.get_label().startswith("_"))
     assert first.get_color() == second.get_color() == "black" and first.get_linestyle() != second.get_linestyle()
     by_k = released_counts_by_k(profile, fraction=0.2, matrices=r"layers\.0\.")

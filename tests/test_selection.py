@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from utils.reporting.selection import best_rate, best_rates
+from utils.reporting.selection import best_rate, best_rates, comparable_rates
 
 
 def with_rates(rows: list[tuple]) -> pd.DataFrame:
@@ -32,6 +32,17 @@ def test_rates_that_share_no_seed_are_taken_by_number_of_seeds():
     """The first seed diverged at the one rate: what remains of it has more seeds than the other's single one."""
     assert kept([("LoRA", 1e-3, 1, 0.6), ("LoRA", 1e-3, 2, 0.6), ("LoRA", 2e-3, 0, 0.9)]) == {
         ("LoRA", 1e-3, 1), ("LoRA", 1e-3, 2)}
+
+
+def test_groups_are_compared_each_by_its_own_seeds():
+    """Every group as if it were alone: LoRA's rates share seed 1, full's none, so its rate of two seeds stays."""
+    rows = [("LoRA", 1e-3, 0, 0.9), ("LoRA", 1e-3, 1, 0.6), ("LoRA", 2e-3, 1, 0.8),
+            ("full", 1e-3, 0, 0.5), ("full", 2e-3, 1, 0.4), ("full", 2e-3, 2, 0.4)]
+    table = with_rates(rows[::2] + rows[1::2])
+    found = comparable_rates(table, ["method"])
+    assert set(found.itertuples(index=False, name=None)) == {rows[1], rows[2], rows[4], rows[5]}
+    alone = pd.concat([comparable_rates(part) for _, part in table.groupby("method")])
+    pd.testing.assert_frame_equal(found.sort_index(), alone.sort_index())
 
 
 def test_of_equal_rates_the_smaller_is_taken_in_any_order():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.intruders import reduce_intruder_dimension
+from scipy.stats import beta
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils.errors import CourseError, UsageError
@@ -20,7 +21,9 @@ from utils.spectra import (
     first_intruders,
     max_cosines,
     planted_matrix,
+    random_cosines,
     random_level,
+    random_ranges,
     random_update,
     similarity,
     thin_svd,
@@ -348,6 +351,29 @@ def test_random_level_is_near_the_simulated_mean(dimension, count):
     directions = torch.nn.functional.normalize(gaussian(300, dimension, seed=1).float(), dim=1)
     simulated = (directions @ basis).abs().amax(1).mean().item()
     assert simulated == pytest.approx(random_level(dimension, count), rel=0.15)
+
+
+@pytest.mark.parametrize("dimension, count, quantile", [
+    # In the plane, the larger of |cos| and |sin| of an angle; and one coordinate, by Archimedes uniform on the sphere.
+    (2, 2, lambda p: math.cos(math.pi / 4 * (1 - p))), (2, 1, lambda p: math.sin(math.pi / 2 * p)), (3, 1, lambda p: p),
+    # Of many dimensions the squared coordinates are nearly independent, each Beta(1/2, (n - 1) / 2).
+    (384, 384, lambda p: math.sqrt(beta.ppf(p ** (1 / 384), 0.5, 383 / 2))),
+    (1536, 384, lambda p: math.sqrt(beta.ppf(p ** (1 / 384), 0.5, 1535 / 2)))])
+def test_random_cosines_follow_the_law_of_a_point_on_the_sphere(dimension, count, quantile):
+    drawn = random_cosines(dimension, count, draws=20_000)
+    for p in (0.05, 0.5, 0.95):
+        assert drawn.quantile(p).item() == pytest.approx(quantile(p), rel=0.02, abs=0.01)
+
+
+def test_random_cosines_are_those_with_any_thin_bases_left_vectors():
+    """A tall matrix has 32 left vectors of 128; a random direction is compared with those, not with a whole basis."""
+    base = thin_svd(gaussian(128, 32, seed=3).float())
+    directions = torch.nn.functional.normalize(gaussian(4000, 128, seed=4).float(), dim=1)
+    by_hand = (directions @ base.u).abs().amax(1).quantile(torch.tensor([0.05, 0.5, 0.95]))
+    row = random_ranges([(128, 32)], draws=4000).iloc[0]
+    assert row[["low", "median", "high"]].tolist() == pytest.approx(by_hand.tolist(), rel=0.03)
+    whole = random_ranges([(128, 128)], draws=4000).iloc[0]
+    assert whole["low"] > row["median"] and row["high"] < row["largest"] < 1
 
 
 # --- effective rank and update sizes --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from utils.sources.models import resolve
 from utils.sources.tasks import load_task, task
 from utils.studies.costs.tables import gpus, model_shapes
 from utils.studies.intruders.figures import count_against_epsilon
-from utils.studies.intruders.measure import intruder_counts
+from utils.studies.intruders.measure import intruder_counts, random_directions
 from utils.studies.learning.learns_less import learning_against_tokens
 from utils.studies.learning.measure import learning_curves
 from utils.studies.learning.published import published_curves
@@ -249,7 +249,8 @@ def test_a_small_copy_is_trained_side_by_side_counted_and_drawn(tmp_path, monkey
     counts = intruder_counts(profile, experiments=("ranks",))
     assert set(counts["method"]) == {"full", "LoRA r=8"} and set(counts["epsilon"]) == set(profile.spectra.epsilons)
     assert counts["n_intruders"].between(0, 360).all() and counts["accuracy"].between(0, 1).all()
-    drawn = count_against_epsilon(Measured("intruder_counts", profile, profile.seeds, counts), level=0.15, examined=360)
+    drawn = count_against_epsilon(Measured("intruder_counts", profile, profile.seeds, counts),
+                                  chance=random_directions(profile), examined=360)
     assert "LoRA r=8" in drawn.alt and "At epsilon 0.5" in drawn.alt
 
     curves = learning_curves(profile)

@@ -29,26 +29,39 @@ def compute_dtype(dtype: str) -> torch.dtype:
 def quiet_libraries() -> None:
     """Silence load reports, shard bars and trainer chatter; our own progress lines say what happens."""
     import datasets
-    import transformers
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()  # offline, two lines of warnings for every split read from the cache
-    for module in ("transformers", "torch", "trl", "peft", "accelerate", "huggingface_hub", "pyarrow"):
+    for module in ("torch", "trl", "peft", "accelerate", "huggingface_hub", "pyarrow"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+    quiet_transformers()
+
+
+def quiet_transformers() -> None:
+    """The part of :func:`quiet_libraries` that is for transformers."""
+    import transformers
+
+    warnings.filterwarnings("ignore", module=r"transformers(\..*)?")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
-def set_up_process() -> None:
+def set_up_process(*, libraries: bool = True) -> None:
     """What a process of the course begins with: threads, whole float32 products, silence, quick collections.
 
     Called where a process enters (a notebook's first cell, a command, a worker) and nowhere else: a library that
     set either behind its caller's back would undo what the caller has chosen.
+
+    Parameters
+    ----------
+    libraries : bool
+        Whether it will train or load models; importing what has to be silenced for that takes a second.
     """
     limit_threads()
     # Images for NVIDIA's GPUs set TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, with which a product keeps 10 bits of 23.
     torch.set_float32_matmul_precision("highest")
-    quiet_libraries()
+    if libraries:
+        quiet_libraries()
     spare_libraries()
 
 

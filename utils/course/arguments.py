@@ -121,6 +121,7 @@ def _intruder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
     parser.add_argument("--figure", type=_figure_file, metavar="FILE", help="draw the counts: .png, .svg or .pdf")
+    parser.add_argument("--adapter", metavar="NAME", help="which of several adapters that lie in one folder")
     parser.add_argument("--allow-pickle", action="store_true",
                         help="read .bin files too, by torch's restricted loader (weights_only=True)")
 

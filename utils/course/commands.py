@@ -128,10 +128,10 @@ def intruders(options) -> None:
                 raise UsageError(f"{file} is a file of {source}, which is only read; give another file.")
     if len({file.absolute() for file in outputs}) < len(outputs):
         raise UsageError(f"--json and --figure both name {outputs[0]}; give each a file of its own.")
-    set_up_process()
+    set_up_process(libraries=False)
     report = analyse(options.base, options.tuned, k=options.k, epsilons=sorted(set(options.epsilon)),
                      layers=options.layers, vectors=options.vectors, device=options.device,
-                     allow_pickle=options.allow_pickle)
+                     allow_pickle=options.allow_pickle, adapter=options.adapter)
     print(summary(report))
     if options.json:
         write_json(options.json, report)

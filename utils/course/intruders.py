@@ -2,27 +2,28 @@
 
 import re
 import time
+from collections import Counter
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from utils.errors import CourseError, UsageError
 from utils.files import atomic_write
 from utils.machine import device_name
 from utils.progress import track
 from utils.provenance import provenance
-from utils.sources.checkpoints import Adapter, Checkpoint, some
-from utils.sources.pairs import open_pair, place_of
+from utils.sources.pairs import CheckpointPair, open_pair, place_of
 from utils.spectra.cache import SpectrumCache
 from utils.spectra.checkpoint_pairs import checkpoint_pairs, stored_floor, stored_types
 from utils.spectra.fast import Leading, leading_cosines
-from utils.spectra.intruders import is_intruder
-from utils.spectra.svd import random_level
+from utils.spectra.svd import is_intruder
+
+if TYPE_CHECKING:
+    import pandas as pd  # as every other import here that only the figure needs, when it is drawn
 
 
 def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None = None,
             layers: re.Pattern | None = None, vectors: str = "left", device: str = "auto",
-            allow_pickle: bool = False) -> dict:
+            allow_pickle: bool = False, adapter: str | None = None) -> dict:
     """Count the intruder dimensions of a tuned model, exactly as defined, with everything the counts follow from.
 
     Parameters
@@ -36,7 +37,7 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     layers : re.Pattern, optional
         Only matrices whose name has a match.
     device : {"auto", "cpu", "cuda"}
-    allow_pickle : bool
+    allow_pickle, adapter
         See :func:`utils.sources.checkpoints.open_checkpoint`.
 
     Returns
@@ -55,29 +56,24 @@ def analyse(base: str, tuned: str, *, k: int = 10, epsilons: list[float] | None 
     """
     epsilons = epsilons or [round(0.1 * part, 1) for part in range(1, 10)]
     device = _device(device)
-    pair = open_pair(base, tuned, layers=layers, allow_pickle=allow_pickle, allow_base_pickle=allow_pickle)
-    original, changed, sources, base = pair.original, pair.changed, pair.sources, pair.original.name
-    notes = []
-    if isinstance(changed, Adapter) and changed.base_name and not _same(changed.base_name, base, original.folder):
-        notes.append(f"The adapter names {changed.base_name} as its base; {base} was used.")
-    if original.left_out:
-        notes.append(f"Left out, because only matrices are counted: {some(list(original.left_out))}.")
+    pair = open_pair(base, tuned, layers=layers, allow_pickle=allow_pickle, allow_base_pickle=allow_pickle,
+                     adapter=adapter)
     started, matrices = time.perf_counter(), []
     try:
-        found = leading_cosines(checkpoint_pairs(original, changed, sources), k=k, epsilons=epsilons, vectors=vectors,
-                                spectrum=SpectrumCache(device=device).spectrum, device=device)
-        for one in track(found, total=len(sources), label="matrices"):
-            matrices.append(_row(one, original, changed, sources=sources, epsilons=epsilons, vectors=vectors))
+        found = leading_cosines(checkpoint_pairs(pair.original, pair.changed, pair.sources), k=k, epsilons=epsilons,
+                                vectors=vectors, spectrum=SpectrumCache(device=device).spectrum, device=device)
+        for one in track(found, total=len(pair.sources), label="matrices"):
+            matrices.append(_row(one, pair, epsilons, vectors=vectors))
     except CourseError as error:
         raise UsageError(str(error)) from error
     seconds = time.perf_counter() - started
     total = {_key(epsilon): sum(row["counts"][_key(epsilon)] for row in matrices) for epsilon in epsilons}
     within = sum(_within(row, epsilons) for row in matrices)
-    return {"base": base, "tuned": tuned, "k": k, "epsilons": epsilons, "vectors": vectors, "total": total,
-            "matrices": matrices, "precision_floor": max(row["precision_floor"] for row in matrices),
-            "within_floor": within, "notes": notes, "seconds": round(seconds, 3),
-            "provenance": provenance() | {"device": device, "base_folder": original.folder.resolve().name,
-                                          "tuned_folder": changed.folder.resolve().name}}
+    return {"base": pair.original.name, "tuned": tuned, "k": k, "epsilons": epsilons, "vectors": vectors,
+            "total": total, "matrices": matrices, "precision_floor": max(row["precision_floor"] for row in matrices),
+            "within_floor": within, "notes": list(pair.notes), "seconds": round(seconds, 3),
+            "provenance": provenance() | {"device": device, "base_folder": pair.original.folder.resolve().name,
+                                          "tuned_folder": pair.changed.folder.resolve().name}}
 
 
 def _key(epsilon: float) -> str:
@@ -91,13 +87,8 @@ def _device(asked: str) -> str:
     return device_name() if asked == "auto" else asked
 
 
-def _same(named: str, base: str, folder: Path) -> bool:
-    return named == base or Path(named).expanduser().resolve() == folder.resolve()
-
-
-def _row(found: Leading, original: Checkpoint, changed: Checkpoint | Adapter, *, sources: dict[str, str],
-         epsilons: list[float], vectors: str) -> dict:
-    stored = stored_types(original, changed, found.name, tuned_name=sources[found.name])
+def _row(found: Leading, pair: CheckpointPair, epsilons: list[float], *, vectors: str) -> dict:
+    stored = stored_types(pair.original, pair.changed, found.name, tuned_name=pair.sources[found.name])
     floor = stored_floor(found, stored, vectors)
     cosines = found.max_cosines
     return {"name": found.name, "shape": list(found.shape), "method": found.method,
@@ -115,7 +106,7 @@ def _within(row: dict, epsilons: list[float]) -> int:
 def summary(report: dict) -> str:
     """What a reader wants to know of a report, in a few lines."""
     matrices = report["matrices"]
-    methods = pd.Series([row["method"] for row in matrices]).value_counts()
+    methods = Counter(row["method"] for row in matrices)
     stored = sorted({kind for row in matrices for kind in row["stored"]})
     lines = [(f"{report['tuned']} against {report['base']}: {len(matrices)} matrices, {report['vectors']} vectors, "
               f"k = {report['k']}"), *report["notes"],
@@ -129,8 +120,8 @@ def summary(report: dict) -> str:
     lines.append(f"Stored as {' and '.join(stored)}, which leaves cosines open by about "
                  f"{report['precision_floor']:.1g}; {report['within_floor']} of {_decisions(report)} decisions "
                  "are nearer to their epsilon than that.")
-    lines.append(f"Computed in {report['seconds']:.2f} s: " + ", ".join(f"{n} {name}" for name, n in methods.items())
-                 + ". The counts are those of the definition.")
+    ways = ", ".join(f"{n} {name}" for name, n in methods.most_common())
+    lines.append(f"Computed in {report['seconds']:.2f} s: {ways}. The counts are those of the definition.")
     return "\n".join(lines)
 
 
@@ -138,8 +129,10 @@ def _decisions(report: dict) -> int:
     return sum(len(row["max_cosines"]) for row in report["matrices"]) * len(report["epsilons"])
 
 
-def tables(report: dict) -> tuple[pd.DataFrame, pd.DataFrame, float]:
+def tables(report: dict) -> "tuple[pd.DataFrame, pd.DataFrame, float]":
     """Counts by epsilon, places by layer and type, and the epsilon of the places (the one nearest to 0.5)."""
+    import pandas as pd
+
     epsilon = min(report["epsilons"], key=lambda value: abs(value - 0.5))
     counts = pd.DataFrame({"epsilon": report["epsilons"], "n_intruders": list(report["total"].values())})
     split = [place_of(row["name"]) for row in report["matrices"]]
@@ -160,13 +153,13 @@ def draw(report: dict, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    from utils.spectra.chance import random_ranges
     from utils.studies.intruders.subsets import intruder_overview
 
     counts, places, epsilon = tables(report)
-    widest = max(row["shape"][0 if report["vectors"] == "left" else 1] for row in report["matrices"])
+    shapes = [row["shape"] if report["vectors"] == "left" else row["shape"][::-1] for row in report["matrices"]]
     figure = intruder_overview(counts, places, title=f"{_short(report['tuned'])} against {_short(report['base'])}, "
-                               f"k = {report['k']}", epsilon=epsilon, level=random_level(widest, min(
-        min(row["shape"]) for row in report["matrices"])))
+                               f"k = {report['k']}", epsilon=epsilon, chance=random_ranges(shapes))
     total = ", ".join(f"{count} at epsilon {epsilon}" for epsilon, count in report["total"].items())
     words = (f"Intruder dimensions of {report['tuned']} against {report['base']}: line of the count over epsilon "
              f"({total}), and heat-map by layer and matrix type at epsilon {epsilon:g}.")

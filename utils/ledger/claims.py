@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 import utils.studies
 from utils.errors import CourseError, UsageError, reason_of
-from utils.files import read_text
+from utils.files import read_text, sha256_of
 from utils.ledger.cells import notebook_cells
-from utils.ledger.reference import reference_table
-from utils.paths import NOTEBOOKS, notebook_files
+from utils.ledger.reference import reference_folder, reference_table
+from utils.paths import NOTEBOOKS, PAPER, notebook_files
 from utils.profiles import PROFILE_NAMES, Profile, load_profile
 from utils.reporting.claims import Claim, check_claim, judge_claim
-from utils.reporting.registry import nearest
+from utils.reporting.registry import RULES, nearest
 from utils.reporting.verdicts import Verdict
 from utils.studies import load_studies
 
@@ -25,6 +25,8 @@ PAPERS = {"Illusion v3": ILLUSION, "Illusion v1": ILLUSION,
           "Learns less v2": "LoRA Learns Less and Forgets Less (arXiv 2405.09673v2)",
           "Rates v2": "Learning Rate Matters: Vanilla LoRA May Suffice (arXiv 2602.04998v2)",
           "PEFT benchmark": "PEFT's method comparison on MetaMathQA (huggingface/peft)"}
+MOST_JUDGED = 8  # ledgers, whole or of a notebook, that a process keeps
+_JUDGED: dict[tuple, pd.DataFrame] = {}
 
 
 @cache
@@ -138,6 +140,8 @@ def claim_link(claim_id: str) -> str:
 def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFrame:
     """The ledger as a table: every claim (of one notebook) judged on the profile's reference results.
 
+    A process judges the same claims once, as long as every file that they are judged on holds what it held.
+
     Returns
     -------
     pandas.DataFrame
@@ -155,11 +159,37 @@ def verdicts(profile: Profile | str, notebook: str | None = None) -> pd.DataFram
     if not chosen:
         raise UsageError(f"There is no claim about notebook '{notebook}' "
                          f"({nearest(str(notebook), {claim.notebook for claim in claims()})}).")
-    tables = {one: reference_table(one, name) for one in {claim.measurement for claim in chosen} if one is not None}
-    rows = [_row(claim, epsilon) | vars(_judged(claim, tables.get(claim.measurement), name, epsilon=epsilon))
+    measurements = sorted({claim.measurement for claim in chosen if claim.measurement is not None})
+    before = _read_by_rules(name, measurements)
+    asked = (name, before, *(claim.model_dump_json() for claim in chosen),
+             *(RULES[claim.rule].function for claim in chosen if claim.rule is not None))
+    if asked not in _JUDGED:
+        found = _judged_rows(chosen, {one: reference_table(one, name) for one in measurements}, name)
+        if _read_by_rules(name, measurements) != before:  # a file was written meanwhile: nobody knows which was read
+            return found
+        while len(_JUDGED) >= MOST_JUDGED:
+            _JUDGED.pop(next(iter(_JUDGED)))
+        _JUDGED[asked] = found
+    return _JUDGED[asked].copy()
+
+
+def _read_by_rules(profile_name: str, measurements: list[str]) -> tuple[str, ...]:
+    """The content of every file that a verdict depends on, reference tables and papers' numbers, or why it has none."""
+    tables = [reference_folder(profile_name) / f"{name}.csv" for name in measurements]
+    return tuple(map(_content, (*tables, *sorted(PAPER.glob("*.csv")))))
+
+
+def _content(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        return type(error).__name__
+
+
+def _judged_rows(chosen: list[Claim], tables: dict[str, pd.DataFrame | None], profile_name: str) -> pd.DataFrame:
+    rows = [_row(claim, epsilon) | vars(_judged(claim, tables.get(claim.measurement), profile_name, epsilon=epsilon))
             for claim in chosen for epsilon in claim.epsilons]
-    numbers = dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float)
-    return pd.DataFrame(rows).astype(numbers)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("epsilon", "effect", "low", "high", "p"), float))
 
 
 def _judged(claim: Claim, table: pd.DataFrame | None, profile_name: str, *, epsilon: float | None) -> Verdict:

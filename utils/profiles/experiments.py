@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from utils.profiles.values import Checked, Fraction, Positive, Rate
+from utils.profiles.values import Checked, Fraction, Positive, Rate, Seed
 
 Variant = Literal["lora", "b_only", "lora_plus", "pissa", "adalora", "vera", "milora", "init_ab", "olora", "lora_ga",
                   "lora_ga_peft", "dora", "gralora", "randlora", "loft"]
@@ -43,7 +43,9 @@ class RunGroup(Checked):
     every step takes that share of the weights, or of their way from W0 where `decay_towards` is ``base``, times rate
     over peak rate. `batch_size` keeps the number of tokens: a larger batch takes fewer steps. `steps` and
     `checkpoints`, where given, replace the experiment's. A `reference_only` group is trained when reference results
-    are made, and never by a reader; a `first_seed_only` group with the first of several seeds.
+    are made, and never by a reader; a `first_seed_only` group with the first of several seeds. `further_seeds` are the
+    reference's beyond the profile's own: this group is made with them too, and the groups beside it that do not name
+    them are not.
     """
 
     method: Literal["full", "lora"]
@@ -62,6 +64,7 @@ class RunGroup(Checked):
     steps: Positive | None = None
     reference_only: bool = False
     first_seed_only: bool = False
+    further_seeds: tuple[Seed, ...] = ()
 
     @property
     def rates(self) -> list[tuple[int | None, float]]:
@@ -128,6 +131,11 @@ class Experiment(Checked):
     side: bool = False
     runs: RunGroups
     steps: Positive | None = None
+
+    @property
+    def further_seeds(self) -> tuple[int, ...]:
+        """The seeds that some of its groups are made with beyond the profile's, rising."""
+        return tuple(sorted({seed for group in self.runs for seed in group.further_seeds}))
 
 
 class DecoderExperiment(Experiment):

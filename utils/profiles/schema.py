@@ -38,7 +38,7 @@ __all__ = ["NO_ALPHA", "Continual", "Costs", "Decoder", "DecoderEvaluation", "De
            "Rate", "Rates", "ReleasedPair", "RunGroup", "RunGroups", "ScaledRun", "Seed", "Sharpness", "Spectra",
            "Targets", "TaskSizes", "Training", "Variant"]
 
-NOTEBOOK_EXPERIMENTS = ("ranks", "second", "grid", "grid_second", "learning_rates", "rule", "fixed_rate",
+NOTEBOOK_EXPERIMENTS = ("ranks", "second", "grid", "grid_second", "longer", "learning_rates", "rule", "fixed_rate",
                         "alpha_8", "matched_alpha", "rank_stabilised", "data", "variants")
 DECODER_EXPERIMENTS = ("code", "mathematics", "instruction", "regularisers", "rates", "optimisers", "alpha", "modules",
                        "batches", "scalings", "vanilla", "vanilla_ranks", "vanilla_batches", "vanilla_durations")
@@ -131,6 +131,11 @@ class Profile(Checked):
         if shared := set(self.seeds) & set(self.reference_seeds):  # "yours agrees" would be the reference with itself
             raise ValueError(f"'seeds' and 'reference_seeds' share the seed {min(shared)}; give the reader one of "
                              "their own")
+        own = {*self.seeds, *self.reference_seeds}
+        for name, experiment in (self.experiments | self.decoder_experiments).items():
+            if both := own & set(experiment.further_seeds):
+                raise ValueError(f"experiment '{name}' names the seed {min(both)} among its 'further_seeds', which the "
+                                 "profile has already; name others")
 
     def _consistent_decoders(self) -> None:
         if not self.decoder_experiments:

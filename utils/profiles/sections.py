@@ -84,15 +84,16 @@ class ScaledRun(Checked):
 class Intervention(Checked):
     """Scaling intruders: the runs they are scaled in, the strengths, and of which tokens forgetting is measured.
 
-    Beside each run stand those of its experiment that were trained at half or a quarter of its rate, as far as the
-    reader trains them; the reference has all of them, and `reference_lambdas` in place of `lambdas`. Forgetting is
-    measured on the pseudo-loss's `paired_passages`, with every `masked_every`-th token of each masked in turn.
+    Beside each run stand those of its experiment that were trained at these shares of its rate (`smaller_rates`), as
+    far as the reader trains them; the reference has all of them, and `reference_lambdas` in place of `lambdas`.
+    Forgetting is measured on the pseudo-loss's `paired_passages`, with every `masked_every`-th token masked in turn.
     """
 
     experiment: str
     runs: Annotated[tuple[ScaledRun, ...], Field(min_length=1)]
     lambdas: Lambdas
     reference_lambdas: Lambdas | None = None
+    smaller_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.25)
     masked_every: Positive = 1
 
     def lambdas_of(self, r: int | None, learning_rate: float, *, whole: bool) -> Lambdas:

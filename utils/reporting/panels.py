@@ -16,6 +16,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from utils.reporting.style import method_styles, use_style
 
 PANEL = (5.2, 4.0)  # inches of one panel
+CHANCE = ("0.75", "0.55", "0.85")  # greys of what a random direction reaches, one for each length of the vectors
 TICK_GAP = 0.08  # of a doubling axis, so that its labels do not touch
 MOST_COLUMNS = 2  # panels in a row: more cannot be read at the 900 pixels of a code host
 
@@ -87,8 +88,30 @@ def _hollow(axis: Axes, failed: pd.DataFrame, *, x: str, y: str, style: dict) ->
                   markeredgecolor=style["color"], alpha=0.6, label="_did not learn")
 
 
-def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str) -> tuple[Figure, list[Axes]]:
-    """One panel per task with one line per method; one legend for all under the figure."""
+def chance_bands(axis: Axes, chance: pd.DataFrame, *, upright: bool = True) -> None:
+    """Shade where a random direction's largest |cosine| lies, 5 to 95 %: one band for each length of the vectors.
+
+    Parameters
+    ----------
+    axis : Axes
+        With cosines or thresholds of them along it.
+    chance : pandas.DataFrame
+        ``dimension``, ``low``, ``high``, as from :func:`utils.spectra.random_ranges`.
+    upright : bool
+        The cosines lie along the horizontal axis; else along the vertical one.
+    """
+    span = axis.axvspan if upright else axis.axhspan
+    for number, row in enumerate(chance.itertuples()):
+        span(row.low, row.high, color=CHANCE[number % len(CHANCE)], alpha=0.5, linewidth=0, zorder=0,
+             label=f"a random direction in {row.dimension} dimensions (5 to 95 %)")
+
+
+def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y: str,
+                chance: pd.DataFrame | None = None) -> tuple[Figure, list[Axes]]:
+    """One panel per task with one line per method; one legend for all under the figure.
+
+    `chance` has what :func:`chance_bands` shades, where `x` is a threshold of cosines.
+    """
     tasks = list(own["task"].unique())
     figure, axes = panels(len(tasks))
     styles = method_styles(list(own["method"].unique()))
@@ -96,6 +119,8 @@ def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y:
         part = own[own["task"] == task]
         band = None if reference is None else reference[reference["task"] == task]
         draw_lines(axis, part, band, x=x, y=y, styles={method: styles[method] for method in part["method"].unique()})
+        if chance is not None:
+            chance_bands(axis, chance)
         axis.set_title(f"task: {task}")
     outer_legend(figure, axes)
     return figure, axes
@@ -103,7 +128,7 @@ def task_panels(own: pd.DataFrame, reference: pd.DataFrame | None, *, x: str, y:
 
 def panel_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: str, y: str, panel: str,
                 by: str = "method", xlabel: str, ylabel: str, xscale: str = "linear", yscale: str = "linear",
-                sharey: bool = True) -> Figure:
+                sharey: bool = True, chance: pd.DataFrame | None = None) -> Figure:
     """Lines of `y` against `x`, one per value of column `by`, in one panel per value of column `panel`.
 
     Parameters
@@ -112,6 +137,8 @@ def panel_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: 
         Tidy; several rows at one place (seeds, matrices) are averaged, and give the reference its band.
     yscale : {"linear", "log", "symlog"}
         ``symlog`` is linear up to 1, for counts that may be zero.
+    chance : pandas.DataFrame, optional
+        What :func:`chance_bands` shades, where `x` is a threshold of cosines.
     """
     titles = list(dict.fromkeys([*own[panel], *([] if reference is None else reference[panel])]))
     figure, axes = panels(len(titles), sharey=sharey)
@@ -123,6 +150,8 @@ def panel_lines(own: pd.DataFrame, reference: pd.DataFrame | None = None, *, x: 
             method=lambda t: t[by].astype(str))
         present = [name for name in styles if name in set(part["method"]) | set([] if band is None else band["method"])]
         draw_lines(axis, part, band, x=x, y=y, styles={name: styles[name] for name in present})
+        if chance is not None:
+            chance_bands(axis, chance)
         axis.set(xlabel=xlabel, title=str(title), xscale=xscale)
         if xscale == "log":
             axis.xaxis.set_minor_formatter(NullFormatter())  # below a decade their labels run into each other

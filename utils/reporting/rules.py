@@ -90,9 +90,8 @@ def rows_where(part: pd.DataFrame, **where) -> pd.DataFrame:
     >>> rows_where(pd.DataFrame({"r": [0, 8], "accuracy": [0.9, 0.8]}), r=8)["accuracy"].tolist()
     [0.8]
     """
-    found = part
-    for column, value in where.items():
-        found = found[found[column] == value]
+    kept = [(part[column] == value).to_numpy(dtype=bool) for column, value in where.items()]
+    found = part[np.logical_and.reduce(kept)]
     if found.empty:
         raise MissingRun("no run with " + ", ".join(f"{column} = {value}" for column, value in where.items()))
     return found

@@ -138,12 +138,6 @@ def run_intruders(run: Run, spectra: Spectra, step: int | None = None) -> int:
     return int(is_intruder(run_vectors(run, spectra, step, k=spectra.k)["max_cosine"], spectra.epsilon).sum())
 
 
-def least_alike(run: Run, spectra: Spectra) -> pd.Series:
-    """The row of a run's least pretrained-like leading vector: a clear example, not a typical one."""
-    leading = run_vectors(run, spectra, k=spectra.k)
-    return leading.loc[leading["max_cosine"].idxmin()]
-
-
 def all_vectors(profile: Profile, seeds: Seeds = None, experiments: tuple[str, ...] | None = None) -> pd.DataFrame:
     """Vector tables of the final weights of every run."""
     return collect(profile, seeds, lambda run: run_vectors(run, profile.spectra), experiments=experiments)

@@ -84,11 +84,10 @@ def best_rates(table: pd.DataFrame, *, value: str = "accuracy", least: bool = Fa
     value : str
         What the rates are compared by: the best is that of the largest mean, or of the smallest if `least` (a loss).
     """
-    best = np.zeros(len(table), dtype=bool)
-    for places in table.groupby(list(by), dropna=False).indices.values():
-        part = table.iloc[places]
-        best[places] = part["learning_rate"] == best_rate(part, value=value, least=least)
-    return table[best]
+    runs = table[["learning_rate", "seed", value]].assign(group=table.groupby(list(by), dropna=False).ngroup())
+    means = comparable_rates(runs, ["group"]).groupby(["group", "learning_rate"])[value].mean().groupby("group")
+    best = runs["group"].map(dict((means.idxmin() if least else means.idxmax()).tolist()))
+    return table[(best == runs["learning_rate"]).to_numpy()]
 
 
 def best_rate(table: pd.DataFrame, *, value: str = "accuracy", least: bool = False) -> float:
@@ -100,18 +99,19 @@ def best_rate(table: pd.DataFrame, *, value: str = "accuracy", least: bool = Fal
     return means.idxmin() if least else means.idxmax()
 
 
-def comparable_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows by which learning rates are compared: those of the seeds that all rates have.
+def comparable_rates(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows by which learning rates are compared (within each group of `by`): of the seeds that all rates have.
 
     A rate made with the first seed alone would win or lose on that seed. Where the rates share none, those with the
     most seeds are compared.
     """
-    seeds = table.groupby("learning_rate")["seed"].agg(set)
-    shared = set.intersection(*seeds)
-    if shared:
-        return table[table["seed"].isin(shared)]
-    most = seeds.map(len)
-    return table[table["learning_rate"].isin(most.index[most == most.max()])]
+    group = table.groupby(list(by), dropna=False).ngroup() if by else 0
+    runs = table[["learning_rate", "seed"]].assign(group=group).reset_index(drop=True)
+    rates, seeds = (runs.groupby(["group", one])[other].transform("nunique")
+                    for one, other in (("seed", "learning_rate"), ("learning_rate", "seed")))
+    shared = rates == runs.groupby("group")["learning_rate"].transform("nunique")
+    most = seeds == seeds.groupby(runs["group"]).transform("max")
+    return table[shared.where(shared.groupby(runs["group"]).transform("any"), most).to_numpy(dtype=bool)]
 
 
 def pareto_front(table: pd.DataFrame, *, x: str = "remembering", y: str = "learning",

@@ -21,6 +21,30 @@ def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float
     return mean, mean - half, mean + half
 
 
+def mcnemar_p(right_a, right_b) -> float:
+    """Two-sided p of McNemar's exact test: whether two models are equally accurate on the same test rows.
+
+    Parameters
+    ----------
+    right_a, right_b : array_like of bool
+        Which rows each model has right, in one order.
+
+    References
+    ----------
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+
+    Examples
+    --------
+    >>> mcnemar_p([True, True, True], [False, False, True]), mcnemar_p([True, False], [True, False])
+    (0.5, 1.0)
+    """
+    a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"Expected answers to the same rows, got {a.size} and {b.size}; compare runs of one task.")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+
+
 def rank_correlation(x, y, confidence: float = 0.95) -> dict:
     """Spearman's rho with p, exact n, and an interval by Fisher's transformation.
 

@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 
+from utils.reporting.remembered import remembered
 from utils.reporting.rules import Effects
 from utils.reporting.statistics import mean_interval
 
@@ -174,6 +175,7 @@ def _drawn_means(effects: Effects) -> np.ndarray | None:
     return None if effects.items is None else bootstrap_means(effects.items)
 
 
+@remembered
 def bootstrap_means(items: pd.DataFrame, draws: int = 4000, seed: int = 0) -> np.ndarray:
     """Mean differences when seeds and test items are both drawn anew, with replacement.
 

@@ -7,8 +7,8 @@ from the Arrow cache, which are unrelated folders; ``python -m utils fetch`` fil
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import Dataset, load_dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import (
@@ -24,6 +24,9 @@ from huggingface_hub.errors import (
 from utils.errors import CourseError, UsageError, reason_of
 from utils.paths import OF_THE_DISK, cache_dir, worded
 from utils.sealed import changed_since
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # a second, of which models have no use
 
 # Without a list, a mirror's pickle copies come along: up to 27 GB for a 7B model.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -110,7 +113,7 @@ def _as_on_the_hub(path: Path, sha256: str) -> bool:
 
 
 def dataset_split(name: str, config: str | None, split: str, *, rows: int | None = None,
-                  revision: str | None = None) -> Dataset:
+                  revision: str | None = None) -> "Dataset":
     """One split of a Hub data set that needs no loading script.
 
     Parameters
@@ -122,6 +125,8 @@ def dataset_split(name: str, config: str | None, split: str, *, rows: int | None
     rows : int, optional
         Take the first rows only; the sets that are too large to download whole are streamed then.
     """
+    from datasets import Dataset, load_dataset
+
     try:
         if rows is None:
             return load_dataset(name, config, split=split, revision=revision, trust_remote_code=False)

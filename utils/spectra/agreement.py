@@ -10,8 +10,8 @@ from utils.low_rank import LowRankUpdate
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.controls import planted_matrix
 from utils.spectra.fast import Leading, leading_cosines
-from utils.spectra.intruders import is_intruder
 from utils.spectra.pairs import Pair, Tuned
+from utils.spectra.svd import is_intruder
 
 EPSILONS = tuple(round(0.05 * part, 2) for part in range(1, 20))
 SHAPES = ((192, 192), (192, 384), (384, 192))

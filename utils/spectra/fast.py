@@ -35,9 +35,8 @@ So the counts are the definition's at every epsilon that is asked for, always.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from utils.errors import CourseError
@@ -48,6 +47,9 @@ from utils.spectra.cores import Core, batch_of, prepare
 from utils.spectra.leading import RitzPairs
 from utils.spectra.pairs import Leading, Pair, Tuned, is_far, merged_weight
 from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
+
+if TYPE_CHECKING:
+    import pandas as pd  # half a second, of which the command that only counts has no use
 
 __all__ = ["DETERMINED", "Leading", "LowRankUpdate", "Pair", "Tuned", "cosine_bounds", "is_far", "leading_cosines",
            "leading_table", "leading_triplets", "merged_weight", "tuned_angles", "vectors_between"]
@@ -106,7 +108,7 @@ def leading_cosines(pairs: Iterable[Pair], *, k: int = 10, epsilons: Sequence[fl
         yield from _solved(waiting, k, epsilons, vectors=vectors)
 
 
-def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
+def leading_table(found: Iterable[Leading]) -> "pd.DataFrame":
     """A vector table (:func:`utils.spectra.vector_table`) of the k leading vectors, with ``computed_by`` and ``error``.
 
     Returns
@@ -115,6 +117,8 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
         One row per matrix and vector: ``matrix``, ``index`` (from 1), ``singular_value``, ``max_cosine``, ``error``
         (the bound on it), ``computed_by``, ``out``, ``in``, and ``base_largest``, W0's largest singular value.
     """
+    import pandas as pd
+
     return pd.concat([pd.DataFrame({
         "matrix": one.name, "index": range(1, len(one.max_cosines) + 1), "singular_value": one.singular_values.numpy(),
         "max_cosine": one.max_cosines.numpy(), "error": one.errors.numpy(), "computed_by": one.method,
@@ -123,7 +127,7 @@ def leading_table(found: Iterable[Leading]) -> pd.DataFrame:
 
 
 def vectors_between(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor],
-                    **options: Any) -> pd.DataFrame:
+                    **options: Any) -> "pd.DataFrame":
     """:func:`leading_table` of two models' matrices, matrix by matrix.
 
     Parameters

@@ -14,8 +14,7 @@ import torch
 from utils.errors import UsageError
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.fast import Pair, leading_cosines, leading_triplets, merged_weight
-from utils.spectra.intruders import is_intruder
-from utils.spectra.svd import max_cosines, thin_svd
+from utils.spectra.svd import is_intruder, max_cosines, thin_svd
 
 LAMBDA_RANGE = (0.0, 4.0)
 RANK_TOLERANCE = 1e-6  # of an update's largest singular value: float32 factors leave nothing below it

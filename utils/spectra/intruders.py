@@ -10,21 +10,12 @@ arXiv 2410.21228v3, Definition 3.1 and Algorithm 1; the absolute value and the s
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol, TypeVar
 
 import pandas as pd
 import torch
 
 from utils.errors import CourseError
-from utils.spectra.svd import SingularTriplets, max_cosines, thin_svd
-
-Answer = TypeVar("Answer", covariant=True)
-
-
-class Cosines(Protocol[Answer]):
-    """A number, or an array or a column of numbers, that answers a comparison with a bool, or with one for each."""
-
-    def __lt__(self, other: float, /) -> Answer: ...
+from utils.spectra.svd import SingularTriplets, is_intruder, max_cosines, thin_svd
 
 
 def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], *, vectors: str = "left",
@@ -64,24 +55,6 @@ def vector_table(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Ten
             "matrix": name, "index": range(1, len(cosines) + 1), "singular_value": of_tuned.s.numpy(),
             "max_cosine": cosines.numpy(), "out": weight.shape[0], "in": weight.shape[1]}))
     return pd.concat(parts, ignore_index=True)
-
-
-def is_intruder(max_cosine: Cosines[Answer], epsilon: float) -> Answer:
-    """Whether a leading tuned vector resembles no pretrained one: its largest absolute cosine is strictly below.
-
-    Parameters
-    ----------
-    max_cosine : float, torch.Tensor, pandas.Series or numpy.ndarray
-        In 0 … 1, of a vector that is among the k leading ones. NaN is no intruder.
-    epsilon : float
-        In 0 … 1.
-
-    Examples
-    --------
-    >>> is_intruder(torch.tensor([0.49, 0.5]), 0.5).tolist()
-    [True, False]
-    """
-    return max_cosine < epsilon
 
 
 def count_intruders(vectors: pd.DataFrame, epsilons: Iterable[float], ks: Iterable[int | float],

@@ -49,8 +49,8 @@ from utils.low_rank import LowRankUpdate
 from utils.spectra.base import BaseSpectrum, base_spectrum
 from utils.spectra.clusters import window_level
 from utils.spectra.fast import Pair, leading_cosines
-from utils.spectra.intruders import is_intruder
 from utils.spectra.rank import update_singular_values
+from utils.spectra.svd import is_intruder
 
 _POINTS = 400  # of a gap, before the first crossing is refined
 _HALVINGS = 50

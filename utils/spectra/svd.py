@@ -1,15 +1,23 @@
-"""Thin SVDs and the similarity of two bases.
+"""Thin SVDs, the similarity of two bases, and which of a base's vectors is an intruder.
 
 Notation of the first paper: W0 is the pretrained matrix, Wt the tuned one (merged), both (out, in) as PyTorch keeps
 them; W = U diag(S) V^T with singular values descending. Left vectors live on the output side.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 from utils.errors import CourseError
+
+Answer = TypeVar("Answer", covariant=True)
+
+
+class Cosines(Protocol[Answer]):
+    """A number, or an array or a column of numbers, that answers a comparison with a bool, or with one for each."""
+
+    def __lt__(self, other: float, /) -> Answer: ...
 
 
 class SingularTriplets(NamedTuple):
@@ -87,6 +95,24 @@ def max_cosines(tuned: SingularTriplets, base: SingularTriplets, *, vectors: str
         Only the first `top` tuned vectors.
     """
     return similarity(tuned, base, vectors=vectors, top=top).amax(1).clamp(max=1.0)
+
+
+def is_intruder(max_cosine: Cosines[Answer], epsilon: float) -> Answer:
+    """Whether a leading tuned vector resembles no pretrained one: its largest absolute cosine is strictly below.
+
+    Parameters
+    ----------
+    max_cosine : float, torch.Tensor, pandas.Series or numpy.ndarray
+        In 0 … 1, of a vector that is among the k leading ones. NaN is no intruder.
+    epsilon : float
+        In 0 … 1.
+
+    Examples
+    --------
+    >>> is_intruder(torch.tensor([0.49, 0.5]), 0.5).tolist()
+    [True, False]
+    """
+    return max_cosine < epsilon
 
 
 def random_level(dimension: int, count: int) -> float:

@@ -32,7 +32,6 @@ PREFERENCE_ORDER: tuple[PreferenceRun, ...] = ("sft", "reward", "dpo", "swapped"
 NEEDED: dict[PreferenceRun, tuple[PreferenceRun, ...]] = {  # what each goes on from
     "dpo": ("sft",), "swapped": ("sft",), "online_dpo": ("sft", "reward")}
 Objective = Literal["likelihood", "sft", "dpo", "orpo", "online_dpo", "reward"]
-SMALLEST_SHARE = 0.25  # of a learning rate that a smaller one still stands beside
 FORMAT = 1  # raised when the meaning of a field changes, so that older runs are not mistaken for the same
 # Fields that came after the first runs were stored, with the value that those runs had. A field counts in a key only
 # where it differs from it, so older keys stay valid. A literal, and not the models' defaults: whoever changes a default
@@ -189,11 +188,18 @@ def run_specs(profile: Profile, experiment: str, seeds: tuple[int, ...] | None =
     if chosen.reference_only and not profile.whole:
         return []
     _require_validation(profile, experiment, chosen)
-    chosen_seeds = profile.seeds if seeds is None else seeds
+    chosen_seeds = _with_further(profile, chosen, profile.seeds if seeds is None else seeds)
     return [spec for seed in chosen_seeds
             for group in _included(profile, chosen.runs, first=seed == chosen_seeds[0])
+            if seed not in chosen.further_seeds or seed in group.further_seeds
             for method, rate in _methods(group)
             for spec in _specs(profile, chosen, group, method=method, learning_rate=rate, seed=seed)]
+
+
+def _with_further(profile: Profile, experiment: Experiment, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds, and after all of the reference's own those that some groups of the experiment are made with too."""
+    further = experiment.further_seeds if profile.whole and set(profile.reference_seeds) <= set(seeds) else ()
+    return (*seeds, *(seed for seed in further if seed not in seeds))
 
 
 def _require_validation(profile: Profile, name: str, experiment: Experiment) -> None:
@@ -204,7 +210,7 @@ def _require_validation(profile: Profile, name: str, experiment: Experiment) -> 
 
 
 def intervention_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[RunSpec]:
-    """The runs whose intruders are scaled, and those at half and a quarter of their rate that they are compared with.
+    """The runs whose intruders are scaled, and those at smaller rates that they are compared with.
 
     A named run is made even where its experiment leaves it to the reference; a smaller rate is not.
     """
@@ -216,14 +222,14 @@ def intervention_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -
              and (profile.whole or not one.reference_only)
              and (spec.seed == chosen_seeds[0] or not one.first_seed_only)]
     return list({spec.key: spec for one in named
-                 for spec in (one, *(other for other in every if other.key in there and is_smaller_rate(other, one)))
-                 }.values())
+                 for spec in (one, *(other for other in every if other.key in there
+                                       and share_of_rate(other, one) in settings.smaller_rates))}.values())
 
 
-def is_smaller_rate(one: RunSpec, of: RunSpec) -> bool:
-    """Whether a run differs from another in its learning rate alone, which is smaller by up to a factor of 4."""
-    share = round(one.learning_rate / of.learning_rate, 9)  # rates are not exact in binary
-    return SMALLEST_SHARE <= share < 1 and one.model_copy(update={"learning_rate": of.learning_rate}).key == of.key
+def share_of_rate(one: RunSpec, of: RunSpec) -> float:
+    """The learning rate of one run over another's where it is all that they differ in; else NaN."""
+    alike = one.model_copy(update={"learning_rate": of.learning_rate}).key == of.key
+    return round(one.learning_rate / of.learning_rate, 9) if alike else float("nan")  # rates are not exact in binary
 
 
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:

@@ -68,6 +68,14 @@ def _index(weight_map: Any) -> Make:
     return make
 
 
+def _index_file(content: bytes | str) -> Make:
+    def make(folder: Path) -> None:
+        _index({})(folder)  # one whole file would be read before any index
+        _file(f"tuned/{INDEX}", content)(folder)
+
+    return make
+
+
 def _pickled(content: Any) -> Make:
     def make(folder: Path) -> None:
         (folder / "tuned" / "model.safetensors").unlink()
@@ -123,8 +131,8 @@ TUNED: dict[str, Make] = {
     "an index of missing files": _index({f"{QUERY}.weight": "model-00002-of-00002.safetensors"}),
     "an index of numbers": _index({f"{QUERY}.weight": 7}), "an index that is a list": _index([1]),
     "an empty index": _index({}), "an index of a folder": _index({f"{QUERY}.weight": "."}),
-    "a deep index": _file(f"tuned/{INDEX}", "[" * 100_000), "an index that is no JSON": _file(f"tuned/{INDEX}", "{"),
-    "an index that is no UTF-8": _file(f"tuned/{INDEX}", b"\xff\xfe{"),
+    "a deep index": _index_file("[" * 100_000), "an index that is no JSON": _index_file("{"),
+    "an index that is no UTF-8": _index_file(b"\xff\xfe{"),
     "a pickle that runs code": _pickled({"a": _Runs()}), "a pickle of a list": _pickled([1, 2]),
     "a pickle of numbers": _pickled({1: 2}), "a pickle of nothing": _pickled(None),
 }

@@ -19,7 +19,7 @@ from utils.spectra.intervention import Direction, Directions, base_share, scaled
 from utils.studies.cause.changed import KINDS, Changed, changed_matrices, picked, run_directions
 from utils.studies.cause.published import paper_scaling
 from utils.training.mitigation import head_accuracies, mitigated_by_peft
-from utils.training.spec import intervention_specs, is_smaller_rate
+from utils.training.spec import intervention_specs, share_of_rate
 from utils.training.store import Run, RunStore, undiverged
 from utils.training.wanted import INTERVENTION
 from utils.training.weights import Tensors
@@ -61,11 +61,12 @@ def intervention_runs(profile: Profile, seeds: Seeds = None) -> list[Run]:
     return undiverged([store.get(spec) for spec in intervention_specs(profile, seeds)])
 
 
-def smaller_rates(run: Run, profile: Profile) -> list[Run]:
-    """What was trained as this run was, but at a half or a quarter of its rate; the larger first."""
+def smaller_rates(run: Run, profile: Profile) -> dict[float, Run]:
+    """What was trained as this run was, but at a share of its learning rate: by that share, the larger first."""
     store, specs = RunStore(), intervention_specs(profile, (run.spec.seed,))
-    smaller = sorted((spec for spec in specs if is_smaller_rate(spec, run.spec)), key=lambda spec: -spec.learning_rate)
-    return undiverged([store.get(spec) for spec in smaller])
+    shares = {share_of_rate(spec, run.spec): spec for spec in specs}
+    found = {share: store.get(shares[share]) for share in profile.intervention.smaller_rates if share in shares}
+    return {share: one for share, one in sorted(found.items(), reverse=True) if not one.diverged}
 
 
 def _standing_in(runs: list[Run], profile: Profile) -> list[Run]:
@@ -121,7 +122,7 @@ def interventions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
 
     def settings(run: Run) -> dict:
         return {"grids": {kind: list(grid) for kind, grid in _grids(run, profile).items()},
-                "smaller": [other.spec.key for other in smaller_rates(run, profile)]}
+                "smaller": [other.spec.key for other in smaller_rates(run, profile).values()]}
 
     tables = _of_every_run(profile, seeds, "interventions", settings=settings, compute=compute, scaled_only=True)
     return pd.concat([_percentages(table) for table in tables], ignore_index=True)
@@ -145,8 +146,8 @@ def _at_smaller_rates(run: Run, profile: Profile, start: dict, *, count: int) ->
     row = {"kind": "smaller rate", "changed": count, "base_share": float("nan")}
     smaller = smaller_rates(run, profile)
     return [row | {"factor": 1.0} | start | dict.fromkeys(ITEMS, "")] * bool(smaller) + [
-        row | {"factor": round(other.spec.learning_rate / run.spec.learning_rate, 6)}
-        | Changed(other, profile).measure(other.tuned_matrices()) for other in smaller]
+        row | {"factor": share} | Changed(other, profile).measure(other.tuned_matrices())
+        for share, other in smaller.items()]
 
 
 def _base_loss(changed: Changed) -> float:

@@ -48,9 +48,12 @@ class Resampled:
         found = rows_where(self.rows, **where)
         if "factor" in where and (found["changed"] == 0).all():
             raise Powerless(f"no {where['kind']} to scale")
-        if where.get("factor") == 1 and not _with_items(found).size:  # all kinds share it, and one holds its items
-            found = rows_where(self.rows, factor=1)
-        return rows_where(_with_items(found)).iloc[0]
+        there = _with_items(found)
+        if where.get("factor") == 1 and there.empty:  # all kinds share it, and one holds its items
+            there = _with_items(rows_where(self.rows, factor=1))
+        if there.empty:
+            raise MissingRun("no items to compare")
+        return there.iloc[0]
 
     def accuracy(self, **where) -> np.ndarray:
         """Test accuracy of the model of that row."""

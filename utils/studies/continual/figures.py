@@ -12,6 +12,7 @@ from utils.reporting.style import method_styles
 from utils.reporting.words import listed
 from utils.spectra import is_intruder
 from utils.studies.continual.rules import plain
+from utils.studies.similarity.choice import Shown
 
 STAGE = "stage: tasks trained so far"
 
@@ -72,7 +73,7 @@ def _kept(table: pd.DataFrame) -> pd.DataFrame:
 
 @figure("08_similarity_by_stage", place="Illusion v3, Figs 9b, 9c and 18")
 def similarity_by_stage(profile: Profile, maps: dict[str, dict[str, np.ndarray]], *,
-                        matrices: dict[str, str]) -> Drawn:
+                        shown: dict[str, Shown]) -> Drawn:
     """Absolute cosines with the original base's vectors as heat-maps: one column per method, one row per stage.
 
     Parameters
@@ -80,8 +81,8 @@ def similarity_by_stage(profile: Profile, maps: dict[str, dict[str, np.ndarray]]
     maps : dict
         Method -> stage's title -> array (all pretrained, leading tuned) of absolute cosines: tuned vectors are its
         columns, as in the paper. As many pretrained ones are drawn; all of them decide what has no match.
-    matrices : dict of str to str
-        Method -> the name of the matrix that is shown.
+    shown : dict of str to Shown
+        Method -> the matrix that is shown, and how it was chosen.
     """
     epsilon, stages = profile.spectra.epsilon, list(next(iter(maps.values())))
     count = next(iter(maps.values()))[stages[0]].shape[1]
@@ -95,19 +96,21 @@ def similarity_by_stage(profile: Profile, maps: dict[str, dict[str, np.ndarray]]
         axis.set_xlabel("tuned vector")
     drawn.colorbar(image, ax=axes, label="absolute cosine", shrink=0.5, aspect=40)
     table = pd.DataFrame([
-        {"method": method, "matrix": matrices[method], "stage": stage, "index": index + 1, "max_cosine": value}
+        {"method": method, "matrix": shown[method].matrix, "stage": stage, "index": index + 1, "max_cosine": value}
         for method, of_stage in maps.items() for stage, values in of_stage.items()
         for index, value in enumerate(values.max(axis=0).tolist())])
     blank = table[is_intruder(table["max_cosine"], epsilon)].groupby(["method", "stage"]).size()
     least = table.groupby(["method", "stage"])["max_cosine"].min()
+    by_stage = {method: ", ".join(str(blank.get((method, stage), 0)) for stage in stages) for method in maps}
     alt = (f"Heat-maps of absolute cosines between the {count} leading tuned vectors (columns) and the original "
            "pretrained ones (rows) of one matrix after each stage, one column of maps per method. Columns without a "
            f"match (below {epsilon}) by stage: " + "; ".join(
-               f"{method} in {matrices[method]}: {', '.join(str(blank.get((method, stage), 0)) for stage in stages)}"
-               for method in maps) + ". Least largest cosine after the last stage: "
+               f"{method} in {shown[method].matrix}: {counts}"
+               for method, counts in by_stage.items()) + ". Least largest cosine after the last stage: "
            + listed({method: least[method, stages[-1]] for method in maps}, "{:.2f}") + ".")
-    return Drawn(drawn, alt, "The leading vectors after each stage against those of the untouched base, for each "
-                 "method in the matrix where its last stage has the vector least like any.", table)
+    chosen = "; ".join(f"{method}: {one.words}" for method, one in shown.items())
+    return Drawn(drawn, alt, "The leading vectors after each stage against those of the untouched base, in one matrix "
+                 f"for each method. {chosen}.", table)
 
 
 @figure("08_spectra_through_the_sequence", measurements=("sequence_spectra",), place="Illusion v3, Figs 9 and 18")

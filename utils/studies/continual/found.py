@@ -11,6 +11,7 @@ from utils.spectra import is_intruder
 from utils.studies.continual.noise import forgetting_beside_noise
 from utils.studies.continual.rules import plain
 from utils.studies.forgetting.readout import broken_readout, readout_limit
+from utils.studies.similarity.choice import Shown
 
 TIE = 0.03  # of accuracy: the bound of the claim that methods tie
 STAYS = 0.1  # by how much less the mean cosine on a diagonal that stays may be at the end
@@ -54,7 +55,7 @@ def _beside_noise(chains: pd.DataFrame, rows: int) -> tuple[str, bool]:
 
 @finding("08_similarity_by_stage")
 def similarity_by_stage_found(profile: Profile, maps: dict[str, dict[str, np.ndarray]], *,
-                              matrices: dict[str, str]) -> Found:
+                              shown: dict[str, Shown]) -> Found:
     """Whether columns without a match appear in LoRA as stages pass, and full fine-tuning keeps its diagonal."""
     epsilon, dark, diagonal, parts = profile.spectra.epsilon, [], [], []
     for method, by_stage in maps.items():
@@ -68,8 +69,8 @@ def similarity_by_stage_found(profile: Profile, maps: dict[str, dict[str, np.nda
         diagonal.append(f"{first:.2f} to {last:.2f} in {method}")
         parts.append(not places and first - last <= STAYS if method.startswith("full") else bool(later))
     return Found(f"Dark columns, below {epsilon}: {both(dark)}. From the first stage to the last the mean on the "
-                 f"diagonal goes from {both(diagonal)}. Each map is of one matrix of one chain of yours, that with the "
-                 "vector least like any.", all_met(*parts))
+                 f"diagonal goes from {both(diagonal)}. Each map is of one matrix of one chain of yours, which that "
+                 "chain did not choose.", all_met(*parts))
 
 
 @finding("08_spectra_through_the_sequence")

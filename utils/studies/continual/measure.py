@@ -15,7 +15,7 @@ from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting.registry import measurement
-from utils.reporting.runs import Seeds, base_pseudo_loss, base_triplets, least_alike, run_intruders, run_pseudo_loss
+from utils.reporting.runs import Seeds, base_pseudo_loss, base_triplets, run_intruders, run_pseudo_loss
 from utils.sources.models import BaseModel
 from utils.spectra import similarity, thin_svd
 from utils.training.data import classification_data, evaluation_batches
@@ -106,21 +106,17 @@ def sequence_spectra(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def stage_maps(chain: list[Run], profile: Profile) -> tuple[str, dict[str, np.ndarray]]:
-    """Similarity with the original base after every stage, in the matrix that the chain has made least like it.
+def stage_maps(chain: list[Run], matrix: str, profile: Profile) -> dict[str, np.ndarray]:
+    """Similarity of one matrix with the original base's after every stage.
 
     Returns
     -------
-    str
-        The matrix in which the last stage has its least pretrained-like leading vector.
     dict of str to ndarray
         By stage's title: absolute cosines of all pretrained (rows) and the k leading tuned vectors (columns).
     """
-    matrix, k = least_alike(chain[-1], profile.spectra)["matrix"], profile.spectra.k
-    base = base_triplets(chain[0].base)[matrix]
-    return matrix, {
-        f"{stage}. {run.spec.task}": similarity(thin_svd(run.tuned_matrices()[matrix]), base, top=k).T.numpy()
-        for stage, run in enumerate(chain, start=1)}
+    base, k = base_triplets(chain[0].base)[matrix], profile.spectra.k
+    return {f"{stage}. {run.spec.task}": similarity(thin_svd(run.tuned_matrices()[matrix]), base, top=k).T.numpy()
+            for stage, run in enumerate(chain, start=1)}
 
 
 def _chain_columns(profile: Profile, chain: list[Run], stage: int) -> pd.DataFrame:

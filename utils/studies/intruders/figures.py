@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from utils.reporting.drawn import Drawn, Found, figure, finding
 from utils.reporting.measured import Measured
-from utils.reporting.panels import draw_lines, label_left, outer_legend, panels, task_panels
+from utils.reporting.panels import chance_bands, draw_lines, label_left, outer_legend, panels, task_panels
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.style import DASHES, method_styles
@@ -26,20 +26,18 @@ def by_method(table: pd.DataFrame, value: str = "n_intruders") -> pd.Series:
 
 
 @figure("04_count_against_epsilon", measurements=("intruder_counts",), place="Illusion v3, Fig 4d")
-def count_against_epsilon(counts: Measured, *, level: float, examined: int) -> Drawn:
+def count_against_epsilon(counts: Measured, *, chance: pd.DataFrame, examined: int) -> Drawn:
     """Intruders summed over the model against epsilon, one panel per task.
 
     Parameters
     ----------
-    level : float
-        What a random direction reaches; left of it no vector can be counted.
+    chance : pandas.DataFrame
+        Where a random direction's largest cosine lies, of :func:`utils.studies.intruders.measure.random_directions`.
     examined : int
         How many vectors of the whole model were looked at, for the caption.
     """
-    figure_, axes = task_panels(counts.own, counts.reference, x="epsilon", y="n_intruders")
+    figure_, axes = task_panels(counts.own, counts.reference, x="epsilon", y="n_intruders", chance=chance)
     for axis in axes:
-        axis.axvspan(0, level, color="grey", alpha=0.2)
-        axis.text(level / 2, 1.2, "chance", rotation=90, ha="center", va="bottom", fontsize="small", color="0.3")
         axis.set(xlabel="epsilon", xlim=(0, 1))
         count_axis(axis, counts.own["n_intruders"].max())
     label_left(axes, COUNT)
@@ -47,10 +45,17 @@ def count_against_epsilon(counts: Measured, *, level: float, examined: int) -> D
     alt = ("Line plots of the number of intruder dimensions in the whole model against epsilon, one panel per task, "
            f"one line per method. At epsilon {counts.profile.spectra.epsilon}: " + "; ".join(
                f"{task}: {listed(part.groupby('method', sort=False)['n_intruders'].mean())}"
-               for task, part in at.groupby("task", sort=False)) + ".")
+               for task, part in at.groupby("task", sort=False)) + f". {random_words(chance)}.")
     return Drawn(figure_, alt, f"Intruder dimensions among the {examined} leading vectors of the model, against "
-                               "epsilon; bands "
-                 "are the reference's seeds, hollow runs did not learn.", counts.own, _few(counts))
+                               "epsilon; bands are the reference's seeds, hollow runs did not learn. Grey: the largest "
+                               "cosine of a random direction.", counts.own, _few(counts))
+
+
+def random_words(chance: pd.DataFrame) -> str:
+    """Where a random direction's largest cosine lies, in words, for each length of the vectors."""
+    return "A random direction's largest cosine is " + both(
+        f"{row.median:.2f} ({row.low:.2f} to {row.high:.2f}) where matrices have {row.dimension} outputs"
+        for row in chance.itertuples())
 
 
 def _few(counts: Measured) -> pd.DataFrame:
@@ -64,7 +69,7 @@ def _few(counts: Measured) -> pd.DataFrame:
 
 
 @finding("04_count_against_epsilon")
-def count_against_epsilon_found(counts: Measured, *, level: float, examined: int) -> Found:
+def count_against_epsilon_found(counts: Measured, *, chance: pd.DataFrame, examined: int) -> Found:
     """What the tables say to :func:`count_against_epsilon`, and whether it is what was expected."""
     main = runs_that_learnt(counts.best[counts.best["experiment"] == "ranks"])
     strict, lenient = (dict(iter(main[main["epsilon"] == epsilon].groupby("method_kind")))
@@ -76,13 +81,31 @@ def count_against_epsilon_found(counts: Measured, *, level: float, examined: int
     text = (f"At epsilon {CLAIM_EPSILONS[0]} full fine-tuning has {over_seeds(full)} intruders, {counts.source}; LoRA "
             f"has some in every seed at {always or 'no rank'}, and none in any seed at {never or 'no rank'}. At "
             f"epsilon {CLAIM_EPSILONS[1]} LoRA's mean counts are {listed(by_method(lenient['lora']), '{:.0f}')}, full "
-            f"fine-tuning's {over_seeds(lenient['full']['n_intruders'])}.")
+            f"fine-tuning's {over_seeds(lenient['full']['n_intruders'])}. {_beside_chance(main, chance)}")
     return Found(text, bool(full.eq(0).all() and always))
 
 
+def _beside_chance(runs: pd.DataFrame, chance: pd.DataFrame) -> str:
+    """What the claims' epsilons mean at these widths: squared length on one vector, a random direction's beside it."""
+    shares = both(f"{epsilon**2:.0%} at epsilon {epsilon}" for epsilon in CLAIM_EPSILONS)
+    said = (f"{random_words(chance)}, so it has about {both(f'{median**2:.1%}' for median in chance['median'])} of its "
+            f"squared length on one pretrained vector, where what is counted may have up to {shares}.")
+    lora, strict = runs[runs["method_kind"] == "lora"], CLAIM_EPSILONS[0]
+    beyond = lora.loc[(lora["epsilon"] >= chance["high"].max()) & (lora["epsilon"] < strict), "epsilon"].min()
+    counted = lora.loc[lora["epsilon"] == strict, "n_intruders"].sum()
+    if not counted or pd.isna(beyond):
+        return said
+    alike = lora.loc[lora["epsilon"] == beyond, "n_intruders"].sum()
+    return (f"{said} Of all of LoRA's {counted:.0f} at epsilon {strict}, {alike:.0f} would count at {beyond:g}, just "
+            "above chance, too.")
+
+
 @figure("04_random_updates", measurements=("random_controls", "intruder_counts"), place="ours")
-def random_updates(controls: Measured, counts: Measured) -> Drawn:
-    """Counts of the trained runs beside random updates of the same norm, of full rank and of the run's own rank."""
+def random_updates(controls: Measured, counts: Measured, *, chance: pd.DataFrame) -> Drawn:
+    """Counts of the trained runs beside random updates of the same norm, of full rank and of the run's own rank.
+
+    `chance`: where a random direction's largest cosine lies.
+    """
     chosen = counts.where("experiment == 'ranks'")
     names = list(controls.own["control"].unique())
     figure_, axes = panels(1 + len(names), sharey=True, height=3.6)
@@ -91,6 +114,7 @@ def random_updates(controls: Measured, counts: Measured) -> Drawn:
     for axis, (title, part) in zip(axes, parts.items(), strict=True):
         present = {method: styles[method] for method in part.own["method"].unique()}
         draw_lines(axis, part.own, part.reference, x="epsilon", y="n_intruders", styles=present)
+        chance_bands(axis, chance)
         axis.set(xlabel="epsilon", title=title, xlim=(0, 1))
         count_axis(axis, chosen.own["n_intruders"].max())
     label_left(axes, COUNT)
@@ -100,8 +124,8 @@ def random_updates(controls: Measured, counts: Measured) -> Drawn:
     alt = ("Counts against epsilon for the trained runs, random updates of equal norm and full rank, and random "
            f"updates of equal norm and the run's rank. Largest mean count at epsilon {CLAIM_EPSILONS[0]}: "
            f"{listed(largest)}.")
-    return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every "
-                               "matrix.", controls.own, shown)
+    return Drawn(figure_, alt, "Trained runs beside random updates with the same norm in every matrix; grey: the "
+                               "largest cosine of a random direction.", controls.own, shown)
 
 
 def _beside(controls: Measured, counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFrame:
@@ -114,7 +138,7 @@ def _beside(controls: Measured, counts: Measured, epsilon: float = CLAIM_EPSILON
 
 
 @finding("04_random_updates")
-def random_updates_found(controls: Measured, counts: Measured) -> Found:
+def random_updates_found(controls: Measured, counts: Measured, *, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`random_updates`, and whether it is what was expected."""
     tables = {epsilon: _beside(controls, counts, epsilon) for epsilon in CLAIM_EPSILONS}
     spread = max(table["random, full rank"].max() for table in tables.values())
@@ -162,8 +186,11 @@ def count_against_k_found(counts: Measured) -> Found:
 
 
 @figure("04b_seeds", measurements=("intruder_counts",), place="Illusion v3, Fig 22")
-def seeds(counts: Measured) -> Drawn:
-    """Each seed as a line of its own, one panel per method of the main experiment."""
+def seeds(counts: Measured, *, chance: pd.DataFrame) -> Drawn:
+    """Each seed as a line of its own, one panel per method of the main experiment.
+
+    `chance`: where a random direction's largest cosine lies.
+    """
     lines = counts.best[counts.best["experiment"] == "ranks"]
     methods = list(lines["method"].unique())
     figure_, axes = panels(len(methods), sharey=True, height=2.7)
@@ -172,6 +199,7 @@ def seeds(counts: Measured) -> Drawn:
         for number, (seed, part) in enumerate(lines[lines["method"] == method].groupby("seed")):
             axis.plot(part["epsilon"], part["n_intruders"], color=style["color"], label=f"seed {seed}",
                       linestyle=DASHES[number % len(DASHES)])
+        chance_bands(axis, chance)
         axis.set(title=method, xlabel="epsilon", xlim=(0, 1))
         count_axis(axis, lines["n_intruders"].max())
     label_left(axes, "intruder dimensions")
@@ -180,7 +208,8 @@ def seeds(counts: Measured) -> Drawn:
     alt = ("Line plots of intruder dimensions against epsilon, one panel per method, one line per seed. Smallest and "
            f"largest at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(f"{method} {row['min']} to {row['max']}"
                                                            for method, row in spread.iterrows()) + ".")
-    return Drawn(figure_, alt, "Every seed of the reference as a line of its own.", lines, spread.reset_index())
+    return Drawn(figure_, alt, "Every seed of the reference as a line of its own; grey: the largest cosine of a random "
+                               "direction.", lines, spread.reset_index())
 
 
 def _spread(counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFrame:
@@ -189,7 +218,7 @@ def _spread(counts: Measured, epsilon: float = CLAIM_EPSILONS[0]) -> pd.DataFram
 
 
 @finding("04b_seeds")
-def seeds_found(counts: Measured) -> Found:
+def seeds_found(counts: Measured, *, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`seeds`, and whether it is what was expected."""
     parts = []
     for epsilon in CLAIM_EPSILONS:

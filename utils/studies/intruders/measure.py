@@ -22,14 +22,13 @@ from utils.reporting.runs import (
     experiment_runs,
     final_accuracy,
     identity,
-    least_alike,
     run_pairs,
     run_vectors,
     showcase_runs,
     with_identity,
 )
 from utils.sources.models import resolve
-from utils.spectra import Pair, count_intruders, is_intruder, thin_svd, trace_direction, vector_table
+from utils.spectra import Pair, count_intruders, is_intruder, random_ranges, thin_svd, trace_direction, vector_table
 from utils.spectra.controls import random_updates
 from utils.spectra.fast import merged_weight
 from utils.training.store import Run
@@ -117,20 +116,27 @@ def intruder_growth(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def intruder_trace(run: Run, spectra: Spectra) -> tuple[str, pd.DataFrame]:
-    """The least pretrained-like of a run's leading vectors, followed back to the base (step 0).
+def intruder_trace(run: Run, matrix: str, spectra: Spectra) -> pd.DataFrame:
+    """The least pretrained-like leading vector of one of a run's matrices, followed back to the base (step 0).
 
     Returns
     -------
-    tuple of str and DataFrame
-        The matrix, and :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
+    pandas.DataFrame
+        :func:`utils.spectra.trace_direction` with the accuracy at each checkpoint (NaN at step 0).
     """
-    row = least_alike(run, spectra)
-    name, base = row["matrix"], base_triplets(run.base)[row["matrix"]]
-    direction = thin_svd(run.tuned_matrices()[name]).u[:, int(row["index"]) - 1]
-    steps = {0: run.base_matrices()[name]} | {step: run.tuned_matrices(step)[name] for step in run.steps}
-    table = trace_direction(base, steps, direction).merge(run.metrics()[["step", "accuracy"]], on="step", how="left")
-    return name, table.assign(method=run.spec.method.label, matrix=name, run=run.spec.key)
+    leading = run_vectors(run, spectra, k=spectra.k).query("matrix == @matrix")
+    index = int(leading.loc[leading["max_cosine"].idxmin(), "index"])
+    direction = thin_svd(run.tuned_matrices()[matrix]).u[:, index - 1]
+    steps = {0: run.base_matrices()[matrix]} | {step: run.tuned_matrices(step)[matrix] for step in run.steps}
+    table = trace_direction(base_triplets(run.base)[matrix], steps, direction).merge(
+        run.metrics()[["step", "accuracy"]], on="step", how="left")
+    return table.assign(method=run.spec.method.label, matrix=matrix, run=run.spec.key)
+
+
+def random_directions(profile: Profile) -> pd.DataFrame:
+    """Where a random direction's largest |cosine| lies in the encoder: :func:`utils.spectra.random_ranges`."""
+    shapes = [tuple(weight.shape) for weight in base_matrices(resolve(profile.encoder).folder).values()]
+    return random_ranges(shapes)
 
 
 @measurement(columns=(*RUN_COLUMNS, "epsilon", "k", "n_intruders", "control",), runs=("ranks",))

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.reporting.drawn import Drawn, Found, figure, finding
 from utils.reporting.measured import Measured
-from utils.reporting.panels import PANEL, draw_lines, label_left, outer_legend, panels
+from utils.reporting.panels import PANEL, chance_bands, draw_lines, label_left, outer_legend, panels
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.selection import best_rates, runs_that_learnt
 from utils.reporting.style import DASHES, method_styles, use_style
@@ -18,7 +18,7 @@ from utils.reporting.words import listed, over_seeds
 from utils.studies.intruders.figures import COUNT, count_axis
 
 
-def _data_panels(counts: Measured, *, x: str, xlabel: str) -> Figure:
+def _data_panels(counts: Measured, *, x: str, xlabel: str, chance: pd.DataFrame | None = None) -> Figure:
     """Counts by the number of training rows: one panel per method, light to dark as the data grow."""
     table = counts.best
     methods, amounts = list(table["method"].unique()), sorted(table["train_rows"].unique())
@@ -31,6 +31,8 @@ def _data_panels(counts: Measured, *, x: str, xlabel: str) -> Figure:
             axis.fill_between(band.index, band["min"], band["max"], color=shades[number], alpha=0.15, linewidth=0)
             axis.plot(band.index, band["mean"], color=shades[number], linestyle=DASHES[number % len(DASHES)],
                       label=f"{amount} rows")
+        if chance is not None:
+            chance_bands(axis, chance)
         axis.set(title=method, xlabel=xlabel)
         count_axis(axis, table["n_intruders"].max())
     label_left(axes, COUNT)
@@ -44,9 +46,12 @@ def _data_means(counts: Measured, epsilon: float) -> pd.DataFrame:
 
 
 @figure("04b_amount_of_data", measurements=("data_counts",), place="Illusion v3, Fig 16 left")
-def amount_of_data(counts: Measured) -> Drawn:
-    """Count against epsilon on subsets of the training rows, one panel per method."""
-    figure_ = _data_panels(counts, x="epsilon", xlabel="epsilon")
+def amount_of_data(counts: Measured, *, chance: pd.DataFrame) -> Drawn:
+    """Count against epsilon on subsets of the training rows, one panel per method.
+
+    `chance`: where a random direction's largest cosine lies.
+    """
+    figure_ = _data_panels(counts, x="epsilon", xlabel="epsilon", chance=chance)
     means = _data_means(counts, CLAIM_EPSILONS[0])
     alt = ("Line plots of intruder dimensions against epsilon, one line per number of training rows, one panel per "
            f"method. Mean at epsilon {CLAIM_EPSILONS[0]}: " + "; ".join(
@@ -55,12 +60,11 @@ def amount_of_data(counts: Measured) -> Drawn:
     shown = means.rename(columns={"train_rows": "training rows", "mean": f"intruders at ε = {CLAIM_EPSILONS[0]}",
                                   "size": "seeds"}).head(8)
     return Drawn(figure_, alt, "The count by the number of training rows seen; fewer rows are fewer steps, here as in "
-                               "the "
-                 "paper.", counts.own, shown)
+                               "the paper. Grey: the largest cosine of a random direction.", counts.own, shown)
 
 
 @finding("04b_amount_of_data")
-def amount_of_data_found(counts: Measured) -> Found:
+def amount_of_data_found(counts: Measured, *, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`amount_of_data`, and whether it is what was expected."""
     parts, rises = [], {}
     for method, part in _data_means(counts, CLAIM_EPSILONS[0]).groupby("method", sort=False):
@@ -97,8 +101,11 @@ def amount_of_data_by_k_found(counts: Measured) -> Found:
 
 
 @figure("04b_variants", measurements=("variant_counts",), place="Illusion v3, Figs 10 and 23")
-def variants(counts: Measured) -> Drawn:
-    """Count against epsilon for LoRA's variants, each at its best learning rate by accuracy."""
+def variants(counts: Measured, *, chance: pd.DataFrame) -> Drawn:
+    """Count against epsilon for LoRA's variants, each at its best learning rate by accuracy.
+
+    `chance`: where a random direction's largest cosine lies.
+    """
     own, reference = (None if table is None else best_rates(table) for table in (counts.own, counts.reference))
     drawn = own if reference is None else reference
     figure_, axes = panels(2, sharey=True)
@@ -107,6 +114,7 @@ def variants(counts: Measured) -> Drawn:
     for axis, title, chosen in ((axes[0], "full and LoRA", plain),
                                 (axes[1], "variants", [name for name in names if name not in plain])):
         draw_lines(axis, own, reference, x="epsilon", y="n_intruders", styles=method_styles(chosen))
+        chance_bands(axis, chance)
         axis.set(xlabel="epsilon", xlim=(0, 1), title=title)
         count_axis(axis, drawn["n_intruders"].max())
     label_left(axes, COUNT)
@@ -121,12 +129,11 @@ def variants(counts: Measured) -> Drawn:
     shown = means.assign(failed=failed).fillna({"failed": 0}).reset_index().rename(columns={
         "n_intruders": f"intruders at ε = {CLAIM_EPSILONS[0]}", "failed": "seeds that did not learn"}).head(8)
     return Drawn(figure_, alt, "Variants of LoRA, each at its best rate by accuracy; hollow points did not learn "
-                               "their task.",
-                 drawn, shown)
+                               "their task. Grey: the largest cosine of a random direction.", drawn, shown)
 
 
 @finding("04b_variants")
-def variants_found(counts: Measured) -> Found:
+def variants_found(counts: Measured, *, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`variants`, and whether it is what was expected."""
     at = runs_that_learnt(best_rates(counts.best))
     adapters = at[(at["method_kind"] == "lora") & (at["epsilon"] == CLAIM_EPSILONS[0])]
@@ -183,7 +190,7 @@ def places_found(counts: Measured, methods: list[str]) -> Found:
 
 
 def intruder_overview(counts: pd.DataFrame, by_place: pd.DataFrame, *, title: str, epsilon: float,
-                      level: float) -> Figure:
+                      chance: pd.DataFrame) -> Figure:
     """Of one pair of checkpoints: intruders against epsilon, and where they are (``python -m utils intruders``).
 
     Parameters
@@ -192,12 +199,14 @@ def intruder_overview(counts: pd.DataFrame, by_place: pd.DataFrame, *, title: st
         ``epsilon``, ``n_intruders`` of the whole model.
     by_place : pandas.DataFrame
         ``layer``, ``type``, ``n_intruders`` at `epsilon`.
+    chance : pandas.DataFrame
+        Where a random direction's largest cosine lies, of :func:`utils.spectra.random_ranges`.
     """
     types, layers = list(by_place["type"].unique()), by_place["layer"].nunique()
     use_style()
     size = (PANEL[0] + max(5.0, 0.75 * len(types)), max(4.0, 0.28 * layers))
     figure_, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 1.2))
-    left.axvspan(0, level, color="grey", alpha=0.2, label="below a random direction's level")
+    chance_bands(left, chance)
     left.plot(counts["epsilon"], counts["n_intruders"], "o-", markersize=4)
     left.set(xlabel="epsilon", ylabel="intruder dimensions", xlim=(0, 1))
     left.set_yscale("symlog", linthresh=1)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from utils.profiles import Profile
 from utils.reporting.drawn import Drawn, figure
 from utils.reporting.measured import Measured
-from utils.reporting.panels import draw_lines, label_left, outer_legend, panels
+from utils.reporting.panels import chance_bands, draw_lines, label_left, outer_legend, panels
 from utils.reporting.style import method_styles
 from utils.studies.similarity.figures import long_form, side_by_side
 
@@ -26,11 +26,11 @@ def _group_panels(table: pd.DataFrame, *, x: str, y: str) -> tuple[Figure, list[
     return figure_, axes
 
 
-def _count_panels(table: pd.DataFrame, *, x: str, xlabel: str, level: float | None = None) -> Figure:
+def _count_panels(table: pd.DataFrame, *, x: str, xlabel: str, chance: pd.DataFrame | None = None) -> Figure:
     figure_, axes = _group_panels(table, x=x, y="n_intruders")
     for axis in axes:
-        if level is not None:
-            axis.axvspan(0, level, color="grey", alpha=0.2)
+        if chance is not None:
+            chance_bands(axis, chance)
         axis.set(xlabel=xlabel, xlim=(0, 1))
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(bottom=-0.2)
@@ -40,18 +40,19 @@ def _count_panels(table: pd.DataFrame, *, x: str, xlabel: str, level: float | No
 
 
 @figure("04_released", measurements=("released_counts",), place="Illusion v3, Figs 4a to 4c")
-def released(counts: Measured, *, level: float) -> Drawn:
+def released(counts: Measured, *, chance: pd.DataFrame) -> Drawn:
     """Intruders of released models against epsilon, one panel per group.
 
-    `level` is the largest cosine of a random direction; what lies left of it is shaded.
+    `chance`: where a random direction's largest cosine lies, of :func:`utils.spectra.random_ranges`.
     """
     epsilon = counts.profile.spectra.epsilon
     at = counts.own[counts.own["epsilon"] == epsilon]
     alt = ("Line plots of intruder dimensions against epsilon, one panel per group of released LLaMA models: "
            + ", ".join(f"{row.group} {row.method} {row.n_intruders}" for row in at.itertuples())
            + f" at epsilon {epsilon}.")
-    return Drawn(_count_panels(counts.own, x="epsilon", xlabel="epsilon", level=level), alt,
-                 "Intruder dimensions of the released LLaMA models, against epsilon.", counts.own,
+    return Drawn(_count_panels(counts.own, x="epsilon", xlabel="epsilon", chance=chance), alt,
+                 "Intruder dimensions of the released LLaMA models, against epsilon; grey: the largest cosine of a "
+                 "random direction.", counts.own,
                  at[["group", "method", "r", "n_intruders"]].head(8))
 
 
@@ -71,9 +72,8 @@ def released_heat_map(profile: Profile, maps: Mapping[str, np.ndarray], *, matri
     alt = ("Heat-maps of absolute cosines between the leading tuned (columns) and pretrained (rows) vectors of "
            f"{matrix}. Mean on the diagonal: "
            "" + ", ".join(f"{name} {value:.2f}" for name, value in diagonal.items()) + ".")
-    return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix "
-                                                            "of the "
-                 "released models.", long_form(maps))
+    return Drawn(side_by_side(maps, matrix=matrix)[0], alt, "Leading tuned against pretrained vectors of one matrix of "
+                 "the released models, the middle one by its place.", long_form(maps))
 
 
 @figure("07_released_scaling", place="Illusion v3, Fig 13")

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UsageError
-from utils.reporting.selection import best_rate, comparable_rates
+from utils.reporting.remembered import remembered
+from utils.reporting.selection import comparable_rates
 from utils.training.targets import ATTENTION, split_name
 
 LOSS = "loss_nats_per_token"
@@ -111,23 +112,38 @@ def best_rate_table(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     >>> best_rate_table(runs, ["method"])[["learning_rate", "edge"]].values.tolist()
     [[0.1, '']]
     """
-    groups = runs_once(table, by).groupby(list(by), sort=False)
-    rows = [dict(zip(by, keys, strict=True)) | _best(group) for keys, group in groups]
+    needed = dict.fromkeys([*by, "run", "step", "seed", "learning_rate", LOSS])
+    return _best_rates(runs_once(table[list(needed)], by), tuple(by))
+
+
+@remembered
+def _best_rates(runs: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    by = list(columns)
+    runs = runs.dropna(subset=by).assign(group=lambda kept: kept.groupby(by, sort=False).ngroup())
+    means = comparable_rates(runs, ["group"]).groupby(["group", "learning_rate"])[LOSS].mean()
+    every = runs.groupby(["group", "learning_rate"]).agg(loss=(LOSS, "mean"), seeds=("seed", "nunique"))
+    rows = [keys | _best(means.loc[group], every.loc[group])
+            for group, keys in runs.drop_duplicates("group").set_index("group")[by].to_dict("index").items()]
     return pd.DataFrame(rows, columns=[*by, "learning_rate", "loss", "seeds", "rates", "edge", "loss_below",
                                        "loss_above", "fine_rate"])
 
 
-def _best(runs: pd.DataFrame) -> dict:
-    """The best of one group's rates, beside its neighbours."""
-    means = comparable_rates(runs).groupby("learning_rate")[LOSS].mean()
-    best = best_rate(runs, value=LOSS, least=True)
+def _best(means: pd.Series, every: pd.DataFrame) -> dict:
+    """The best of one group's rates, beside its neighbours.
+
+    Parameters
+    ----------
+    means : pandas.Series
+        Mean loss by learning rate, ascending, of the seeds that are compared.
+    every : pandas.DataFrame
+        ``loss`` (mean) and ``seeds`` by learning rate, of all runs.
+    """
     losses, rates = means.to_numpy(), means.index.to_numpy()
-    place, last = means.index.get_loc(best), len(means) - 1
+    place, last = int(means.argmin()), len(means) - 1
     edge = "only" if not last else {0: "lowest", last: "highest"}.get(place, "")
-    around, at = slice(place - 1, place + 2), runs[runs["learning_rate"] == best]
-    return {"learning_rate": best, "loss": at[LOSS].mean(), "seeds": at["seed"].nunique(),
-            "rates": runs["learning_rate"].nunique(), "edge": edge,
-            "loss_below": losses[place - 1] if place else np.nan,
+    around, at = slice(place - 1, place + 2), every.loc[rates[place]]
+    return {"learning_rate": rates[place], "loss": at["loss"], "seeds": int(at["seeds"]), "rates": len(every),
+            "edge": edge, "loss_below": losses[place - 1] if place else np.nan,
             "loss_above": losses[place + 1] if place < last else np.nan,
             "fine_rate": np.nan if edge else parabola_minimum(rates[around], losses[around])}
 

@@ -1,6 +1,7 @@
 """Heat-maps of singular vectors and what is read off them (paper's Figs 1, 2b, 2c and 3)."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,61 +10,109 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.reporting.drawn import Drawn, Found, figure, finding, shown_table
+from utils.reporting.drawn import Drawn, Found, all_met, figure, finding, shown_table
 from utils.reporting.measured import Measured
-from utils.reporting.panels import PANEL, label_left, outer_legend, panels
+from utils.reporting.panels import PANEL, chance_bands, label_left, outer_legend, panels
 from utils.reporting.style import method_styles
-from utils.reporting.words import both, listed, over_seeds
+from utils.reporting.words import both, over_seeds
+from utils.studies.similarity.choice import LORA, ROLES, Shown, in_shown
 
-OFFSETS = "offsets"
 SEEN = 24  # vectors of a heat-map: with more, an offset of one place is narrower than a pixel
 
 Maps = Mapping[str, np.ndarray]
 
 
 @figure("03_similarity", measurements=("similarity_summary",), place="Illusion v3, Fig 1")
-def similarity(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
-    """The first vectors as heat-maps, and how far each tuned vector's best match lies from its own index.
+def similarity(summary: Measured, maps: Mapping[str, Maps], *, shown: Sequence[Shown]) -> Drawn:
+    """The first vectors as heat-maps, one row per matrix, and how far each tuned vector's best match lies from its own.
 
     Parameters
     ----------
     summary : Measured
         ``similarity_summary``, which the finding speaks of.
-    maps : mapping of str to array of shape (tuned, pretrained)
-        Absolute cosines by method.
+    maps : mapping of str to mapping of str to array of shape (tuned, pretrained)
+        Absolute cosines by matrix and method.
+    shown : sequence of Shown
+        The matrices in the order in which they are drawn; the offsets are of the first.
     """
-    figure_ = plt.figure(figsize=(2 * PANEL[0], 6.4))
-    axes = figure_.subplot_mosaic([list(maps), [OFFSETS] * len(maps)], height_ratios=(2.2, 1))
-    for method, cosines in maps.items():
-        heat_map(axes[method], cosines[:SEEN, :SEEN], title=method)
-        axes[method].plot((0.5, SEEN + 0.5), (0.5, SEEN + 0.5), color="white", linewidth=0.8, linestyle=":")
-    figure_.colorbar(axes[next(iter(maps))].images[0], ax=[axes[method] for method in maps], label="|cosine|",
-                     shrink=0.8)
-    _offsets(axes[OFFSETS], maps, summary.profile.spectra.epsilon)
-    outer_legend(figure_, [axes[OFFSETS]])
-    figure_.suptitle(matrix, fontsize="medium")
-    diagonal = {method: cosines.diagonal().mean() for method, cosines in maps.items()}
-    moved = {method: float(np.median(best_offset(cosines)[10:])) for method, cosines in maps.items()}
-    shown = pd.DataFrame({"method": list(maps), "mean |cosine| on the diagonal": list(diagonal.values()),
-                          "mean best match": [cosines.max(1).mean() for cosines in maps.values()],
-                          "median offset beyond the tenth": list(moved.values())})
+    rows = matrix_rows(shown)
+    methods = list(maps[shown[0].matrix])
+    figure_ = plt.figure(figsize=(2 * PANEL[0], 4.8 * len(rows) + 2))
+    grid = figure_.add_gridspec(len(rows) + 1, len(methods), height_ratios=[2.2] * len(rows) + [1])
+    drawn = []
+    for place, (matrix, method) in enumerate((matrix, method) for matrix in rows for method in methods):
+        drawn.append(figure_.add_subplot(grid[divmod(place, len(methods))]))
+        heat_map(drawn[-1], maps[matrix][method][:SEEN, :SEEN], title=map_title(method, matrix, rows[matrix]))
+        drawn[-1].plot((0.5, SEEN + 0.5), (0.5, SEEN + 0.5), color="white", linewidth=0.8, linestyle=":")
+    figure_.colorbar(drawn[0].images[0], ax=drawn, label="|cosine|", shrink=0.6)
+    offsets = figure_.add_subplot(grid[-1, :])
+    _offsets(offsets, maps[shown[0].matrix], summary.profile.spectra.epsilon)
+    offsets.set_title(f"{shown[0].matrix}, {shown[0].role}", fontsize="small")
+    outer_legend(figure_, [offsets])
+    numbers = _aligned(maps, rows)
+    told = "; ".join(f"{row.matrix}, {row.method}: {row[3]:.2f} and {row[5]:.0f}" for row in numbers.itertuples())
     alt = (f"Heat-maps of absolute cosines between the first {SEEN} tuned (columns) and pretrained (rows) left "
-           "singular vectors of one matrix, and below them the offset of each tuned vector's best match against its "
-           f"index. Mean on the diagonal of all {len(next(iter(maps.values())))}: {listed(diagonal, '{:.2f}')}. Median "
-           f"offset beyond the tenth vector: {listed(moved, '{:.0f}')}.")
-    return Drawn(figure_, alt, "Tuned against pretrained singular vectors of one matrix, and how far each best match "
-                               "lies "
-                 "from the diagonal.", long_form(maps), shown)
+           "singular vectors, one row per matrix, and below the offset of each tuned vector's best match in the first "
+           "matrix. Mean on the diagonal of all vectors compared and median offset beyond the tenth: "
+           f"{told}.")
+    table = pd.concat([_drawn_cells(maps[matrix]).assign(matrix=matrix) for matrix in rows], ignore_index=True)
+    return Drawn(figure_, alt, "Tuned against pretrained singular vectors, and how far each best match lies from the "
+                               f"diagonal. Matrices: {choice_words(shown)}.", table, numbers)
+
+
+def _aligned(maps: Mapping[str, Maps], rows: Mapping[str, str]) -> pd.DataFrame:
+    """What the heat-maps come to in numbers, one row per matrix and method."""
+    return pd.DataFrame([{"matrix": role, "method": method, "mean |cosine| on the diagonal": cosines.diagonal().mean(),
+                          "mean best match": cosines.max(1).mean(),
+                          "median offset beyond the tenth": float(np.median(best_offset(cosines)[10:]))}
+                         for matrix, role in rows.items() for method, cosines in maps[matrix].items()])
+
+
+def map_title(method: str, matrix: str, role: str) -> str:
+    """What stands over a heat-map: method, matrix, and what the matrix stands for, in lines that fit the panel."""
+    return "\n".join([method, matrix, *textwrap.wrap(role, 40)])
+
+
+def matrix_rows(shown: Sequence[Shown]) -> dict[str, str]:
+    """Each matrix once with what it stands for, in order: two roles may fall on one."""
+    rows: dict[str, list[str]] = {}
+    for one in shown:
+        rows.setdefault(one.matrix, []).append(one.role)
+    return {matrix: both(roles) for matrix, roles in rows.items()}
+
+
+def choice_words(shown: Sequence[Shown]) -> str:
+    """How the matrices were chosen, in words for a caption."""
+    seeds = shown[0].seeds
+    roles = both(one.role for one in shown)
+    return f"{roles} by {'seeds' if len(seeds) > 1 else 'seed'} {both(map(str, seeds))}, not by the one shown" \
+        if seeds else f"{roles}, since there is no other seed to choose on"
+
+
+def _drawn_cells(maps: Maps) -> pd.DataFrame:
+    """The cells of the heat-maps, and each tuned vector's best match, of which the offsets are."""
+    table = long_form(maps)
+    best = table.groupby(["method", "tuned"])["cosine"].transform("max") == table["cosine"]
+    return table[best | ((table["tuned"] <= SEEN) & (table["pretrained"] <= SEEN))]
 
 
 @finding("03_similarity")
-def similarity_found(summary: Measured, maps: Maps, *, matrix: str) -> Found:
+def similarity_found(summary: Measured, maps: Mapping[str, Maps], *, shown: Sequence[Shown]) -> Found:
     """What the tables say to :func:`similarity`, and whether it is what was expected."""
-    shift = {kind: part["shift"].dropna() for kind, part in summary.best.groupby("method_kind")}
-    shifted, still = (shift["lora"] > 0).all(), (shift["full"] == 0).all()
-    return Found(f"In the clearest matrix of each seed, {summary.source}: LoRA's vectors beyond the tenth are "
-                 f"displaced by {over_seeds(shift['lora'])} places, full fine-tuning's by {over_seeds(shift['full'])}. "
-                 "The slope is the same in both; only the offset differs.", bool(shifted and still))
+    roles = [role for role in ROLES if role in {one.role for one in shown}] or [shown[0].role]
+    told, met = [], []
+    for role in roles:
+        shift = {kind: part["shift"].dropna() for kind, part in in_shown(summary.best, role).groupby("method_kind")}
+        if not all(len(shift.get(kind, ())) for kind in ("lora", "full")):
+            continue
+        told.append(f"in the matrix {role} by LoRA {over_seeds(shift['lora'])} and by full fine-tuning "
+                    f"{over_seeds(shift['full'])}")
+        met.append(bool((shift["full"] == 0).all() and (role != roles[0] or (shift["lora"] > 0).all())))
+    if not told:
+        return Found(f"No seed has been measured in a matrix that other seeds chose, {summary.source}.", None)
+    chosen = "; each seed's matrix was chosen on the others" if summary.best["seed"].nunique() > 1 else ""
+    return Found("Places by which vectors beyond the tenth are displaced, "
+                 f"{'; '.join(told)}, {summary.source}{chosen}.", all_met(*met))
 
 
 def best_offset(cosines: np.ndarray) -> np.ndarray:
@@ -86,7 +135,8 @@ def heat_map(axis: Axes, cosines: np.ndarray, *, title: str) -> None:
     tuned, pretrained = cosines.shape
     axis.imshow(cosines.T, vmin=0, vmax=1, cmap="viridis", origin="upper", aspect="equal", interpolation="nearest",
                 extent=(0.5, tuned + 0.5, pretrained + 0.5, 0.5))
-    axis.set(title=title, xlabel="tuned vector", ylabel="pretrained vector")
+    axis.set(xlabel="tuned vector", ylabel="pretrained vector")
+    axis.set_title(title, fontsize="small")
     axis.grid(False)
 
 
@@ -117,52 +167,65 @@ def long_form(maps: Maps) -> pd.DataFrame:
 
 
 @figure("03_top_ten", measurements=("similarity_summary",), place="Illusion v3, Fig 3")
-def top_ten(summary: Measured, maps: Maps, *, matrix: str) -> Drawn:
-    """The leading vectors enlarged, with intruders outlined.
+def top_ten(summary: Measured, maps: Mapping[str, Maps], *, shown: Sequence[Shown]) -> Drawn:
+    """The leading vectors enlarged, with intruders outlined, one row per matrix.
 
     `maps` holds all pretrained vectors (columns of each array), so that a best match further down is seen; drawn are
     the k leading ones of both sides.
     """
     spectra = summary.profile.spectra
     k, epsilon = spectra.k, spectra.epsilon
-    figure_, axes = side_by_side({method: cosines[:k, :k] for method, cosines in maps.items()}, matrix=matrix)
-    foreign = {method: [int(index) + 1 for index in np.flatnonzero(cosines[:k].max(1) < epsilon)]
-               for method, cosines in maps.items()}
-    for axis, columns in zip(axes, foreign.values(), strict=True):
-        outline_columns(axis, columns)
-    named = {method: both(map(str, columns)) or "none" for method, columns in foreign.items()}
-    shown = pd.DataFrame({"method": list(named), f"intruders among the {k} leading": [*map(len, foreign.values())],
-                          "their indices": list(named.values())})
-    alt = (f"Two {k} by {k} heat-maps of absolute cosines between leading tuned (columns) and pretrained (rows) "
-           f"vectors. Columns outlined as intruders (largest cosine below {epsilon}): "
-           + "; ".join(f"{method}: {columns}" for method, columns in named.items()) + ".")
-    return Drawn(figure_, alt, f"The {k} leading vectors of one matrix; columns outlined in magenta have no pretrained "
-                 f"counterpart (largest cosine below {epsilon}).",
-                 long_form({method: cosines[:k, :k] for method, cosines in maps.items()}), shown)
+    rows = matrix_rows(shown)
+    cells = [(matrix, method) for matrix in rows for method in maps[matrix]]
+    figure_, axes = panels(len(cells), height=4.8)
+    foreign = {}
+    for axis, (matrix, method) in zip(axes, cells, strict=True):
+        heat_map(axis, maps[matrix][method][:k, :k], title=map_title(method, matrix, rows[matrix]))
+        foreign[matrix, method] = [int(index) + 1
+                                   for index in np.flatnonzero(maps[matrix][method][:k].max(1) < epsilon)]
+        outline_columns(axis, foreign[matrix, method])
+    figure_.colorbar(axes[0].images[0], ax=axes, label="|cosine|", shrink=0.6)
+    numbers = pd.DataFrame([{"matrix": rows[matrix], "method": method, f"intruders among the {k} leading": len(columns),
+                             "their indices": both(map(str, columns)) or "none"}
+                            for (matrix, method), columns in foreign.items()])
+    told = "; ".join(f"{row[1]}, {row[2]}: {row[4]}" for row in numbers.itertuples())
+    alt = (f"{k} by {k} heat-maps of absolute cosines between leading tuned (columns) and pretrained (rows) vectors, "
+           f"one row per matrix. Columns outlined as intruders (largest cosine below {epsilon}): {told}.")
+    table = pd.concat([long_form({method: cosines[:k, :k] for method, cosines in maps[matrix].items()}).assign(
+        matrix=matrix) for matrix in rows], ignore_index=True)
+    return Drawn(figure_, alt, f"The {k} leading vectors; columns outlined in magenta have no pretrained counterpart "
+                 f"(largest cosine below {epsilon}). Matrices: {choice_words(shown)}.", table, numbers)
 
 
 @finding("03_top_ten")
-def top_ten_found(summary: Measured, maps: Maps, *, matrix: str) -> Found:
+def top_ten_found(summary: Measured, maps: Mapping[str, Maps], *, shown: Sequence[Shown]) -> Found:
     """What the tables say to :func:`top_ten`, and whether it is what was expected."""
-    blank = {kind: part["blank_rows"] for kind, part in summary.best.groupby("method_kind")}
-    counts = (f"Among the ten leading vectors of the clearest matrix LoRA has {over_seeds(blank['lora'])} without a "
+    at = in_shown(summary.best, LORA)
+    blank = {kind: part["blank_rows"] for kind, part in at.groupby("method_kind")}
+    if set(blank) != {"lora", "full"}:
+        return Found(f"No seed has been measured in a matrix that other seeds chose, {summary.source}.", None)
+    how = "that the other seeds find clearest for LoRA" if summary.best["seed"].nunique() > 1 else "in the middle"
+    counts = (f"Among the ten leading vectors of the matrix {how} LoRA has {over_seeds(blank['lora'])} without a "
               f"pretrained counterpart, full fine-tuning {over_seeds(blank['full'])}, {summary.source}.")
-    if not blank["full"].eq(0).all():
-        return Found(f"{counts} So a blank column does not tell the two apart here.", False)
-    return Found(f"{counts} The matrix was chosen for LoRA's least alike vector, so one for LoRA is no surprise; none "
-                 "for full fine-tuning is the result.", bool(blank["lora"].gt(0).all()))
+    if summary.best.groupby("run")["matrix"].nunique().min() > 1:
+        share = (summary.best["blank_rows"] > 0).groupby(summary.best["method_kind"]).mean()
+        counts += (f" Of all matrices {share['lora']:.0%} have one or more after LoRA, {share['full']:.0%} after full "
+                   "fine-tuning.")
+    return Found(counts, bool(blank["full"].eq(0).all() and blank["lora"].gt(0).all()))
 
 
 @figure("03_best_match", measurements=("similarity_summary",), place="Illusion v3, Fig 2b")
-def best_match(summary: Measured, vectors: pd.DataFrame, *, level: tuple[float, float]) -> Drawn:
+def best_match(summary: Measured, vectors: pd.DataFrame, *, shown: Shown, chance: pd.DataFrame) -> Drawn:
     """Largest cosine with any pretrained vector against the tuned vector's index.
 
     Parameters
     ----------
     vectors : pandas.DataFrame
         ``method``, ``index``, ``max_cosine`` of one matrix.
-    level : tuple of float
-        5th and 95th percentile of a random direction's largest cosine in this matrix.
+    shown : Shown
+        That matrix, and how it was chosen.
+    chance : pandas.DataFrame
+        Where a random direction's largest cosine lies in it, of :func:`utils.spectra.random_ranges`.
     """
     epsilon = summary.profile.spectra.epsilon
     figure_, (axis,) = panels(1, width=8)
@@ -171,35 +234,42 @@ def best_match(summary: Measured, vectors: pd.DataFrame, *, level: tuple[float, 
         axis.plot(part["index"], part["max_cosine"], linestyle="none", marker=style["marker"], color=style["color"],
                   markersize=5, label=method, alpha=0.8)
     axis.axhline(epsilon, color="black", linestyle="--", linewidth=1, label=f"epsilon = {epsilon}")
-    axis.axhspan(*level, color="grey", alpha=0.3, label="a random direction (5 to 95 %)")
+    chance_bands(axis, chance, upright=False)
     axis.set(xlabel="index of the tuned singular vector", ylabel="largest |cosine|", ylim=(0, 1.03))
     outer_legend(figure_, [axis])
     average = vectors.groupby("method", sort=False)["max_cosine"].agg(["mean", "min"]).reset_index()
     alt = ("Scatter of the largest absolute cosine with any pretrained vector against the index of the tuned vector. "
            + "; ".join(f"{row['method']}: mean {row['mean']:.2f}, least {row['min']:.2f}"
                        for row in average.to_dict("records"))
-           + f". A random direction would reach {level[0]:.2f} to {level[1]:.2f}.")
-    return Drawn(figure_, alt, "Each tuned vector's best match among the pretrained ones, in one matrix.", vectors,
+           + f". A random direction would reach {chance['low'].min():.2f} to {chance['high'].max():.2f}.")
+    return Drawn(figure_, alt, "Each tuned vector's best match among the pretrained ones, in one matrix: "
+                               f"{shown.words}.", vectors,
                  shown_table(average, {"method": "method", "mean": "mean best match", "min": "least"}))
 
 
 @finding("03_best_match")
-def best_match_found(summary: Measured, vectors: pd.DataFrame, *, level: tuple[float, float]) -> Found:
+def best_match_found(summary: Measured, vectors: pd.DataFrame, *, shown: Shown, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`best_match`, and whether it is what was expected."""
-    mean = {kind: part["mean_cosine"] for kind, part in summary.best.groupby("method_kind")}
+    mean = {kind: part["mean_cosine"] for kind, part in in_shown(summary.best, shown.role).groupby("method_kind")}
+    if set(mean) != {"lora", "full"}:
+        return Found(f"No seed has been measured in a matrix that other seeds chose, {summary.source}.", None)
     difference = mean["lora"].to_numpy().mean() - mean["full"].to_numpy().mean()
     lower = (mean["lora"].to_numpy() < mean["full"].to_numpy()).all()
-    return Found(f"The mean best match is {over_seeds(mean['full'])} for full fine-tuning and "
+    return Found(f"In the matrix {shown.role} the mean best match is {over_seeds(mean['full'])} for full "
+                 "fine-tuning and "
                  f"{over_seeds(mean['lora'])} for LoRA, {abs(difference):.2f} "
                  f"{'lower' if difference < 0 else 'higher'}, "
                  f"{summary.source}.", bool(lower))
 
 
 @figure("03_one_vector", measurements=("similarity_summary",), place="Illusion v3, Fig 2c")
-def one_vector(summary: Measured, rows: np.ndarray) -> Drawn:
+def one_vector(summary: Measured, rows: np.ndarray, *, shown: Shown) -> Drawn:
     """The most and the least pretrained-like of LoRA's leading vectors against all pretrained ones.
 
-    `rows` are absolute cosines of shape (leading tuned, all pretrained) of the LoRA run.
+    Parameters
+    ----------
+    rows : numpy.ndarray of shape (leading tuned, all pretrained)
+        Absolute cosines of the LoRA run in the matrix `shown`.
     """
     normal, strange = int(rows.max(1).argmax()), int(rows.max(1).argmin())
     figure_, axes = panels(2, sharey=True, height=3.4)
@@ -213,8 +283,8 @@ def one_vector(summary: Measured, rows: np.ndarray) -> Drawn:
     alt = (f"Two spike plots of the absolute cosine of one tuned vector with each of {rows.shape[1]} pretrained ones: "
            f"the closest match of the first is {rows[normal].max():.2f}, of the second only {rows[strange].max():.2f}; "
            f"the second has {_first_tenth(rows[strange]):.0%} of its squared length on the first tenth of them.")
-    return Drawn(figure_, alt, "One normal and one foreign leading vector of LoRA against every pretrained "
-                               "vector.", table)
+    return Drawn(figure_, alt, "The most and the least pretrained-like of LoRA's leading vectors against every "
+                               f"pretrained one, in one matrix: {shown.words}.", table)
 
 
 def _first_tenth(row: np.ndarray) -> float:
@@ -222,9 +292,11 @@ def _first_tenth(row: np.ndarray) -> float:
 
 
 @finding("03_one_vector")
-def one_vector_found(summary: Measured, rows: np.ndarray) -> Found:
+def one_vector_found(summary: Measured, rows: np.ndarray, *, shown: Shown) -> Found:
     """What the tables say to :func:`one_vector`, and whether it is what was expected."""
-    least = {kind: part["flattest"] for kind, part in summary.best.groupby("method_kind")}
+    least = {kind: part["flattest"] for kind, part in in_shown(summary.best, shown.role).groupby("method_kind")}
+    if set(least) != {"lora", "full"}:
+        return Found(f"No seed has been measured in a matrix that other seeds chose, {summary.source}.", None)
     share = _first_tenth(rows[int(rows.max(1).argmin())])
     where = "evenly over all pretrained vectors" if share < 0.15 else (
         f"unevenly: {share:.0%} of its squared length lies on the first tenth of them")

@@ -1,11 +1,13 @@
 """Spectra in numbers: how two sets of singular vectors line up, planted directions, critical strengths, windows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 
 from utils.profiles import Profile
+from utils.profiles.schema import Spectra
 from utils.reporting.registry import measurement
 from utils.reporting.runs import (
     RUN_COLUMNS,
@@ -14,13 +16,13 @@ from utils.reporting.runs import (
     base_triplets,
     collect,
     experiment_runs,
-    identity,
-    least_alike,
     run_pairs,
     showcase_runs,
+    with_identity,
 )
 from utils.sources.models import resolve
 from utils.spectra import count_intruders, similarity, thin_svd, toy_sweep, window_level, window_table
+from utils.studies.similarity.choice import middle_matrix
 from utils.training.store import Run
 from utils.training.weights import base_matrices
 
@@ -30,51 +32,64 @@ WINDOWS = (1, 2, 4, 8, 16)
 DRAWS = 3
 
 
-def clearest_matrix(run: Run, profile: Profile) -> str:
-    """The matrix that holds a run's least pretrained-like leading vector."""
-    return least_alike(run, profile.spectra)["matrix"]
-
-
 @measurement(columns=(*RUN_COLUMNS, "matrix", "shift", "mean_cosine", "blank_rows", "flattest",), runs=("ranks",))
 def similarity_summary(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in the clearest matrix of each seed.
+    """Figs 1, 2b, 2c and 3 in numbers, for full fine-tuning and the showcase rank in every matrix of each seed.
+
+    Which of them are shown and judged is chosen from this table: :mod:`utils.studies.similarity.choice`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per run: ``shift`` (median of tuned index minus best-matching pretrained index over the leading
-        vectors beyond the k-th; positive where others were pushed down), ``mean_cosine`` (of the leading vectors' best
-        matches), ``blank_rows`` (intruders among the k leading), ``flattest`` (best match of the least alike).
+        One row per run and matrix: ``shift`` (median of tuned index minus best-matching pretrained index over the
+        leading vectors beyond the k-th; positive where others were pushed down), ``mean_cosine`` (of the leading
+        vectors' best matches), ``blank_rows`` (intruders among the k leading), ``flattest`` (best match of the least
+        alike).
     """
-    rows, loras = [], showcase_runs(profile, seeds)
+    spectra, parts = profile.spectra, []
+    settings = {"version": 1, "top": TOP, "k": spectra.k, "epsilon": spectra.epsilon}
+    loras = showcase_runs(profile, seeds)
     for full in (run for run in experiment_runs(profile, "ranks", seeds) if run.spec.method.kind == "full"):
-        for lora in (run for run in loras if run.spec.seed == full.spec.seed):
-            matrix = clearest_matrix(lora, profile)
-            rows += [identity(profile, "ranks", run) | {"matrix": matrix} | _alignment(run, matrix, profile)
-                     for run in (full, lora)]
-    return pd.DataFrame(rows)
+        for run in (full, *(lora for lora in loras if lora.spec.seed == full.spec.seed)):
+            table = run.measured("alignment", settings, lambda run: _alignments(run, spectra))
+            parts.append(with_identity(profile, "ranks", table))
+    return pd.concat(parts, ignore_index=True)
 
 
-def _alignment(run: Run, matrix: str, profile: Profile) -> dict:
-    cosines = similarity(thin_svd(run.tuned_matrices()[matrix]), base_triplets(run.base)[matrix], top=TOP)
+def _alignments(run: Run, spectra: Spectra) -> pd.DataFrame:
+    base = base_triplets(run.base)
+    return pd.DataFrame([{"matrix": name} | _alignment(similarity(thin_svd(weight), base[name], top=TOP), spectra)
+                         for name, weight in run.tuned_matrices().items()])
+
+
+def _alignment(cosines: torch.Tensor, spectra: Spectra) -> dict:
+    """What one matrix's cosines of shape (leading tuned, all pretrained) come to."""
     best, place = cosines.max(1)
-    k = profile.spectra.k
+    k = spectra.k
     beyond = torch.arange(len(place))[k:] - place[k:]
-    alike = best[k:] >= profile.spectra.epsilon  # where nothing matches, the best match's place means nothing
+    alike = best[k:] >= spectra.epsilon  # where nothing matches, the best match's place means nothing
     return {"shift": beyond[alike].double().median().item() if alike.any() else float("nan"),
-            "mean_cosine": best.mean().item(), "blank_rows": int((best[:k] < profile.spectra.epsilon).sum()),
+            "mean_cosine": best.mean().item(), "blank_rows": int((best[:k] < spectra.epsilon).sum()),
             "flattest": best[:k].min().item()}
 
 
-@measurement(columns=(*RUN_COLUMNS, "ratio", "index", "overlap", "max_cosine", "matrix",), runs=("ranks",))
+def similarity_maps(runs: Mapping[str, Run], matrix: str) -> dict[str, np.ndarray]:
+    """By label, one matrix's absolute cosines of the leading tuned (rows) with all pretrained left vectors."""
+    return {label: similarity(thin_svd(run.tuned_matrices()[matrix]), base_triplets(run.base)[matrix], top=TOP).numpy()
+            for label, run in runs.items()}
+
+
+@measurement(columns=("profile", "seed", "ratio", "index", "overlap", "max_cosine", "matrix"))
 def planted_directions(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
-    """Fig 2a and appendix A.2: a direction of growing strength planted in the clearest matrix of each seed."""
-    rows = []
-    for run in showcase_runs(profile, seeds):
-        matrix = clearest_matrix(run, profile)
-        sweep = toy_sweep(run.base_matrices()[matrix], RATIOS, seed=run.spec.seed,
-                          base_triplets=base_triplets(run.base)[matrix])
-        rows.append(sweep.assign(**identity(profile, "ranks", run), matrix=matrix))
+    """Fig 2a and appendix A.2: a direction of growing strength planted in the base's middle matrix, one per seed.
+
+    Nothing trained enters; the matrix is chosen by its place.
+    """
+    weights = base_matrices(resolve(profile.encoder).folder)
+    matrix = middle_matrix(list(weights))
+    triplets = thin_svd(weights[matrix])
+    rows = [toy_sweep(weights[matrix], RATIOS, seed=seed, base_triplets=triplets).assign(
+        profile=profile.profile, seed=seed, matrix=matrix) for seed in seeds or profile.seeds]
     return pd.concat(rows, ignore_index=True)
 
 

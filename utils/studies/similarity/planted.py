@@ -5,7 +5,7 @@ import pandas as pd
 
 from utils.reporting.drawn import Drawn, Found, figure, finding, shown_table
 from utils.reporting.measured import Measured
-from utils.reporting.panels import label_left, outer_legend, panels
+from utils.reporting.panels import chance_bands, label_left, outer_legend, panels
 from utils.reporting.style import method_styles
 from utils.reporting.words import listed, over_seeds
 
@@ -13,7 +13,7 @@ IDENTIFIED = 0.5  # overlap from which on one tuned vector can be called the pla
 
 
 @figure("03_planted_direction", measurements=("planted_directions",), place="Illusion v3, Fig 2a and appendix A.2")
-def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tuple[float, float]) -> Drawn:
+def planted_direction(planted: Measured, predicted: pd.DataFrame, *, chance: pd.DataFrame) -> Drawn:
     """The planted direction's likeness, overlap and index against its strength, beside the prediction.
 
     Parameters
@@ -21,8 +21,8 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
     predicted : pandas.DataFrame
         ``ratio`` (strength over W0's largest singular value), ``max_cosine``, ``overlap``, ``index`` by
         :func:`utils.spectra.predicted_spike`.
-    level : tuple of float
-        5th and 95th percentile of a random direction's largest cosine.
+    chance : pandas.DataFrame
+        Where a random direction's largest cosine lies in this matrix, of :func:`utils.spectra.random_ranges`.
     """
     own = planted.own[planted.own["seed"] == planted.seeds[0]].sort_values("ratio")
     clear = own["overlap"] >= IDENTIFIED
@@ -39,7 +39,7 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
                   label="nearest vector, not identified" if column == "overlap" else None)
         axis.axvline(1, color="black", linewidth=1)
         axis.set(xlabel="planted strength / largest singular value")
-    axes[0].axhspan(*level, color="grey", alpha=0.3, label="a random direction (5 to 95 %)")
+    chance_bands(axes[0], chance, upright=False)
     axes[0].set(ylabel="|cosine|", ylim=(0, 1.03))
     axes[1].set(ylabel="index of its tuned vector", yscale="log")
     outer_legend(figure_, axes)
@@ -51,9 +51,9 @@ def planted_direction(planted: Measured, predicted: pd.DataFrame, *, level: tupl
            f"{end['overlap']:.2f}.")
     shown = shown_table(own[own["ratio"].isin([0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0])], {
         "ratio": "strength / largest", "index": "index", "max_cosine": "largest |cosine|", "overlap": "overlap"})
-    return Drawn(figure_, alt, "A random direction planted with growing strength: hollow where no single vector is "
-                               "it, dotted "
-                 "what W0's spectrum predicts.", own, shown)
+    return Drawn(figure_, alt, f"A random direction planted with growing strength in {own['matrix'].iloc[0]}, the "
+                               "middle matrix of the base: hollow where no single vector is it, dotted what W0's "
+                               "spectrum predicts.", own, shown)
 
 
 def _crossing(table: pd.DataFrame, planted: Measured) -> float:
@@ -63,7 +63,7 @@ def _crossing(table: pd.DataFrame, planted: Measured) -> float:
 
 
 @finding("03_planted_direction")
-def planted_direction_found(planted: Measured, predicted: pd.DataFrame, *, level: tuple[float, float]) -> Found:
+def planted_direction_found(planted: Measured, predicted: pd.DataFrame, *, chance: pd.DataFrame) -> Found:
     """What the tables say to :func:`planted_direction`, and whether it is what was expected."""
     best = planted.best
     starts = [_crossing(part, planted) for _, part in best.groupby("seed")]

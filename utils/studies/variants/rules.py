@@ -39,10 +39,10 @@ def study_methods() -> list[str]:
 @rule(needs=(*GRID, "{column}"))
 def best_variant_beyond_vanilla(table: pd.DataFrame, *, column: str) -> Effects:
     """How much better the best of the nine variants is in `column` than vanilla LoRA, each at its own best rate."""
-    best, sign = best_by_seed(table), -1 if column == LOSS else 1
+    best, sign, methods = best_by_seed(table), -1 if column == LOSS else 1, study_methods()
 
     def effect(part: pd.DataFrame) -> float:
-        values = sign * value_at(_by_variant(part, column), study_methods())
+        values = sign * value_at(_by_variant(part, column), methods)
         return values.drop(VANILLA).max() - values[VANILLA]
 
     return by_seed(best, effect, outcome=best.loc[~best["variant"].isin(LACKING), column])
@@ -52,10 +52,10 @@ def best_variant_beyond_vanilla(table: pd.DataFrame, *, column: str) -> Effects:
 def spread_at_best(table: pd.DataFrame, *, column: str) -> Effects:
     """Best minus worst of the study's ten methods in `column`, each at its own best rate."""
     best = best_by_seed(table)
-    best = best[~best["variant"].isin(LACKING)]
+    best, methods = best[~best["variant"].isin(LACKING)], study_methods()
 
     def effect(part: pd.DataFrame) -> float:
-        values = value_at(_by_variant(part, column), study_methods())
+        values = value_at(_by_variant(part, column), methods)
         return values.max() - values.min()
 
     return by_seed(best, effect, outcome=column)
@@ -97,8 +97,10 @@ def lost_beyond_vanilla(table: pd.DataFrame, *, variant: str) -> Effects:
 @rule(needs=(*GRID, "{column}"))
 def spread_at_one_rate(table: pd.DataFrame, *, column: str) -> Effects:
     """Spread of the ten methods at vanilla LoRA's best rate, as a multiple of their spread at their own best."""
+    methods = study_methods()
+
     def effect(part: pd.DataFrame) -> float:
-        value_at(main_grid(part).groupby("variant").size(), study_methods())
+        value_at(main_grid(part).groupby("variant").size(), methods)
         row = spread(part).set_index("measure").loc[column]
         return row["at_one_rate"] / row["spread"]
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from utils.reporting.remembered import remembered
 from utils.reporting.statistics import mean_interval
 from utils.studies.sensitivity.tables import best_rate_table
 
@@ -44,12 +45,19 @@ def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
         rate to this one), mean of ``loss_nats_per_token``, ``token_accuracy``, ``forgetting``, ``n_intruders`` and
         ``relative_norm`` with ``<name>_low`` and ``<name>_high`` (95 % t-intervals over seeds), ``seeds``.
     """
-    grid = complete_rates(main_grid(table))
+    return _bests(main_grid(table)[["variant", "run", "seed", "steps", "learning_rate", *MEANS]])
+
+
+@remembered
+def _bests(grid: pd.DataFrame) -> pd.DataFrame:
+    grid = complete_rates(grid)
     best = best_rate_table(grid.assign(step=grid["steps"]), ["variant"])
     vanilla = best.loc[best["variant"] == VANILLA, "learning_rate"]
+    at = dict(iter(grid[["variant", "learning_rate", *MEANS]].groupby("variant")))
     rows = []
     for row in best.to_dict("records"):
-        chosen = grid[(grid["variant"] == row["variant"]) & np.isclose(grid["learning_rate"], row["learning_rate"])]
+        runs = at[row["variant"]]
+        chosen = runs[np.isclose(runs["learning_rate"], row["learning_rate"])]
         found = {name: row[name] for name in ("variant", "learning_rate", "edge", "rates")}
         found["ratio"] = vanilla.iloc[0] / row["learning_rate"] if len(vanilla) else np.nan
         for name in MEANS:

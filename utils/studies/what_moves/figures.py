@@ -135,16 +135,21 @@ def _rank_rate_map(axis: Axes, grid: pd.DataFrame, *, column: str) -> AxesImage:
 
 
 @figure("05_alpha_against_epsilon", measurements=("alpha_counts",), place="Illusion v3, Fig 19, top")
-def alpha_against_epsilon(counts: Measured) -> Drawn:
-    """Count against epsilon under the paper's rule and with alpha = 8."""
+def alpha_against_epsilon(counts: Measured, *, chance: pd.DataFrame | None = None) -> Drawn:
+    """Count against epsilon under the paper's rule and with alpha = 8.
+
+    `chance`: where a random direction's largest cosine lies, shaded if given.
+    """
     drawn = panel_lines(_of_setting(counts.own), _of_setting(counts.reference), x="epsilon", y="n_intruders",
-                        panel="panel", xlabel="epsilon", ylabel="intruder dimensions, whole model", yscale="symlog")
+                        panel="panel", xlabel="epsilon", ylabel="intruder dimensions, whole model", yscale="symlog",
+                        chance=chance)
     level = counts.profile.spectra.epsilon
     at = runs_that_learnt(counts.best[counts.best["epsilon"] == level])
     alt = (f"Line plots of intruder dimensions against epsilon, one panel for alpha = 2r by the paper's rule and one "
            f"for alpha = 8. At epsilon {level}, {counts.source}: {_counts_by_setting(at)}.")
     return Drawn(drawn, alt, "Intruder dimensions against epsilon with alpha = 2r and with alpha = 8, both at equal "
-                 "alpha times rate.", counts.own, _few_epsilons(counts.best))
+                 "alpha times rate; grey: the largest cosine of a random direction.", counts.own,
+                 _few_epsilons(counts.best))
 
 
 @figure("05_alpha_against_k", measurements=("alpha_counts_by_k", "alpha_counts"), place="Illusion v3, Fig 19, bottom")

@@ -168,7 +168,7 @@ def _against(pairs: pd.DataFrame, number: str = "{:.3g}") -> str:
 
 
 @finding("05_alpha_against_epsilon")
-def alpha_against_epsilon_found(counts: Measured) -> Found:
+def alpha_against_epsilon_found(counts: Measured, *, chance: pd.DataFrame | None = None) -> Found:
     """Rank by rank the counts with alpha = 8 beside those by the rule, and where the rate is the larger one."""
     pairs, met, told = _under_both(counts.best, "n_intruders", "epsilon"), [], []
     if pairs.empty:

@@ -30,6 +30,7 @@ from utils.training.metrics import accuracy, predict
 from utils.training.store import Run
 
 GRIDS = ("grid", "grid_second")
+LONGER = "longer"  # the second one's task, at its best rates alone and four times the steps
 VERSION = 1  # of what is measured of each run here
 CHOSEN_BY = "validation_accuracy"
 OUTCOMES = ("n_intruders", "n_random", CHOSEN_BY, "accuracy", "accuracy_se", "pseudo_loss", "base_pseudo_loss",
@@ -37,10 +38,10 @@ OUTCOMES = ("n_intruders", "n_random", CHOSEN_BY, "accuracy", "accuracy_se", "ps
 ITEMS = ("right", "passage_nats")
 
 
-@measurement(columns=(*RUN_COLUMNS, "steps", "epsilon", *OUTCOMES, *ITEMS), runs=GRIDS, by_run=True)
+@measurement(columns=(*RUN_COLUMNS, "steps", "epsilon", *OUTCOMES, *ITEMS), runs=(*GRIDS, LONGER), by_run=True)
 def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | None = None,
               trained_only: bool = False) -> pd.DataFrame:
-    """Every run of the grids at both epsilons of the claims: count, accuracies, forgetting, size of the update.
+    """Every run of the grids, and the longer ones, at both epsilons of the claims: count, accuracies, forgetting, norm.
 
     Counts are of the k leading vectors of all matrices; ``n_random`` is the count after a random update with the same
     singular values in every matrix (:func:`utils.spectra.controls.spectrum_matched`). ``right`` (which test rows were
@@ -54,8 +55,8 @@ def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | No
     trained_only : bool
         Leave out the runs that are not trained yet.
     """
-    return collect_by_run(profile, seeds, lambda run: grid_rows(run, profile), experiments=GRIDS, known=known,
-                          trained_only=trained_only)
+    return collect_by_run(profile, seeds, lambda run: grid_rows(run, profile), experiments=(*GRIDS, LONGER),
+                          known=known, trained_only=trained_only)
 
 
 def grid_rows(run: Run, profile: Profile) -> pd.DataFrame:
@@ -133,7 +134,8 @@ def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     # A diverged run is the worst there is; left out, its rate would be judged by the seeds that were lucky.
-    runs = grid.drop_duplicates("run").fillna({CHOSEN_BY: 0.0})
+    columns = ["task", "steps", "method", "r", "learning_rate", "seed", CHOSEN_BY]  # not each row's long texts
+    runs = grid.drop_duplicates("run")[columns].fillna({CHOSEN_BY: 0.0})
     for (task, steps, method), part in runs.groupby(["task", "steps", "method"], sort=False):
         compared = comparable_rates(part)
         best, rates = best_rate(part, value=CHOSEN_BY), sorted(compared["learning_rate"].unique())

@@ -159,7 +159,8 @@ def _ranks_of_one_task(grid: Measured) -> tuple[pd.DataFrame, str]:
 
 def lora_at_best(grid: pd.DataFrame, epsilon: float) -> pd.DataFrame:
     """LoRA's runs that learnt at each rank's chosen rate, at one epsilon."""
-    best = runs_that_learnt(at_chosen_rates(grid[grid["epsilon"] == epsilon]))
+    rows = grid[(grid["epsilon"] == epsilon) & grid["experiment"].isin(GRIDS)]
+    best = runs_that_learnt(at_chosen_rates(rows))
     return best[best["method_kind"] == "lora"]
 
 

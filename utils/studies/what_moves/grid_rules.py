@@ -11,15 +11,27 @@ import pandas as pd
 
 from utils.reporting.items import passage_losses, right_answers
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend
+from utils.reporting.rules import (
+    Effects,
+    MissingRun,
+    at_least,
+    by_seed,
+    full_row,
+    joined,
+    rows_where,
+    trend,
+    value_at,
+    with_every,
+)
 from utils.reporting.selection import runs_that_learnt
-from utils.reporting.statistics import MIN_ITEMS
-from utils.studies.what_moves.grid import at_chosen_rates, with_product
+from utils.reporting.statistics import MIN_ITEMS, mcnemar_p
+from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, with_product
 
-GRID = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
+COLUMNS = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
         "validation_accuracy")
-COUNTED = (*GRID, "epsilon", "n_intruders")
+COUNTED = (*COLUMNS, "epsilon", "n_intruders")
 MIN_RANKS = 4  # for a sentence about ranks
+EQUAL = 0.05  # McNemar's p from which two models count as equally accurate
 
 
 def _of(table: pd.DataFrame, in_experiment: str, epsilon: float) -> pd.DataFrame:
@@ -144,6 +156,24 @@ def count_trend_at_best_rates(table: pd.DataFrame, *, epsilon: float, in_experim
     return replace(by_seed(best, effect, outcome=runs_that_learnt(lora)["n_intruders"]), undecided=undecided)
 
 
+@rule(needs=COUNTED)
+def count_gained_by_time(table: pd.DataFrame, *, epsilon: float, in_experiment: str, longer: str, max_rank: int
+                         ) -> Effects:
+    """Count of LoRA in the longer runs minus that in the grid's of the same rate: mean over ranks up to `max_rank`."""
+    setting = ["method", "learning_rate"]
+    long = _of(table, longer, epsilon).query("method_kind == 'lora' and r <= @max_rank")
+    short = _of(table, in_experiment, epsilon).merge(long[setting].drop_duplicates(), on=setting)
+    rows = runs_that_learnt(pd.concat([short, long], ignore_index=True))
+
+    def effect(part: pd.DataFrame) -> float:
+        after, before = part[part["experiment"] == longer], part[part["experiment"] == in_experiment]
+        pairs = after.merge(before, on=setting, suffixes=("", "_before"))
+        at_least(len(pairs), 1, "run that learnt at both lengths")
+        return float((pairs["n_intruders"] - pairs["n_intruders_before"]).mean())
+
+    return by_seed(rows, effect, outcome="n_intruders")
+
+
 @rule(needs=(*COUNTED, "relative_norm"))
 def count_at_equal_norm(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
     """Count of LoRA at one rank minus full fine-tuning's at the same relative norm of the update.
@@ -165,6 +195,29 @@ def count_at_equal_norm(table: pd.DataFrame, *, epsilon: float, in_experiment: s
 
 
 @rule(needs=(*COUNTED, "right"))
+def count_at_equal_accuracy(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
+    """Count of LoRA at one rank minus that of full fine-tuning at its best rate, where both are equally accurate.
+
+    The mean over the rank's rates whose answers McNemar's test on the same test rows does not tell from full
+    fine-tuning's (p of :data:`EQUAL` or more). What a test of so many rows cannot tell apart may still differ.
+    """
+    answers = table[table["right"].astype(str).str.contains(":")].drop_duplicates("run").set_index("run")["right"]
+    rows = _of(table, in_experiment, epsilon)
+    rows = rows.assign(right=rows["run"].map(answers))  # they stand in the rows of one epsilon alone
+    full_at_best, undecided = _at_best(rows, ["full"])
+    lora = rows_where(runs_that_learnt(rows), r=rank, method_kind="lora")
+
+    def effect(part: pd.DataFrame) -> float:
+        full, tried = full_row(part), rows_where(part, method_kind="lora")
+        alike = [mcnemar_p(right_answers(row), right_answers(full)) >= EQUAL for _, row in tried.iterrows()]
+        at_least(sum(alike), 1, f"run of r = {rank} as accurate as full fine-tuning")
+        return float(tried.loc[alike, "n_intruders"].mean() - full["n_intruders"])
+
+    both = pd.concat([full_at_best, lora], ignore_index=True)
+    return replace(by_seed(both, effect, outcome=lora["n_intruders"]), undecided=undecided)
+
+
+@rule(needs=(*COUNTED, "right"))
 def accuracy_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
     """Test accuracy of LoRA minus full fine-tuning, each at its best rate: paired over test rows and seeds."""
     return _paired(table, in_experiment=in_experiment, rank=rank, column="accuracy",
@@ -175,6 +228,47 @@ def accuracy_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank:
 def forgetting_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, rank: int) -> Effects:
     """Pseudo-loss of LoRA minus full fine-tuning's, each at its best rate: paired over passages and seeds."""
     return _paired(table, in_experiment=in_experiment, rank=rank, column="pseudo_loss", values=passage_losses)
+
+
+@rule(needs=(*COUNTED, "pseudo_loss"))
+def full_minus_worst_lora_at_best_rates(table: pd.DataFrame, *, max_rank: int) -> Effects:
+    """Pseudo-loss of full fine-tuning minus the largest of LoRA's up to `max_rank`, each at its best rate.
+
+    The smaller of both tasks: above zero where full fine-tuning forgets more than every rank on each.
+    """
+    def on_task(name: str) -> Effects:
+        best, undecided = _all_at_best(table, name, max_rank)
+
+        def effect(part: pd.DataFrame) -> float:
+            lora = rows_where(with_every(part, best, "r"), method_kind="lora")
+            return float(full_row(part)["pseudo_loss"] - lora["pseudo_loss"].max())
+
+        return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
+
+    return joined([on_task(name) for name in GRIDS], min)
+
+
+@rule(needs=(*COUNTED, "pseudo_loss"))
+def u_around_full_at_best_rates(table: pd.DataFrame, *, in_experiment: str, low_ranks: list[int]) -> Effects:
+    """By how much the U holds around full fine-tuning's pseudo-loss, each at its best rate, where it holds least.
+
+    The smallest of: r = 1 above full, the highest rank above full, and full above each of `low_ranks`.
+    """
+    best, undecided = _all_at_best(table, in_experiment)
+    width = best["r"].max()
+
+    def effect(part: pd.DataFrame) -> float:
+        lora, full = part.set_index("r")["pseudo_loss"], full_row(part)["pseudo_loss"]
+        return float(min((value_at(lora, [1, width]) - full).min(), (full - value_at(lora, low_ranks)).min()))
+
+    return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
+
+
+def _all_at_best(table: pd.DataFrame, in_experiment: str, max_rank: int | None = None) -> tuple[pd.DataFrame, str]:
+    """The rows of :func:`_at_best` of every method of a grid, of ranks up to `max_rank`."""
+    rows = _of(table, in_experiment, table["epsilon"].min())
+    chosen = rows if max_rank is None else rows[rows["r"] <= max_rank]
+    return _at_best(chosen, list(chosen["method"].unique()))
 
 
 def _paired(table: pd.DataFrame, *, in_experiment: str, rank: int, column: str, values) -> Effects:
