@@ -101,35 +101,40 @@ def beside_table_3_found(scaled: Measured) -> Found:
     times = (at["forgetting_change"] / at["loss_change"]).groupby(at["r"]).mean()
     signs = f" Forgetting has the paper's sign in {sum(alike)} of {len(alike)} comparisons." if alike else ""
     first_reading = both(f"{value:.0f} times (r = {rank})" for rank, value in times.items())
+    which, fits = _which_svd(rows, paper)
     return Found(f"At lambda {factor:g} forgetting and accuracy change {both(said)}; {scaled.source}.{signs} The first "
-                 f"reading is {first_reading} the second.{_which_svd(rows, paper)}", bool(times.min() >= MANY))
+                 f"reading is {first_reading} the second.{which}", all_met(times.min() >= MANY, *fits))
 
 
-def _which_svd(rows: pd.DataFrame, paper: pd.DataFrame) -> str:
+def _which_svd(rows: pd.DataFrame, paper: pd.DataFrame) -> tuple[str, list[bool | None]]:
     """How far each reading of the triplet lies from the paper's rows of that rank, and whether it turns as they do.
 
+    With it whether they fit the triplet of W0 + dW, as its authors say; nothing where one reading is all there is.
     Only W0's own part in a triplet can make removing more of it hurt again: an update taken back leads to the base.
     """
     shared = paper.merge(rows, on=["r", "factor"], suffixes=("_paper", ""))
     shared = shared[shared["r"] == rows["r"].max()]
     shared = shared[shared.groupby("factor")["kind"].transform("nunique") == len(READINGS)]
     if shared.empty:
-        return ""
+        return "", []
     apart = {(kind, task): float(np.sqrt(np.mean([(part[column] - part[f"{column}_paper"]) ** 2 for column in (
         "forgetting_change", "accuracy_change")]))) for (kind, task), part in shared.groupby(["kind", "task_paper"])}
     tasks = sorted(shared["task_paper"].unique())
-    nearer = sum(apart["intruder", task] < apart["update triplet", task] for task in tasks)
-    fits = {len(tasks): "so they fit the former", 0: "so they fit the latter"}.get(
-        nearer, f"the former is nearer for {nearer} of {len(tasks)} tasks, so they do not tell the two apart")
+    nearer = [apart["intruder", task] - apart["update triplet", task] for task in tasks]
+    fit = True if max(nearer) < 0 else False if min(nearer) > 0 else None
+    fits = {True: "so they fit the former", False: "so they fit the latter"}.get(
+        fit, f"the former is nearer for {sum(one < 0 for one in nearer)} of {len(tasks)} tasks, so they do not tell the "
+        "two apart")
     far = {kind: np.mean([apart[kind, task] for task in tasks]) for kind in READINGS}
     turns = _turning(paper.assign(line=paper["task"] + paper["r"].astype(str)))
     ours = {kind: _turning(rows[(rows["kind"] == kind) & (rows["r"] == rows["r"].max())].assign(
         line=lambda t: t["seed"])) for kind in READINGS}
     turned = f"; below lambda {LOW[1]:g} forgetting rises again in {_lines(turns)} of the paper, " + both(
         f"{_lines(ours[kind])} with the triplet {READINGS[kind]}" for kind in READINGS) if all(ours.values()) else ""
-    return (f" Which SVD: the paper's rows lie {far['intruder']:.1f} percentage points (root mean square, mean over "
+    said = (f" Which SVD: the paper's rows lie {far['intruder']:.1f} percentage points (root mean square, mean over "
             f"tasks) from ours with the triplet {READINGS['intruder']} and {far['update triplet']:.1f} from those with "
             f"that {READINGS['update triplet']}: {fits}{turned}.")
+    return said, [fit]
 
 
 def _turning(rows: pd.DataFrame) -> list[bool]:
