@@ -123,8 +123,8 @@ def _which_svd(rows: pd.DataFrame, paper: pd.DataFrame) -> tuple[str, list[bool 
     nearer = [apart["intruder", task] - apart["update triplet", task] for task in tasks]
     fit = True if max(nearer) < 0 else False if min(nearer) > 0 else None
     fits = {True: "so they fit the former", False: "so they fit the latter"}.get(
-        fit, f"the former is nearer for {sum(one < 0 for one in nearer)} of {len(tasks)} tasks, so they do not tell the "
-        "two apart")
+        fit, f"the former is nearer for {sum(one < 0 for one in nearer)} of {len(tasks)} tasks, so they do not tell "
+        "the two apart")
     far = {kind: np.mean([apart[kind, task] for task in tasks]) for kind in READINGS}
     turns = _turning(paper.assign(line=paper["task"] + paper["r"].astype(str)))
     ours = {kind: _turning(rows[(rows["kind"] == kind) & (rows["r"] == rows["r"].max())].assign(
