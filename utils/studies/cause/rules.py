@@ -110,7 +110,7 @@ def forgetting_at_equal_accuracy(table: pd.DataFrame, *, rank: int, factor: floa
 def on_the_front(accuracies_D_P: np.ndarray, forgetting_D_P: np.ndarray, at_D: np.ndarray) -> np.ndarray:
     """What the best of P models forget at an accuracy, on the straight lines between them, draw by draw.
 
-    >>> on_the_front(np.array([[0.6, 0.8, 0.7]]), np.array([[0.0, 1.0, 2.0]]), np.array([0.7])).tolist()
+    >>> on_the_front(np.array([[0.5, 1.0, 0.75]]), np.array([[0.0, 1.0, 2.0]]), np.array([0.75])).tolist()
     [0.5]
     """
     order = np.argsort(accuracies_D_P, axis=1, kind="stable")
