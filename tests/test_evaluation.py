@@ -230,6 +230,16 @@ def test_the_batch_size_never_changes_the_number(masked_lm, tokenizer, batch_siz
                                   rtol=1e-5)
 
 
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_every_so_many_th_token_is_masked_and_all_places_alike(masked_lm, tokenizer, every):
+    """Of as many copies of one text each masks other places, and together all of them once; one too short has one."""
+    whole = pseudo_loss(masked_lm, tokenizer, TEXTS[:1], tokens=32)
+    parts = pseudo_loss(masked_lm, tokenizer, TEXTS[:1] * every, tokens=32, every=every)
+    assert parts["negative_pll_nats"].sum() == pytest.approx(whole["negative_pll_nats"].item(), rel=1e-5)
+    assert parts["tokens"].sum() == whole["tokens"].item() and parts["tokens"].max() - parts["tokens"].min() <= 1
+    assert pseudo_loss(masked_lm, tokenizer, ["cat"] * 9, tokens=32, every=every)["tokens"].tolist() == [1] * 9
+
+
 def test_special_tokens_are_neither_masked_nor_counted(masked_lm, tokenizer):
     """[CLS] and [SEP] frame each text but are not of it: "birds" is two word pieces, so two tokens."""
     table = pseudo_loss(masked_lm, tokenizer, TEXTS, tokens=32)

@@ -13,7 +13,7 @@ from utils.profiles.schema import DECODER_EXPERIMENTS, NOTEBOOK_EXPERIMENTS
 from utils.sources.models import BaseModel
 from utils.sources.tasks import TASKS
 from utils.training import spec as spec_module
-from utils.training.spec import continual_specs, run_specs
+from utils.training.spec import continual_specs, intervention_specs, run_specs
 
 LAPTOP = yaml.safe_load((Path(loader_module.__file__).parent / "laptop.yaml").read_text(encoding="utf-8"))
 
@@ -118,13 +118,14 @@ DECODER_RUN = {"task": "python", "durations": [5], "runs": [{"method": "full", "
     ({("intervention", "experiment"): "rates"}, ("'intervention' names experiment 'rates', which is not there",)),
     ({("intervention", "runs"): []}, ("'intervention.runs'", "at least 1")),
     ({("intervention", "runs", 0, "r"): 0}, ("'intervention.runs.0.r'", "equal to 1")),
-    ({("intervention", "lambdas"): []}, ("'intervention.lambdas'", "at least 1")),
-    ({("intervention", "lambdas"): [0, 1, 4.5]}, ("'intervention.lambdas.2'", "less than or equal to 4", "4.5")),
-    ({("intervention", "control_lambdas"): [-0.5, 1]}, ("'intervention.control_lambdas.0'", "equal to 0", "-0.5")),
-    ({("intervention", "lambdas"): [1]}, ("'intervention'", "need a value besides 1, which changes nothing")),
-    ({("intervention", "control_lambdas"): [1.0, 1.0]}, ("need a value besides 1, which changes nothing",)),
-    ({("intervention", "lambdas"): [0, 0.5]}, ("'intervention'", "must both have 1, with which the others")),
-    ({("intervention", "control_lambdas"): [0.5, 1.5]}, ("'intervention'", "must both have 1, with which the others")),
+    ({("intervention", "lambdas", "intruder"): []}, ("'intervention.lambdas.intruder'", "at least 1")),
+    ({("intervention", "lambdas", "intruder"): [0, 1, 4.5]},
+     ("'intervention.lambdas.intruder.2'", "less than or equal to 4", "4.5")),
+    ({("intervention", "lambdas", "neighbour"): [-0.5]}, ("'intervention.lambdas.neighbour.0'", "equal to 0", "-0.5")),
+    ({("intervention", "lambdas", "intruder"): [1]},
+     ("'intervention.lambdas'", "needs a value besides 1, which changes nothing")),
+    ({("intervention", "lambdas", "update"): [0]}, ("'intervention.lambdas.update'",)),
+    ({("intervention", "masked_every"): 0}, ("'intervention.masked_every'", "equal to 1")),
     ({("continual",): ...}, ("'continual' is missing",)),
     ({("continual", "tasks"): ["movies"]}, ("'continual'", "two tasks or more, since with 1 nothing can be forgotten",
                                               "that was learnt before")),
@@ -271,8 +272,10 @@ def test_smoke_and_laptop_differ_in_scale_alone():
     assert ranks_of(smoke.continual.runs) <= ranks_of(laptop.continual.runs)
     assert smoke.intervention.experiment == laptop.intervention.experiment
     assert {run.r for run in smoke.intervention.runs} == {run.r for run in laptop.intervention.runs}
-    assert set(smoke.intervention.lambdas) <= set(laptop.intervention.lambdas)
-    assert set(smoke.intervention.control_lambdas) <= set(laptop.intervention.control_lambdas)
+    for kind, values in smoke.intervention.lambdas:
+        assert values and set(values) <= set(getattr(laptop.intervention.reference_lambdas, kind)), kind
+    for kind, values in laptop.intervention.lambdas:  # what is drawn of the reader's has its place in the reference
+        assert values and set(values) <= set(getattr(laptop.intervention.reference_lambdas, kind)), kind
     for field in ("k", "epsilon", "showcase_rank"):
         assert getattr(smoke.spectra, field) == getattr(laptop.spectra, field)
     assert set(smoke.spectra.epsilons) <= set(laptop.spectra.epsilons)
@@ -288,15 +291,16 @@ def test_smoke_and_laptop_differ_in_scale_alone():
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
 def test_the_intervention_scales_runs_that_its_experiment_trains(name):
-    """A rank or rate that no run has would end a notebook with an error after all the training; so would a run that
-    only the reference trains, where the intervention asks it of the reader.
+    """A rank or rate that no run has would end a notebook with an error after all the training; and a claim about it
+    needs three seeds. Each has a run at half its rate beside it: the control that a reviewer asked for.
     """
     profile = load_profile(name)
-    groups = [group for group in profile.experiments[profile.intervention.experiment].runs if group.method == "lora"]
+    groups = [group for group in profile.experiments[profile.intervention.experiment].runs
+              if group.method == "lora" and group.variant == "lora" and not group.first_seed_only]
+    pairs = {pair for group in groups for pair in group.rates}
     for chosen in profile.intervention.runs:
-        assert any(group.learning_rate.get(chosen.r) == chosen.learning_rate
-                   and (chosen.reference_only or not group.reference_only)
-                   and (chosen.first_seed_only or not group.first_seed_only) for group in groups), chosen
+        assert not chosen.first_seed_only and (chosen.r, chosen.learning_rate) in pairs, chosen
+        assert (chosen.r, chosen.learning_rate / 2) in pairs or profile.profile == "smoke", chosen
 
 
 LORA = {"method": "lora", "lora_alpha": "2r", "learning_rate": {8: 1e-3}}
@@ -374,6 +378,30 @@ def test_reference_runs_of_one_kind_are_no_others(planned):
         own, whole = ({spec.key for spec in run_specs(one, name, profile.reference_seeds)}
                       for one in (profile, profile.with_reference_runs()))
         assert own <= whole, name
+
+
+def test_beside_a_scaled_run_stand_those_at_half_and_a_quarter_of_its_rate(planned):
+    """The reader's experiment has the half alone, and not the named run, which is made all the same; neither an eighth,
+    nor another rank's or alpha's run stands beside it. The reference has r = 1 as well, with the first seed.
+    """
+    def lora(rates: dict, **more) -> dict:
+        return {"method": "lora", "lora_alpha": "2r", "learning_rate": rates, **more}
+
+    profile = planned({
+        ("experiments", "grid", "runs"): [
+            lora({8: [1e-3]}), lora({8: [5e-4, 2e-3, 2.5e-4], 1: [2e-3, 4e-3]}, reference_only=True),
+            lora({8: [1e-3]}, lora_alpha=8)],
+        ("intervention", "runs"): [{"r": 8, "learning_rate": 2e-3},
+                                   {"r": 1, "learning_rate": 4e-3, "reference_only": True, "first_seed_only": True}]})
+    assert seen(intervention_specs(profile, (3, 7))) == [
+        (seed, "LoRA r=8", rate) for seed in (3, 7) for rate in (2e-3, 1e-3)]
+    whole = intervention_specs(profile.with_reference_runs(), (3, 7))
+    assert sorted(seen(whole)) == sorted(
+        [(seed, "LoRA r=8", rate) for seed in (3, 7) for rate in (2e-3, 1e-3, 5e-4)]
+        + [(3, "LoRA r=1", rate) for rate in (4e-3, 2e-3)])
+    assert {spec.method.lora_alpha for spec in whole} == {16, 2}
+    assert {spec.key for spec in whole} <= {spec.key for spec in run_specs(
+        profile.with_reference_runs(), "grid", (3, 7))}, "they are the experiment's own runs, trained once"
 
 
 def test_an_experiment_for_the_reference_is_trained_by_no_reader(planned):

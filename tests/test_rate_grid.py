@@ -16,6 +16,7 @@ from utils.paths import NOTEBOOKS
 from utils.profiles import Profile, load_profile
 from utils.profiles.schema import TaskSizes
 from utils.reporting import runs as runs_module
+from utils.reporting.items import packed, passage_losses, right_answers, unpacked
 from utils.reporting.measured import Measured
 from utils.reporting.registry import Measurement
 from utils.reporting.rules import CLAIM_EPSILONS, MissingRun
@@ -25,15 +26,7 @@ from utils.reporting.verdicts import NO_POWER, NOT_REPRODUCED, TOO_FEW, UNDECIDE
 from utils.sources.tasks import load_task
 from utils.studies.what_moves import best_figures, grid_figures, grid_rules, longer_figures
 from utils.studies.what_moves import grid as grid_module
-from utils.studies.what_moves.grid import (
-    at_chosen_rates,
-    chosen_rates,
-    packed,
-    passage_losses,
-    rate_grid,
-    right_answers,
-    unpacked,
-)
+from utils.studies.what_moves.grid import at_chosen_rates, chosen_rates, rate_grid
 from utils.training.data import validation_data
 from utils.training.spec import run_specs
 

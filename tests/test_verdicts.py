@@ -1,5 +1,8 @@
 """The engine of verdicts: from effects per seed to a word, by interval, power and kind of claim."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -115,6 +118,23 @@ def test_differences_by_item_are_judged_by_a_bootstrap_over_items_and_seeds():
     found = judge(given, ABOVE)
     assert found.verdict == "reproduced" and found.low < found.effect < found.high and found.p < 0.01
     assert judge(Effects(given.values, given.outcomes, "loss", items=items(0.0)), ABOVE).verdict != "reproduced"
+
+
+def test_draws_of_a_rules_own_are_judged_as_a_bootstrap_is():
+    """An effect that is no mean over items: the interval is the draws' middle 95 %, p what lies beyond the border."""
+    draws = np.linspace(0.0, 1.0, 2001) - 0.01
+    given = Effects(pd.Series([0.4, 0.5, 0.6]), np.array([0.0, 1.0]), "loss", draws=draws)
+    verdict = judge(given, ABOVE)
+    assert (verdict.low, verdict.high) == pytest.approx((0.015, 0.965)) and verdict.verdict == "reproduced"
+    assert verdict.p == pytest.approx(2 * 21 / 2001, rel=0.06)
+    alike = Effects(pd.Series([0.5, 0.5, 0.5]), np.array([0.0, 1.0]), "loss", draws=draws - 0.2)
+    assert judge(alike, ABOVE).verdict == "same direction", "three equal seeds have an interval all the same"
+
+
+def test_a_rule_that_found_nothing_to_compare_says_no_power_and_not_too_few():
+    nothing = Effects(pd.Series([math.nan] * 3), missing=dict.fromkeys(range(3), "no intruder"))
+    assert judge(nothing, ABOVE).verdict == "too few seeds"
+    assert judge(replace(nothing, no_power="no intruder"), ABOVE).verdict == "no power"
 
 
 def test_the_bootstrap_has_the_spread_of_the_two_way_design():

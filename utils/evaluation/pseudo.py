@@ -22,7 +22,7 @@ from utils.training.masked_lm import masked_lm_logits, unigram_loss
 
 @torch.no_grad()
 def pseudo_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, tokens: int,
-                batch_size: int = 128) -> pd.DataFrame:
+                every: int = 1, batch_size: int = 128) -> pd.DataFrame:
     """Pseudo-loss of each text.
 
     Parameters
@@ -35,6 +35,9 @@ def pseudo_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seq
     tokens : int
         Each text is cut to this many tokens, the special ones included; those, unknown words among them, are never
         masked or counted.
+    every : int
+        Mask only every so many-th of its tokens, the first text from its first one on, the next from its second, so
+        that all places are masked alike: of that many times as many texts, at the same cost.
     batch_size : int
         Masked copies per forward pass. It changes speed and memory, never the number.
 
@@ -53,7 +56,7 @@ def pseudo_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seq
         raise CourseError("Pseudo-loss needs model.eval(): dropout would change the number from call to call.")
     if tokenizer.mask_token_id is None:
         raise CourseError("Pseudo-loss needs a tokenizer with a mask token; causal models have their own loss.")
-    copies, rows = _masked_copies(tokenizer, texts, tokens), []
+    copies, rows = _masked_copies(tokenizer, texts, tokens, every=every), []
     copies.sort(key=lambda copy: len(copy[1]))  # equal lengths together: no padding is computed
     for start in range(0, len(copies), batch_size):
         rows += _losses(model, tokenizer, copies[start:start + batch_size])
@@ -94,15 +97,16 @@ def word_frequency_loss(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
     return unigram_loss(ids, masked, vocabulary=len(tokenizer))
 
 
-def _masked_copies(tokenizer, texts, tokens) -> list[tuple[int, list[int], int]]:
-    """(passage, token ids, position to mask) for each token that is not special."""
+def _masked_copies(tokenizer, texts, tokens, *, every=1) -> list[tuple[int, list[int], int]]:
+    """(passage, token ids, position to mask) for each token that is not special, or every so many-th of them."""
     special, copies = set(tokenizer.all_special_ids), []
     for passage, text in enumerate(texts):
         ids = tokenizer(text, truncation=True, max_length=tokens)["input_ids"]
         positions = [position for position, token in enumerate(ids) if token not in special]
         if not positions:
             raise CourseError(f"Passage {passage} holds no token to mask: {text[:60]!r}.")
-        copies += [(passage, ids, position) for position in positions]
+        first = passage % every % len(positions)  # a text of few tokens has one all the same
+        copies += [(passage, ids, position) for position in positions[first::every]]
     return copies
 
 

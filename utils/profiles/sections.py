@@ -46,30 +46,60 @@ class Spectra(Checked):
     showcase_rank: Positive  # the LoRA rank whose matrices the heat-maps show
 
 
+Factor = Annotated[float, Field(ge=0, le=4)]
+
+
+class Lambdas(Checked):
+    """The strengths at which each kind of change is measured; a kind without any is left out.
+
+    1, which changes nothing, is measured for each kind, and the whole update's 0, which is the untouched base.
+    """
+
+    intruder: Annotated[tuple[Factor, ...], Field(min_length=1)]
+    update_triplet: tuple[Factor, ...] = ()
+    neighbour: tuple[Factor, ...] = ()
+    random_direction: tuple[Factor, ...] = ()
+    whole_update: tuple[Factor, ...] = ()
+
+    @model_validator(mode="after")
+    def _moves_something(self) -> Self:
+        if set(self.intruder) <= {1.0}:
+            raise ValueError("'intruder' needs a value besides 1, which changes nothing")
+        return self
+
+
 class ScaledRun(Checked):
-    """A LoRA run of the intervention's experiment, by rank and learning rate."""
+    """A LoRA run of the intervention's experiment, by rank and learning rate.
+
+    One with `lambdas` of its own is scaled at those and nothing more: its intruders are not removed one by one.
+    """
 
     r: Positive
     learning_rate: Rate
     reference_only: bool = False
     first_seed_only: bool = False
+    lambdas: Lambdas | None = None
 
 
 class Intervention(Checked):
-    """Scaling intruders: the grids of lambda for intruders and for the controls, and the runs they are scaled in."""
+    """Scaling intruders: the runs they are scaled in, the strengths, and of which tokens forgetting is measured.
+
+    Beside each run stand those of its experiment that were trained at these shares of its rate (`smaller_rates`), as
+    far as the reader trains them; the reference has all of them, and `reference_lambdas` in place of `lambdas`.
+    Forgetting is measured on the pseudo-loss's `paired_passages`, with every `masked_every`-th token masked in turn.
+    """
 
     experiment: str
     runs: Annotated[tuple[ScaledRun, ...], Field(min_length=1)]
-    lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=4)], ...], Field(min_length=1)]
-    control_lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=4)], ...], Field(min_length=1)]
+    lambdas: Lambdas
+    reference_lambdas: Lambdas | None = None
+    smaller_rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.25)
+    masked_every: Positive = 1
 
-    @model_validator(mode="after")
-    def _moves_something(self) -> Self:
-        if set(self.lambdas) <= {1.0} or set(self.control_lambdas) <= {1.0}:
-            raise ValueError("'lambdas' and 'control_lambdas' need a value besides 1, which changes nothing")
-        if 1 not in self.lambdas or 1 not in self.control_lambdas:
-            raise ValueError("'lambdas' and 'control_lambdas' must both have 1, with which the others are compared")
-        return self
+    def lambdas_of(self, r: int | None, learning_rate: float, *, whole: bool) -> Lambdas:
+        """The strengths of one run; `whole` is said of the reference."""
+        own = next((one.lambdas for one in self.runs if (one.r, one.learning_rate) == (r, learning_rate)), None)
+        return own or (self.reference_lambdas if whole and self.reference_lambdas else self.lambdas)
 
 
 class Continual(Checked):

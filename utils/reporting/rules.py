@@ -36,6 +36,9 @@ class Effects:
         Seed -> which run is missing.
     items : pandas.DataFrame, optional
         ``seed``, ``item``, ``difference``: effects test item by test item, for a bootstrap over both.
+    draws : numpy.ndarray, optional
+        The mean effect in each draw of a bootstrap over both that the rule made itself: of an effect that is no mean
+        over items.
     no_power : str
         Why the rule itself finds that its outcomes could decide nothing, such as answers below guessing; else empty.
     undecided : str
@@ -48,6 +51,7 @@ class Effects:
     outcome: str = ""
     missing: dict[Hashable, str] = field(default_factory=dict)
     items: pd.DataFrame | None = None
+    draws: np.ndarray | None = None
     no_power: str = ""
     undecided: str = ""
 

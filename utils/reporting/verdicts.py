@@ -2,7 +2,7 @@
 
 The claim says which way its effect must go (``above`` or ``below`` a number) or within which bound it must stay
 (``within``, for claims of equality). The interval is the 95 % t-interval over seeds, or a paired bootstrap over test
-items and seeds where the rule gives differences item by item.
+items and seeds where the rule gives differences item by item, or has drawn them itself.
 """
 
 import math
@@ -98,6 +98,8 @@ def judge(effects: Effects, expect: Expectation, *, kind: Literal["paper", "ours
     values = effects.values.dropna()
     missing = "; ".join(f"seed {seed}: {reason}" for seed, reason in effects.missing.items())
     if values.empty:
+        if effects.no_power:
+            return Verdict(NO_POWER, why=effects.no_power)
         return Verdict(TOO_FEW, why=missing or "no seed has the runs that the rule needs")
     agree, mean = int((expect.margin(values) > 0).sum()), float(values.mean())
     if kind == "arithmetic":
@@ -118,7 +120,7 @@ def _word(effects: Effects, expect: Expectation, found: Verdict) -> tuple[str, s
     if effects.undecided:
         return UNDECIDED, effects.undecided
     worst, best = sorted((float(expect.margin(found.low)), float(expect.margin(found.high))))
-    if effects.items is None and _alike(effects.values.dropna()):  # counts and grid steps: no spread to judge by
+    if effects.items is None and effects.draws is None and _alike(effects.values.dropna()):  # no spread to judge by
         word = SAME_DIRECTION if worst > 0 else NOT_REPRODUCED
         return word, "every seed gives the same number, so there is no interval"
     if expect.within is not None:
@@ -160,10 +162,17 @@ def powerless(effects: Effects, expect: Expectation) -> str:
 
 def interval(effects: Effects) -> tuple[float, float]:
     """95 % interval of the mean effect: t over seeds, or the paired bootstrap where there are items."""
-    if effects.items is not None:
-        low, high = np.quantile(bootstrap_means(effects.items), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if (means := _drawn_means(effects)) is not None:
+        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return float(low), float(high)
     return mean_interval(effects.values.dropna(), CONFIDENCE)[1:]
+
+
+def _drawn_means(effects: Effects) -> np.ndarray | None:
+    """The mean effect in each draw of a paired bootstrap; None where the rule gives nothing item by item."""
+    if effects.draws is not None:
+        return effects.draws.round(12) + 0.0  # as below
+    return None if effects.items is None else bootstrap_means(effects.items)
 
 
 @remembered
@@ -196,9 +205,7 @@ def p_value(effects: Effects, expect: Expectation) -> float | None:
 
     None where all seeds agree to the last digit: a t-test has nothing to divide by.
     """
-    if effects.items is not None:
-        means = bootstrap_means(effects.items)
-
+    if (means := _drawn_means(effects)) is not None:
         def beyond(border: float, side: int) -> float:
             return (1 + float((side * (means - border) <= 0).sum())) / (1 + len(means))
     else:

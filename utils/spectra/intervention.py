@@ -13,10 +13,11 @@ import torch
 
 from utils.errors import UsageError
 from utils.spectra.base import BaseSpectrum, base_spectrum
-from utils.spectra.fast import Pair, leading_cosines, leading_triplets
-from utils.spectra.svd import is_intruder
+from utils.spectra.fast import Pair, leading_cosines, leading_triplets, merged_weight
+from utils.spectra.svd import is_intruder, max_cosines, thin_svd
 
 LAMBDA_RANGE = (0.0, 4.0)
+RANK_TOLERANCE = 1e-6  # of an update's largest singular value: float32 factors leave nothing below it
 
 
 class Direction(NamedTuple):
@@ -29,10 +30,14 @@ class Direction(NamedTuple):
 
 
 class Directions(NamedTuple):
-    """The leading triplets of one matrix by likeness to W0: ``intruders`` and ``others``, highest-ranked first."""
+    """The leading triplets of one matrix by likeness to W0: ``intruders`` and ``others``, highest-ranked first.
+
+    ``of_update`` is the first foreign triplet of the update alone, by :func:`update_direction`, where it was asked for.
+    """
 
     intruders: list[Direction]
     others: list[Direction]
+    of_update: Direction | None = None
 
 
 def leading_directions(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
@@ -81,6 +86,44 @@ def leading_intruder(pair: Pair, *, k: int = 10, epsilon: float = 0.5,
         W0 -> BaseSpectrum.
     """
     return next(iter(leading_directions(pair, k=k, epsilon=epsilon, spectrum=spectrum).intruders), None)
+
+
+def update_direction(pair: Pair, *, epsilon: float = 0.5) -> Direction | None:
+    """The highest-ranked intruder of SVD(dW): what the intervention would scale were that the SVD it means.
+
+    Parameters
+    ----------
+    pair : Pair
+        W0 and the tuned matrix.
+    epsilon : float
+        The update's left vector is foreign if its largest absolute cosine with W0's is strictly below.
+
+    Returns
+    -------
+    Direction or None
+        A triplet of Wt - W0, whose sigma is all of the update's own; None where none of them is foreign.
+
+    References
+    ----------
+    Issue 3 of the authors' repository, where this is option (b) and the authors choose (a), SVD(W0 + dW).
+    """
+    base, tuned = pair.load()
+    update = thin_svd(merged_weight(base, tuned).double() - base.double(), name=f"update of {pair.name}")
+    rank = int((update.s > RANK_TOLERANCE * update.s[0]).sum())
+    cosines = max_cosines(update, thin_svd(base.double(), name=f"base matrix {pair.name}"), top=rank)
+    foreign = is_intruder(cosines, epsilon).nonzero().flatten().tolist()
+    return next((Direction(place + 1, update.u[:, place], update.s[place].item(), update.vt[place])
+                 for place in foreign), None)
+
+
+def base_share(base: torch.Tensor, direction: Direction) -> float:
+    """u^T W0 v / sigma: how much of a triplet of Wt is W0's own, and goes with it when it is removed.
+
+    >>> w0 = torch.diag(torch.tensor([2.0, 1.0]))
+    >>> base_share(w0, Direction(1, torch.tensor([1.0, 0.0]), 8.0, torch.tensor([1.0, 0.0])))
+    0.25
+    """
+    return float(direction.u.double() @ base.double() @ direction.v.double()) / direction.sigma
 
 
 def neighbour(directions: Directions) -> Direction | None:

@@ -209,6 +209,29 @@ def _require_validation(profile: Profile, name: str, experiment: Experiment) -> 
                          f"{experiment.task}, which is no classification task; leave them out.")
 
 
+def intervention_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[RunSpec]:
+    """The runs whose intruders are scaled, and those at smaller rates that they are compared with.
+
+    A named run is made even where its experiment leaves it to the reference; a smaller rate is not.
+    """
+    settings, chosen_seeds = profile.intervention, profile.seeds if seeds is None else seeds
+    every = run_specs(profile.with_reference_runs(), settings.experiment, seeds)
+    there = {spec.key for spec in run_specs(profile, settings.experiment, seeds)}
+    named = [spec for spec in every for one in settings.runs
+             if (spec.method.r, spec.learning_rate) == (one.r, one.learning_rate)
+             and (profile.whole or not one.reference_only)
+             and (spec.seed == chosen_seeds[0] or not one.first_seed_only)]
+    return list({spec.key: spec for one in named
+                 for spec in (one, *(other for other in every if other.key in there
+                                       and share_of_rate(other, one) in settings.smaller_rates))}.values())
+
+
+def share_of_rate(one: RunSpec, of: RunSpec) -> float:
+    """The learning rate of one run over another's where it is all that they differ in; else NaN."""
+    alike = one.model_copy(update={"learning_rate": of.learning_rate}).key == of.key
+    return round(one.learning_rate / of.learning_rate, 9) if alike else float("nan")  # rates are not exact in binary
+
+
 def continual_specs(profile: Profile, seeds: tuple[int, ...] | None = None) -> list[list[RunSpec]]:
     """For each seed and method the chain of a continual sequence: one run per task, each starting from the last.
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
 from utils.profiles import Profile
-from utils.training.spec import RunSpec, continual_specs, preference_specs, run_specs
+from utils.training.spec import RunSpec, continual_specs, intervention_specs, preference_specs, run_specs
 
-CONTINUAL, PREFERENCES = "continual", "preferences"  # a profile's sections of runs that are no experiment
+# A profile's sections of runs that are no experiment.
+CONTINUAL, INTERVENTION, PREFERENCES = "continual", "intervention", "preferences"
 SHOWN = "the main experiments"  # those that the figures over all of them show; the profile says which
-INTERVENTION = "the intervention's experiment"
 
 
 def wanted_specs(profile: Profile, names: Iterable[str] = ("*",), seeds: tuple[int, ...] | None = None
@@ -19,13 +19,12 @@ def wanted_specs(profile: Profile, names: Iterable[str] = ("*",), seeds: tuple[i
     ----------
     profile : Profile
     names : iterable of str
-        Of experiments, ``continual`` or ``preferences``, also as patterns such as ``instruction*``, or :data:`SHOWN`
-        or :data:`INTERVENTION`. What this profile has not adds nothing.
+        Of experiments, ``continual``, ``intervention`` or ``preferences``, also as patterns such as ``instruction*``,
+        or :data:`SHOWN`. What this profile has not adds nothing.
     seeds : tuple of int, optional
         The profile's own by default.
     """
-    special = {SHOWN: profile.shown_experiments, INTERVENTION: (profile.intervention.experiment,)}
-    patterns = {one for name in names for one in special.get(name, (name,))}
+    patterns = {one for name in names for one in (profile.shown_experiments if name == SHOWN else (name,))}
     found = [spec for group, specs in _groups(profile, seeds).items()
              if any(fnmatchcase(group, pattern) for pattern in patterns) for spec in specs()]
     return {spec.key: spec for spec in found}
@@ -41,6 +40,7 @@ def _groups(profile: Profile, seeds: tuple[int, ...] | None) -> dict[str, Callab
     groups: dict[str, Callable[[], list[RunSpec]]] = {
         name: lambda name=name: run_specs(profile, name, seeds)  # type: ignore[misc]
         for name in (*profile.experiments, *profile.decoder_experiments)}
+    groups[INTERVENTION] = lambda: intervention_specs(profile, seeds)
     groups[CONTINUAL] = lambda: [spec for chain in continual_specs(profile, seeds) for spec in chain]
     if profile.preferences:
         groups[PREFERENCES] = lambda: [spec for specs in preference_specs(profile, seeds).values() for spec in specs]

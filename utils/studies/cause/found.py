@@ -8,17 +8,18 @@ import pandas as pd
 from utils.profiles import Profile
 from utils.reporting.drawn import Found, all_met, finding
 from utils.reporting.measured import Measured
-from utils.reporting.statistics import mean_interval
-from utils.reporting.words import both, listed, over_seeds, with_range
-from utils.studies.cause.figures import NORMS
-from utils.studies.cause.measure import KINDS
+from utils.reporting.verdicts import interval
+from utils.reporting.words import both, over_seeds, with_range
+from utils.studies.cause.figures import CONTROLS, NORMS, READINGS, main_run
 from utils.studies.cause.published import paper_scaling
-from utils.studies.cause.rules import forgetting_at_equal_accuracy, strength_predicted
+from utils.studies.cause.resampled import changes
+from utils.studies.cause.rules import forgetting_after_removal, forgetting_at_equal_accuracy, strength_predicted
 
 SAID = (0.7, 0.5, 0.9, 0.3, 0.1)  # the lambda that is told is the first of these that was measured
 FLAT_DOWN_TO, FLAT = 0.7, 2.0  # lambda, and percent of accuracy: less than what the paper's text calls little
 MANY = 5  # times: from here on one number is "many times" another
 HALF = 0.5  # the lambda at which accuracies are made equal, as in the claim
+LOW = (0.1, 0.3)  # the paper's two smallest strengths
 WITHIN, SHARE = 1.5, 0.9  # a factor, and the share of matrices that have to lie within it, as in the claim
 
 
@@ -38,9 +39,10 @@ def _every(flags: list[bool]) -> bool | None:
 
 @finding("07_scaling_intruders")
 def scaling_intruders_found(scaled: Measured) -> Found:
-    """Whether loss follows the intruder and accuracy does not, and whether changing the neighbour hurts both."""
-    table = scaled.best.assign(moved=lambda t: t["forgetting"] - t["forgetting"].where(t["factor"] == 1).groupby(
-        [t["run"], t["kind"]]).transform("max"))
+    """Whether loss follows the intruder and accuracy does not, what the controls do, and whose the triplet was."""
+    table = main_run(scaled.best)
+    table = table.assign(moved=table["forgetting"] - table["forgetting"].where(table["factor"] == 1).groupby(
+        [table["run"], table["kind"]]).transform("max"))
     changed = table[(table["changed"] > 0) & (table["factor"] != 1)]
     intruder, beside = (changed[changed["kind"] == kind] for kind in ("intruder", "neighbour"))
     if intruder.empty:
@@ -53,29 +55,43 @@ def scaling_intruders_found(scaled: Measured) -> Found:
     said = [text for flags, text in (
         (lowered, f"scaled down it lowers the loss at every lambda in {_of(lowered)}"),
         (raised, f"scaled up it raises the loss in {_of(raised)}"),
-        (flat, f"and down to lambda {FLAT_DOWN_TO} accuracy stays within {FLAT:g} % in {_of(flat)}")) if flags]
-    text = f"The intruder, {scaled.source}: {', '.join(said)}."
-    if hurt:
-        most = changed[changed["factor"].isin(beside["factor"])].groupby("kind")["moved"].apply(lambda t: t.abs().max())
-        text += (f" Changing the neighbour hurts loss and accuracy each time in {_of(hurt)}; at its lambdas the loss "
-                 f"moves by at most so many nats per token: {listed(most.reindex(KINDS).dropna(), '{:.3f}')}.")
-    return Found(text, all_met(*map(_every, (lowered, raised, flat, hurt))))
+        (flat, f"and down to lambda {FLAT_DOWN_TO} accuracy stays within {FLAT:g} % in {_of(flat)}"),
+        (hurt, f"changing the neighbour hurts loss and accuracy each time in {_of(hurt)}")) if flags]
+    return Found(f"The intruder, {scaled.source}: {', '.join(said)}.{_controls_said(table)}{_share_said(intruder)}",
+                 all_met(*map(_every, (lowered, raised, flat, hurt))))
+
+
+def _controls_said(table: pd.DataFrame) -> str:
+    """What every kind does at a half, with intervals: a smaller rate is one of them."""
+    found = changes(table[table["kind"].isin(CONTROLS)])
+    found = found[found["factor"] == HALF].set_index("kind").reindex(CONTROLS).dropna()
+    said = [f"{kind} {row['forgetting']:+.3f} ({row['forgetting_low']:+.3f} to {row['forgetting_high']:+.3f}) at "
+            f"accuracy {row['accuracy']:+.3f}" for kind, row in found.iterrows()]
+    return f" At a half, forgetting changes in nats per token by: {', '.join(said)}." if said else ""
+
+
+def _share_said(rows: pd.DataFrame) -> str:
+    """How much of the scaled triplets is W0's own, over runs; nothing where it was not measured."""
+    shares = rows.groupby(["method", "seed"])["base_share"].first().dropna()
+    return "" if shares.empty else (f" Of what is scaled {with_range(100 * shares, '{:.0f}', '%')} is W0's own: "
+                                    "lambda moves that, too, and not the update alone.")
 
 
 @finding("07_beside_table_3")
 def beside_table_3_found(scaled: Measured) -> Found:
-    """Our changes beside the paper's at one lambda, and how many times the first reading is the second."""
-    rows = scaled.best[(scaled.best["kind"] == "intruder") & (scaled.best["changed"] > 0)]
+    """Our changes beside the paper's at one lambda, the caption's two readings, and which SVD the numbers fit."""
+    rows = scaled.best[scaled.best["kind"].isin(READINGS) & (scaled.best["changed"] > 0)]
     # Of a run that forgot nothing the first reading is a percentage of nothing, or of less.
     rows = rows[(rows["factor"] < 1) & (rows["forgetting_change"] * rows["loss_change"] > 0)]
-    factor = next((one for one in SAID if one in set(rows["factor"])), None)
+    of_intruder = rows[rows["kind"] == "intruder"]
+    factor = next((one for one in SAID if one in set(of_intruder["factor"])), None)
     if factor is None:
         return Found(f"No run had forgotten something and has an intruder to scale, {scaled.source}.", None)
-    at = rows[rows["factor"] == factor]
-    paper = scaled.published[(scaled.published["table"] == 3) & (scaled.published["factor"] == factor)]
+    at = of_intruder[of_intruder["factor"] == factor]
+    paper = scaled.published[scaled.published["table"] == 3]
     said, alike = [], []
     for rank, part in at.groupby("r"):
-        theirs = paper[paper["r"] == rank]
+        theirs = paper[(paper["r"] == rank) & (paper["factor"] == factor)]
         there = ", ".join(f"{row.task.upper()} {row.forgetting_change:+.1f} and {row.accuracy_change:+.1f} %"
                           for row in theirs.itertuples())
         ours = part[["forgetting_change", "accuracy_change"]].mean()
@@ -85,8 +101,50 @@ def beside_table_3_found(scaled: Measured) -> Found:
     times = (at["forgetting_change"] / at["loss_change"]).groupby(at["r"]).mean()
     signs = f" Forgetting has the paper's sign in {sum(alike)} of {len(alike)} comparisons." if alike else ""
     first_reading = both(f"{value:.0f} times (r = {rank})" for rank, value in times.items())
+    which, fits = _which_svd(rows, paper)
     return Found(f"At lambda {factor:g} forgetting and accuracy change {both(said)}; {scaled.source}.{signs} The first "
-                 f"reading is {first_reading} the second.", bool(times.min() >= MANY))
+                 f"reading is {first_reading} the second.{which}", all_met(times.min() >= MANY, *fits))
+
+
+def _which_svd(rows: pd.DataFrame, paper: pd.DataFrame) -> tuple[str, list[bool | None]]:
+    """How far each reading of the triplet lies from the paper's rows of that rank, and whether it turns as they do.
+
+    With it whether they fit the triplet of W0 + dW, as its authors say; nothing where one reading is all there is.
+    Only W0's own part in a triplet can make removing more of it hurt again: an update taken back leads to the base.
+    """
+    shared = paper.merge(rows, on=["r", "factor"], suffixes=("_paper", ""))
+    shared = shared[shared["r"] == rows["r"].max()]
+    shared = shared[shared.groupby("factor")["kind"].transform("nunique") == len(READINGS)]
+    if shared.empty:
+        return "", []
+    apart = {(kind, task): float(np.sqrt(np.mean([(part[column] - part[f"{column}_paper"]) ** 2 for column in (
+        "forgetting_change", "accuracy_change")]))) for (kind, task), part in shared.groupby(["kind", "task_paper"])}
+    tasks = sorted(shared["task_paper"].unique())
+    nearer = [apart["intruder", task] - apart["update triplet", task] for task in tasks]
+    fit = True if max(nearer) < 0 else False if min(nearer) > 0 else None
+    fits = {True: "so they fit the former", False: "so they fit the latter"}.get(
+        fit, f"the former is nearer for {sum(one < 0 for one in nearer)} of {len(tasks)} tasks, so they do not tell "
+        "the two apart")
+    far = {kind: np.mean([apart[kind, task] for task in tasks]) for kind in READINGS}
+    turns = _turning(paper.assign(line=paper["task"] + paper["r"].astype(str)))
+    ours = {kind: _turning(rows[(rows["kind"] == kind) & (rows["r"] == rows["r"].max())].assign(
+        line=lambda t: t["seed"])) for kind in READINGS}
+    turned = f"; below lambda {LOW[1]:g} forgetting rises again in {_lines(turns)} of the paper, " + both(
+        f"{_lines(ours[kind])} with the triplet {READINGS[kind]}" for kind in READINGS) if all(ours.values()) else ""
+    said = (f" Which SVD: the paper's rows lie {far['intruder']:.1f} percentage points (root mean square, mean over "
+            f"tasks) from ours with the triplet {READINGS['intruder']} and {far['update triplet']:.1f} from those with "
+            f"that {READINGS['update triplet']}: {fits}{turned}.")
+    return said, [fit]
+
+
+def _turning(rows: pd.DataFrame) -> list[bool]:
+    """Line by line, whether less is restored at the smaller of two low strengths; of lines that have both."""
+    low = rows.pivot_table(index="line", columns="factor", values="forgetting_change")
+    return list((low[LOW[0]] > low[LOW[1]]).loc[low[list(LOW)].notna().all(axis=1)]) if set(LOW) <= set(low) else []
+
+
+def _lines(flags: list[bool]) -> str:
+    return f"{sum(flags)} of {len(flags)} lines"
 
 
 @finding("07_released_scaling")
@@ -111,48 +169,54 @@ def released_scaling_found(profile: Profile, table: pd.DataFrame) -> Found:
 
 @finding("07_pareto")
 def trade_off_found(scaled: Measured) -> Found:
-    """Intruders against the whole update at equal accuracy, by the rule that judges the claim.
+    """Intruders against the whole update and against smaller rates at equal accuracy, by the rule of the claims.
 
-    Undecided where the interval over seeds holds zero, or where a run's accuracy could not be made equal.
+    Undecided where the interval holds zero, or where a run's accuracy could not be made equal.
     """
-    said, sides, beyond = [], [], []
-    for method, part in scaled.best.groupby("method", sort=False):
-        gaps = forgetting_at_equal_accuracy(part, rank=int(part["r"].iloc[0]), factor=HALF,
-                                            beside="whole update").values.dropna()
+    table, said, sides = main_run(scaled.best), [], []
+    for beside, name in (("whole update", "of the shrunk update"), ("smaller rate", "of runs at smaller rates")):
+        effects = forgetting_at_equal_accuracy(table, rank=int(table["r"].max()), factor=HALF, beside=beside)
+        gaps = effects.values.dropna()
         if gaps.empty:
             continue
-        mean, low, high = mean_interval(gaps)
-        outside = [_out_of_reach(of_seed) for seed, of_seed in part.groupby("seed") if seed in gaps.index]
-        sides.append(0 if any(outside) else -1 if high < 0 else 1 if low > 0 else 0)
-        beyond += outside
-        said.append(f"{mean:+.3f} in {method} " + (
-            "(one seed)" if len(gaps) == 1 else f"(95 % interval {low:+.3f} to {high:+.3f}, {len(gaps)} seeds)"))
+        low, high = interval(effects)
+        beyond = [_out_of_reach(of_seed, beside) for seed, of_seed in table.groupby("seed") if seed in gaps.index]
+        sides.append(0 if any(beyond) else -1 if high < 0 else 1 if low > 0 else 0)
+        lies = {-1: "the intruder's line lies lower", 1: "the intruder's line lies higher",
+                0: "which line lies lower is undecided"}[sides[-1]]
+        nearest = f", where in {_of(beyond)} that accuracy is never had and the nearest point stands in" \
+            if any(beyond) else ""
+        said.append(f"minus that {name} {gaps.mean():+.3f} (95 % {low:+.3f} to {high:+.3f}, "
+                    f"{len(gaps)} seed{'s' * (len(gaps) > 1)}{nearest}): {lies}")
     if not said:
         return Found(f"No run has an intruder to scale by {HALF}, {scaled.source}, so nothing can be compared.", None)
-    met = None if not any(sides) else 1 not in sides
-    verdict = {True: "the intruder's line lies lower", False: "the intruder's line lies higher",
-               None: "which line lies lower is undecided"}[met]
-    nearest = (f" In {_of(beyond)} the shrunk update never has that accuracy, and its nearest point stands in."
-               if any(beyond) else "")
-    return Found("At equal accuracy, interpolated between the whole update's lambdas, forgetting with intruders scaled "
-                 f"by {HALF} minus that of the shrunk update is, in nats per token, {both(said)}, {scaled.source}: "
-                 f"{verdict}.{nearest}", met)
+    met = False if 1 in sides else None if 0 in sides else True
+    return Found(f"At equal accuracy forgetting with intruders scaled by {HALF} is, in nats per token, "
+                 f"{'; '.join(said)}; {scaled.source}.{_rates_said(table)}", met)
 
 
-def _out_of_reach(rows: pd.DataFrame) -> bool:
-    """Whether scaling the intruder leaves an accuracy that shrinking the whole update never has."""
-    whole = rows[(rows["kind"] == "whole update") & (rows["factor"] <= 1)]["accuracy"]
+def _rates_said(table: pd.DataFrame) -> str:
+    """What runs at smaller rates forget, and how accurate they are."""
+    rows = table[(table["kind"] == "smaller rate") & (table["factor"] < 1)]
+    said = [f"{part['forgetting'].mean():.2f} at accuracy {part['accuracy'].mean():.3f} with {factor:g} of the rate"
+            for factor, part in rows.groupby("factor", sort=False)]
+    return f" Trained at a smaller rate a run forgets {both(said)}." if said else ""
+
+
+def _out_of_reach(rows: pd.DataFrame, beside: str) -> bool:
+    """Whether scaling the intruder leaves an accuracy that the other kind never has."""
+    other = rows[(rows["kind"] == beside) & (rows["factor"] <= 1)]["accuracy"]
     left = rows[(rows["kind"] == "intruder") & (rows["factor"] == HALF)]["accuracy"].iloc[0]
-    return not whole.min() <= left <= whole.max()
+    return not other.min() <= left <= other.max()
 
 
 @finding("07_removing_intruders")
 def removing_intruders_found(removed: Measured) -> Found:
     """Whether forgetting falls with every intruder removed and rises with every neighbour, run by run."""
-    said, parts = [], []
+    said, parts, table = [], [], main_run(removed.best)
     for kind, many, sign, verb in (("intruders", "all", -1, "lowers"), ("neighbours", "as many", 1, "raises")):
-        courses = [run.sort_values("removed")["forgetting"].to_numpy() for _, run in removed.best[
-            removed.best["kind"] == kind].groupby(["method", "seed"], sort=False) if run["removed"].max() > 0]
+        courses = [run.sort_values("removed")["forgetting"].to_numpy() for _, run in table[
+            table["kind"] == kind].groupby(["method", "seed"], sort=False) if run["removed"].max() > 0]
         steps = [bool((sign * np.diff(course) > 0).all()) for course in courses]
         parts.append(_every(steps))
         if courses:
@@ -164,7 +228,20 @@ def removing_intruders_found(removed: Measured) -> Found:
     if not said:
         return Found(f"No run has an intruder to remove, {removed.source}.", None)
     text = "; ".join(said)
-    return Found(f"{text[0].upper()}{text[1:]}; {removed.source}.", all_met(*parts))
+    return Found(f"{text[0].upper()}{text[1:]}; {removed.source}.{_removal_apart(table)}", all_met(*parts))
+
+
+def _removal_apart(table: pd.DataFrame) -> str:
+    """Intruders removed against neighbours removed, by the rule of the claim, and how much of W0 goes with each."""
+    effects = forgetting_after_removal(table, rank=int(table["r"].max()))
+    if effects.values.dropna().empty:
+        return ""
+    low, high = interval(effects)
+    last = table[table["removed"] > 0].sort_values("removed").groupby(["kind", "seed"])["base_share"].last()
+    shares = both(f"{with_range(100 * last[kind], '{:.0f}', '%')} of the {kind}' σ"
+                  for kind in ("intruders", "neighbours"))
+    return (f" Without all intruders {effects.values.mean():+.3f} nats per token (95 % {low:+.3f} to {high:+.3f}) are "
+            f"forgotten beside what is without as many neighbours; W0's own is {shares}.")
 
 
 @finding("07_norm_matched")

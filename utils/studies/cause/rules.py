@@ -1,17 +1,32 @@
-"""The rules that judge notebook 07's claims: one effect per seed, in natural units and with the quantity's own sign."""
+"""The rules that judge notebook 07's claims: one effect per seed, in natural units and with the quantity's own sign.
+
+Effects of changed models come with a paired bootstrap over seeds, test rows and passages.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from utils.reporting.registry import rule
-from utils.reporting.rules import Effects, MissingRun, by_seed, rows_where, trend
-from utils.reporting.selection import pareto_front, runs_that_learnt
+from utils.reporting.rules import Effects, MissingRun, by_seed, rows_where
+from utils.reporting.selection import runs_that_learnt
+from utils.studies.cause.resampled import Powerless, Resampled, bootstrapped, interval
 from utils.studies.cause.strengths import separation
+
+SCALED = ("seed", "r", "learning_rate", "kind", "factor", "changed", "accuracy", "forgetting", "base_pseudo_loss",
+          "right", "passage_nats")
 
 
 def _gentlest(table: pd.DataFrame, rank: int) -> dict:
     """Rank and learning rate of the runs that are judged: the smallest rate that was scaled at this rank."""
     return {"r": rank, "learning_rate": table.loc[table["r"] == rank, "learning_rate"].min()}
+
+
+def _judged(table: pd.DataFrame, run: dict, effect: Callable[[Resampled], np.ndarray], *, outcome: pd.Series
+            ) -> Effects:
+    """The effect in one run of each seed; a seed that lacks the run is named."""
+    return bootstrapped(table, lambda all_rows: effect(Resampled(rows_where(all_rows.rows, **run))), outcome=outcome)
 
 
 def _among(table: pd.DataFrame, column: str, **where) -> pd.Series:
@@ -22,15 +37,7 @@ def _among(table: pd.DataFrame, column: str, **where) -> pd.Series:
     return chosen[column]
 
 
-def _scaled_row(part: pd.DataFrame, *, kind: str, factor: float, **run) -> pd.Series:
-    """One kind of change at one strength; MissingRun where the run has no matrix that it could change."""
-    row = rows_where(part, **run, kind=kind, factor=factor).iloc[0]
-    if row["changed"] == 0:
-        raise MissingRun(f"no {kind} to scale")
-    return row
-
-
-@rule(needs=("seed", "r", "learning_rate", "kind", "factor", "changed", "loss_change", "{column}"))
+@rule(needs=(*SCALED, "{column}"))
 def change_when_scaled(table: pd.DataFrame, *, rank: int, factors: list[float], take: str, kind: str = "intruder",
                        column: str = "forgetting_change") -> Effects:
     """Change in percent when one kind of direction is scaled; over several strengths the largest or smallest change.
@@ -42,64 +49,103 @@ def change_when_scaled(table: pd.DataFrame, *, rank: int, factors: list[float], 
     take : {"largest", "smallest"}
         Which change stands for them: the one that is hardest on the claim.
     column : {"forgetting_change", "accuracy_change"}
-        In percent of what fine-tuning forgot, or of the accuracy at lambda 1. Where a run forgot less than nothing
-        the first has no meaning, and the seed has no effect.
+        In percent of what fine-tuning forgot, or of the accuracy at lambda 1. Where what a run forgot is not above zero
+        for certain there is nothing to restore, and the seed has no effect.
     """
-    run, pick = _gentlest(table, rank), {"largest": max, "smallest": min}[take]
+    run, pick = _gentlest(table, rank), {"largest": np.max, "smallest": np.min}[take]
 
-    def effect(part: pd.DataFrame) -> float:
-        rows = [_scaled_row(part, kind=kind, factor=factor, **run) for factor in factors]
-        if column == "forgetting_change" and any(row[column] * row["loss_change"] < 0 for row in rows):
-            raise MissingRun("nothing was forgotten")
-        return pick(row[column] for row in rows)
+    def effect(models: Resampled) -> np.ndarray:
+        measure = models.forgetting if column == "forgetting_change" else models.accuracy
+        there = [measure(kind=kind, factor=factor) for factor in factors]  # first: what cannot be scaled is said
+        before = measure(kind=kind, factor=1)
+        if column == "forgetting_change" and (before[0] <= 0 or interval(before)[0] <= 0):
+            raise Powerless("nothing was forgotten that could be restored")
+        return pick([100 * (one - before) / before for one in there], axis=0)
 
-    return by_seed(table, effect, outcome=_among(table, column, **run, kind=kind, factor=[1.0, *factors]))
+    return _judged(table, run, effect, outcome=_among(table, column, **run, kind=kind, factor=[1.0, *factors]))
 
 
-@rule(needs=("seed", "r", "learning_rate", "kind", "factor", "changed", "{column}"))
+@rule(needs=(*SCALED, "{column}"))
 def kinds_apart(table: pd.DataFrame, *, rank: int, factor: float, kind: str, beside: str, column: str) -> Effects:
-    """`column` after scaling one kind of direction minus the same after scaling another (`beside`), at one strength."""
+    """`column` after scaling one kind of direction minus the same after scaling another (`beside`), at one strength.
+
+    Parameters
+    ----------
+    column : {"accuracy", "forgetting"}
+    """
     run = _gentlest(table, rank)
 
-    def effect(part: pd.DataFrame) -> float:
-        one, other = (_scaled_row(part, kind=name, factor=factor, **run)[column] for name in (kind, beside))
+    def effect(models: Resampled) -> np.ndarray:
+        measure = {"accuracy": models.accuracy, "forgetting": models.forgetting}[column]
+        one, other = (measure(kind=name, factor=factor) for name in (kind, beside))
         return one - other
 
-    return by_seed(table, effect, outcome=_among(table, column, **run, kind=[kind, beside], factor=factor))
+    return _judged(table, run, effect, outcome=_among(table, column, **run, kind=[kind, beside], factor=factor))
 
 
-@rule(needs=("seed", "r", "learning_rate", "kind", "factor", "changed", "accuracy", "forgetting"))
+@rule(needs=SCALED)
 def forgetting_at_equal_accuracy(table: pd.DataFrame, *, rank: int, factor: float, beside: str) -> Effects:
     """Forgetting after scaling intruders minus another kind's at equal accuracy, nats per token.
 
-    The other kind's Pareto front, its lambdas from 0 to 1, is interpolated at the accuracy that scaling intruders by
-    `factor` leaves. Beyond an end of the front its last point stands: no accuracy is made up.
+    The other kind's Pareto front, its lambdas (or shares of the learning rate) from 0 to 1, is interpolated at the
+    accuracy that scaling intruders by `factor` leaves, anew in every draw of the bootstrap. Beyond an end of the front
+    its last point stands: no accuracy is made up.
     """
     run = _gentlest(table, rank)
 
-    def effect(part: pd.DataFrame) -> float:
-        row = _scaled_row(part, kind="intruder", factor=factor, **run)
-        other = rows_where(part, **run, kind=beside)
-        other = other[other["factor"] <= 1].assign(remembering=lambda t: -t["forgetting"])
-        front = other[pareto_front(other, y="accuracy")].sort_values("accuracy")
-        return row["forgetting"] - float(np.interp(row["accuracy"], front["accuracy"], front["forgetting"]))
+    def effect(models: Resampled) -> np.ndarray:
+        accuracy, forgetting = (measure(kind="intruder", factor=factor)
+                                for measure in (models.accuracy, models.forgetting))
+        others = rows_where(models.rows, kind=beside)
+        factors = [one for one in others["factor"] if one <= 1]
+        if set(factors) <= {1.0}:
+            raise MissingRun(f"no {beside} to compare with")
+        points = [np.stack([measure(kind=beside, factor=one) for one in factors], axis=1)
+                  for measure in (models.accuracy, models.forgetting)]
+        return forgetting - on_the_front(*points, accuracy)
 
-    return by_seed(table, effect, outcome=_among(table, "forgetting", **run, kind=["intruder", beside]))
+    return _judged(table, run, effect, outcome=_among(table, "forgetting", **run, kind=["intruder", beside]))
 
 
-@rule(needs=("seed", "r", "learning_rate", "kind", "removed", "forgetting"))
-def removal_trend(table: pd.DataFrame, *, rank: int, kind: str = "intruders") -> Effects:
-    """Spearman's rho between how many directions of one kind are removed and forgetting."""
+def on_the_front(accuracies_D_P: np.ndarray, forgetting_D_P: np.ndarray, at_D: np.ndarray) -> np.ndarray:
+    """What the best of P models forget at an accuracy, on the straight lines between them, draw by draw.
+
+    >>> on_the_front(np.array([[0.5, 1.0, 0.75]]), np.array([[0.0, 1.0, 2.0]]), np.array([0.75])).tolist()
+    [0.5]
+    """
+    order = np.argsort(accuracies_D_P, axis=1, kind="stable")
+    accuracies, forgetting = (np.take_along_axis(one, order, axis=1) for one in (accuracies_D_P, forgetting_D_P))
+    lines = zip(at_D, accuracies, forgetting, ~_beaten(accuracies, forgetting), strict=True)
+    return np.array([np.interp(at, line[best], lost[best]) for at, line, lost, best in lines])
+
+
+def _beaten(accuracies_D_P: np.ndarray, forgetting_D_P: np.ndarray) -> np.ndarray:
+    """Which of P models another one beats, in each draw: as :func:`utils.reporting.selection.pareto_front` has it."""
+    more, less = accuracies_D_P[:, :, None], forgetting_D_P[:, :, None]
+    no_worse = (more >= accuracies_D_P[:, None]) & (less <= forgetting_D_P[:, None])  # [d, i, j]: i is as good as j
+    better = (more > accuracies_D_P[:, None]) | (less < forgetting_D_P[:, None])
+    return (no_worse & better).any(axis=1)
+
+
+@rule(needs=("seed", "r", "learning_rate", "kind", "removed", "forgetting", "base_pseudo_loss", "passage_nats"))
+def forgetting_after_removal(table: pd.DataFrame, *, rank: int, beside: str = "neighbours") -> Effects:
+    """Forgetting with all intruders removed minus that with as many of `beside` removed, nats per token."""
     run = _gentlest(table, rank)
 
-    def effect(part: pd.DataFrame) -> float:
-        rows = rows_where(part, **run, kind=kind)
-        return trend(rows["removed"], rows["forgetting"])
+    def effect(models: Resampled) -> np.ndarray:
+        left = []
+        for kind in ("intruders", beside):
+            count = rows_where(models.rows, kind=kind)["removed"].max()
+            if count == 0:
+                raise Powerless(f"no {kind} to remove")
+            left.append(models.forgetting(kind=kind, removed=count))
+        return left[0] - left[1]
 
-    return by_seed(table, effect, outcome=_among(table, "forgetting", **run, kind=kind))
+    return _judged(table, run, effect, outcome=_among(table, "forgetting", **run))
 
 
-@rule(needs=("seed", "r", "learning_rate", "norm", "intruders", "relative_norm", "forgetting"))
+@rule(needs=("seed", "r", "learning_rate", "norm", "intruders", "relative_norm", "forgetting", "base_pseudo_loss",
+             "passage_nats"))
 def intruders_beyond_norm(table: pd.DataFrame, *, rank: int) -> Effects:
     """Forgetting with intruders minus without, nats per token, at one norm of every matrix's update.
 
@@ -108,14 +154,14 @@ def intruders_beyond_norm(table: pd.DataFrame, *, rank: int) -> Effects:
     """
     run = _gentlest(table, rank)
 
-    def effect(part: pd.DataFrame) -> float:
-        own, kept, without = (rows_where(part, **run, norm=norm, intruders=which).iloc[0] for norm, which in (
-            ("own", "kept"), ("smaller", "kept"), ("smaller", "removed")))
-        if own["relative_norm"] == kept["relative_norm"]:
-            raise MissingRun("no intruder to remove")
-        return kept["forgetting"] - without["forgetting"]
+    def effect(models: Resampled) -> np.ndarray:
+        own, smaller = (models.row(norm=norm, intruders="kept") for norm in ("own", "smaller"))
+        if own["relative_norm"] == smaller["relative_norm"]:
+            raise Powerless("no intruder to remove")
+        kept, without = (models.forgetting(norm="smaller", intruders=which) for which in ("kept", "removed"))
+        return kept - without
 
-    return by_seed(table, effect, outcome=_among(table, "forgetting", **run, norm="smaller"))
+    return _judged(table, run, effect, outcome=_among(table, "forgetting", **run, norm="smaller"))
 
 
 @rule(needs=("seed", "measured", "predicted"))

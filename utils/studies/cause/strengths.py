@@ -5,15 +5,16 @@ from scipy.stats import mannwhitneyu
 
 from utils.profiles import Profile
 from utils.reporting.registry import measurement
-from utils.reporting.runs import RUN_COLUMNS, Seeds, base_spectra, collect, experiment_runs, run_pairs, run_vectors
+from utils.reporting.runs import RUN_COLUMNS, Seeds, base_spectra, collect, run_pairs, run_vectors
+from utils.sources.models import resolve
 from utils.spectra import adapter_strengths, critical_strength, is_intruder, measured_critical_strength
 from utils.studies.similarity.measure import DRAWS
 from utils.training.store import Run
 from utils.training.targets import split_name
+from utils.training.weights import base_matrices
 
 
-@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest"),
-             runs=("ranks",))
+@measurement(columns=("profile", "seed", "matrix", "layer", "type", "predicted", "measured", "smallest", "largest"))
 def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """The strength at which a random direction becomes an intruder in each base matrix, predicted and measured. Ours.
 
@@ -25,8 +26,7 @@ def critical_strengths(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
     """
     spectra, spectrum, rows = profile.spectra, base_spectra().spectrum, []
     chosen = profile.seeds if seeds is None else seeds
-    run = experiment_runs(profile, "ranks", chosen[:1])[0]
-    for name, base in run.base_matrices().items():
+    for name, base in base_matrices(resolve(profile.encoder).folder).items():
         predicted = critical_strength(spectrum(base, name=name).values, tuple(base.shape), spectra.epsilon, k=spectra.k)
         layer, kind = split_name(name)
         for seed in chosen:

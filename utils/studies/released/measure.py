@@ -248,8 +248,8 @@ def released_losses(profile: Profile) -> pd.DataFrame:
 
     def measure(pair: ReleasedPair) -> pd.DataFrame:
         texts = pretraining_passages(settings.corpus, settings.passages)
-        return released_interventions(pair, texts, profile.spectra, lambdas=profile.intervention.lambdas,
-                                      tokens=settings.tokens)
+        lambdas = sorted({*profile.intervention.lambdas.intruder, 1.0})
+        return released_interventions(pair, texts, profile.spectra, lambdas=lambdas, tokens=settings.tokens)
 
     return _of_each(profile, measure)
 

@@ -3,16 +3,14 @@
 Rates are chosen on validation rows, by :func:`chosen_rates`; what is judged comes from test rows and weights.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from utils.errors import CourseError
 from utils.evaluation.pseudo import corpus_loss
 from utils.machine import device_name
 from utils.profiles import Profile
 from utils.profiles.schema import PseudoLoss, Spectra
+from utils.reporting.items import packed, passages_as_text
 from utils.reporting.registry import measurement
 from utils.reporting.rules import CLAIM_EPSILONS
 from utils.reporting.runs import (
@@ -47,9 +45,8 @@ def rate_grid(profile: Profile, seeds: Seeds = None, *, known: pd.DataFrame | No
 
     Counts are of the k leading vectors of all matrices; ``n_random`` is the count after a random update with the same
     singular values in every matrix (:func:`utils.spectra.controls.spectrum_matched`). ``right`` (which test rows were
-    answered rightly, see :func:`right_answers`) and ``passage_nats`` (pseudo-loss of each passage, see
-    :func:`passage_losses`) hold what paired tests compare, in the rows of the first epsilon. A diverged run has NaN in
-    every outcome.
+    answered rightly) and ``passage_nats`` (pseudo-loss of each passage) hold what paired tests compare, in the rows of
+    the first epsilon; :mod:`utils.reporting.items` reads them. A diverged run has NaN in every outcome.
 
     Parameters
     ----------
@@ -99,7 +96,7 @@ def _outcomes(run: Run, settings: PseudoLoss) -> pd.DataFrame:
         CHOSEN_BY: accuracy(*validation)["accuracy"], "accuracy": shares["accuracy"],
         "accuracy_se": shares["accuracy_se"], "pseudo_loss": corpus_loss(losses), "relative_norm": norms.mean(),
         "right": packed((test[0] == test[1]).numpy()),
-        "passage_nats": _as_text(losses["negative_pll_nats"] / losses["tokens"])}])
+        "passage_nats": passages_as_text(losses["negative_pll_nats"] / losses["tokens"])}])
 
 
 def _random_counts(run: Run, spectra: Spectra) -> pd.DataFrame:
@@ -117,45 +114,6 @@ def _random_counts(run: Run, spectra: Spectra) -> pd.DataFrame:
 
     table = run.measured("random-spectrum", {"version": VERSION, "k": spectra.k, "epsilons": spectra.epsilons}, compute)
     return table[["epsilon", "n_intruders"]].rename(columns={"n_intruders": "n_random"})
-
-
-def packed(flags: Sequence[bool] | np.ndarray) -> str:
-    """Flags as hexadecimal digits after their number, such as ``"3:a0"`` for True, False, True.
-
-    >>> packed([True, False, True])
-    '3:a0'
-    """
-    return f"{len(flags)}:{np.packbits(np.asarray(flags, dtype=bool)).tobytes().hex()}"
-
-
-def unpacked(text: str) -> np.ndarray:
-    """What :func:`packed` wrote.
-
-    >>> unpacked("3:a0").tolist()
-    [True, False, True]
-    """
-    try:
-        count, digits = text.split(":")
-        flags = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))[:int(count)].astype(bool)
-    except (ValueError, AttributeError) as error:
-        raise CourseError(f"Expected flags such as '3:a0', got {str(text)[:40]!r}; make the table anew.") from error
-    if len(flags) != int(count):
-        raise CourseError(f"Expected {count} flags, got {len(flags)}; make the table anew.")
-    return flags
-
-
-def _as_text(values: pd.Series) -> str:
-    return " ".join(f"{value:.4f}" for value in values)
-
-
-def right_answers(row: pd.Series) -> np.ndarray:
-    """Which test rows a run of :func:`rate_grid` answered rightly: bool, in an order that all runs of a task share."""
-    return unpacked(row["right"])
-
-
-def passage_losses(row: pd.Series) -> np.ndarray:
-    """Pseudo-loss of each passage after a run of :func:`rate_grid`, nats per token, passages in one order."""
-    return np.array([float(value) for value in row["passage_nats"].split()])
 
 
 def chosen_rates(grid: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from utils.reporting.items import passage_losses, right_answers
 from utils.reporting.registry import rule
 from utils.reporting.rules import (
     Effects,
@@ -24,7 +25,7 @@ from utils.reporting.rules import (
 )
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.statistics import MIN_ITEMS, mcnemar_p
-from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, passage_losses, right_answers, with_product
+from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, with_product
 
 COLUMNS = ("experiment", "seed", "task", "run", "method", "r", "lora_alpha", "learning_rate", "steps", "accuracy",
         "validation_accuracy")
