@@ -232,12 +232,6 @@ def test_full_at_its_best_rate():
     assert by_seed(found) == {0: 0, 1: 0, 2: 0} and found.outcomes.max() == 9
 
 
-def test_the_least_rank_decides_for_all():
-    frame = table(*method(1, MIDDLE, (0, 0, 5)), *method(8, MIDDLE, (0, 4, 5)), *method(64, MIDDLE),
-                  *method(0, MIDDLE))
-    assert by_seed(at(grid_rules.least_count_at_best_rates, frame, max_rank=16)) == {0: 0, 1: 0, 2: 0}
-
-
 def test_the_trend_with_the_rate_is_of_one_rank():
     frame = table(*method(8, MIDDLE, (0, 2, 5)), *method(1, MIDDLE, (5, 2, 0)))
     assert by_seed(at(grid_rules.count_trend_with_rate, frame, rank=8)) == pytest.approx({0: 1, 1: 1, 2: 1})
@@ -405,12 +399,21 @@ def losing(losses: dict[int, float], experiment="grid") -> list[dict]:
 def test_forgetting_of_every_rank_is_judged_on_the_worse_task():
     movies = losing({0: 6.0, 1: 5.5, 64: 5.9, 384: 8.0})
     less, more = (losing({0: 6.0, 1: 5.0, 64: worst}, "grid_second") for worst in (5.7, 6.4))
-    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *less), max_rank=64)
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *less), ranks=[1, 64])
     assert by_seed(found) == pytest.approx({0: 0.1, 1: 0.1, 2: 0.1})
-    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *more), max_rank=64)
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *more), ranks=[1, 64])
     assert by_seed(found) == pytest.approx({0: -0.4, 1: -0.4, 2: -0.4})
     with pytest.raises(MissingRun, match="grid_second"):
-        grid_rules.full_minus_worst_lora_at_best_rates(table(*movies), max_rank=64)
+        grid_rules.full_minus_worst_lora_at_best_rates(table(*movies), ranks=[1, 64])
+    lacking = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *less), ranks=[1, 4, 64])
+    assert lacking.values.isna().all() and "no run with r = 4" in lacking.missing[0], "every rank means every rank"
+
+
+def test_a_seed_of_one_task_alone_says_nothing_about_both():
+    movies, topics = losing({0: 6.0, 1: 5.5}), losing({0: 6.0, 1: 5.0}, "grid_second")
+    more = [row | {"seed": 4} for row in topics if row["seed"] == 0]
+    found = grid_rules.full_minus_worst_lora_at_best_rates(table(*movies, *topics, *more), ranks=[1])
+    assert found.values.dropna().to_dict() == pytest.approx({0: 0.5, 1: 0.5, 2: 0.5}) and set(found.missing) == {4}
 
 
 def test_the_u_needs_both_ends_above_full_and_the_middle_below():
@@ -421,6 +424,7 @@ def test_the_u_needs_both_ends_above_full_and_the_middle_below():
     assert least(u) == pytest.approx({0: 0.2, 1: 0.2, 2: 0.2})
     assert least(u | {1: 5.5}) == pytest.approx({0: -0.5, 1: -0.5, 2: -0.5})
     assert least(u | {64: 6.1}) == pytest.approx({0: -0.1, 1: -0.1, 2: -0.1})
+    assert all(np.isnan(list(least({r: loss for r, loss in u.items() if r != 384}).values()))), "64 is no full width"
 
 
 def test_fewer_than_fifty_items_are_no_bootstrap():

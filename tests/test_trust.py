@@ -92,7 +92,7 @@ def test_nothing_is_unpickled():
 def test_an_index_names_no_file_outside_its_folder(tiny_base, tmp_path, name):
     folder = tmp_path / "model"
     shutil.copytree(tiny_base, folder)
-    (folder / "model.safetensors").rename(folder / "a.safetensors")  # beside a single model.safetensors no index is read
+    (folder / "model.safetensors").rename(folder / "a.safetensors")  # beside a model.safetensors no index is read
     save_file({"a.0.weight": eye(2)}, tmp_path / "secret.safetensors")
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a.0.weight": name}}))
     local = ModelReference(source="local", name=str(folder))

@@ -159,7 +159,8 @@ def joined(effects: Iterable[Effects], combine: Callable[[pd.Series], float]) ->
     parts = list(effects)
     table = pd.concat([one.values for one in parts], axis=1)
     values = table.apply(lambda row: float("nan") if row.isna().any() else combine(row), axis=1).astype(float)
-    missing = {seed: reason for one in parts for seed, reason in one.missing.items()}
+    missing = dict.fromkeys(values.index[values.isna()], "no runs for every part of the sentence")
+    missing |= {seed: reason for one in parts for seed, reason in one.missing.items()}
     return Effects(values, np.concatenate([one.outcomes for one in parts]), parts[0].outcome, missing,
                    no_power=next((one.no_power for one in parts if one.no_power), ""),
                    undecided="; ".join(dict.fromkeys(one.undecided for one in parts if one.undecided)))

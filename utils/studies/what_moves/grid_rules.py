@@ -11,18 +11,7 @@ import pandas as pd
 
 from utils.reporting.items import passage_losses, right_answers
 from utils.reporting.registry import rule
-from utils.reporting.rules import (
-    Effects,
-    MissingRun,
-    at_least,
-    by_seed,
-    full_row,
-    joined,
-    rows_where,
-    trend,
-    value_at,
-    with_every,
-)
+from utils.reporting.rules import Effects, MissingRun, at_least, by_seed, full_row, joined, rows_where, trend, value_at
 from utils.reporting.selection import runs_that_learnt
 from utils.reporting.statistics import MIN_ITEMS, mcnemar_p
 from utils.studies.what_moves.grid import GRIDS, at_chosen_rates, with_product
@@ -231,17 +220,18 @@ def forgetting_gap_at_best_rates(table: pd.DataFrame, *, in_experiment: str, ran
 
 
 @rule(needs=(*COUNTED, "pseudo_loss"))
-def full_minus_worst_lora_at_best_rates(table: pd.DataFrame, *, max_rank: int) -> Effects:
-    """Pseudo-loss of full fine-tuning minus the largest of LoRA's up to `max_rank`, each at its best rate.
+def full_minus_worst_lora_at_best_rates(table: pd.DataFrame, *, ranks: list[int]) -> Effects:
+    """Pseudo-loss of full fine-tuning minus the largest of LoRA's at these ranks, each at its best rate.
 
-    The smaller of both tasks: above zero where full fine-tuning forgets more than every rank on each.
+    The smaller of both tasks: above zero where full fine-tuning forgets more than every rank on each. A task that lacks
+    one of the ranks is not judged: the sentence is about every one.
     """
     def on_task(name: str) -> Effects:
-        best, undecided = _all_at_best(table, name, max_rank)
+        best, undecided = _all_at_best(table, name, max(ranks))
 
         def effect(part: pd.DataFrame) -> float:
-            lora = rows_where(with_every(part, best, "r"), method_kind="lora")
-            return float(full_row(part)["pseudo_loss"] - lora["pseudo_loss"].max())
+            lora = rows_where(part, method_kind="lora").set_index("r")["pseudo_loss"]
+            return float(full_row(part)["pseudo_loss"] - value_at(lora, ranks).max())
 
         return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
 
@@ -259,6 +249,7 @@ def u_around_full_at_best_rates(table: pd.DataFrame, *, in_experiment: str, low_
 
     def effect(part: pd.DataFrame) -> float:
         lora, full = part.set_index("r")["pseudo_loss"], full_row(part)["pseudo_loss"]
+        at_least(width - max(low_ranks), 1, f"rank above {max(low_ranks)}, the full width")
         return float(min((value_at(lora, [1, width]) - full).min(), (full - value_at(lora, low_ranks)).min()))
 
     return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
@@ -285,14 +276,3 @@ def _paired(table: pd.DataFrame, *, in_experiment: str, rank: int, column: str, 
 
     effects = by_seed(best, effect, outcome=column)
     return replace(effects, undecided=undecided, items=pd.concat(items, ignore_index=True) if items else None)
-
-
-@rule(needs=COUNTED)
-def least_count_at_best_rates(table: pd.DataFrame, *, epsilon: float, in_experiment: str, max_rank: int) -> Effects:
-    """The smallest of :func:`count_at_best_rate` over the ranks up to `max_rank`: above zero where each has more."""
-    rows = _of(table, in_experiment, epsilon)
-    ranks = sorted(rows.loc[(rows["method_kind"] == "lora") & (rows["r"] <= max_rank), "r"].unique())
-    if not ranks:
-        raise MissingRun(f"no run of LoRA with r up to {max_rank}")
-    return joined((count_at_best_rate(table, epsilon=epsilon, in_experiment=in_experiment, rank=rank)
-                   for rank in ranks), min)
