@@ -324,6 +324,8 @@ def test_longer_runs_are_drawn_beside_those_of_their_rates():
     assert found.met is True and "at epsilon 0.5 the mean count changes by LoRA r=1 5" in found.text
     alone = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], table(*short))
     assert longer_figures.longer_found(alone).met is None
+    more_seeds = table(*short, *({**row, "seed": 4, "n_intruders": 50} for row in short if row["seed"] == 0), *after)
+    assert longer_figures.longer_found(Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], more_seeds)) == found
     at_best = grid_figures.lora_at_best(frame, 0.5)
     assert set(at_best["experiment"]) == {"grid_second"}, "longer runs are no rate of the grid"
 

@@ -16,14 +16,14 @@ STRICT, LENIENT = CLAIM_EPSILONS
 
 
 def longer_and_shorter(grid: pd.DataFrame) -> pd.DataFrame:
-    """The longer runs and, of the second grid, those of the same methods and rates.
+    """The longer runs and, of the second grid, those of the same methods, rates and seeds.
 
     Parameters
     ----------
     grid : pandas.DataFrame
         As :func:`~utils.studies.what_moves.grid.rate_grid` measures it.
     """
-    setting = ["method", "learning_rate"]
+    setting = ["method", "learning_rate", "seed"]  # the grid has more seeds at these rates
     long = grid[grid["experiment"] == LONGER]
     short = grid[grid["experiment"] == GRIDS[1]].merge(long[setting].drop_duplicates(), on=setting)
     return pd.concat([short, long], ignore_index=True)
