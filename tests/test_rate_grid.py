@@ -280,7 +280,7 @@ def test_what_is_found_at_the_best_rates_goes_with_the_table():
     grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], frame)
     accuracy = best_figures.accuracy_at_best_rates_found(grid)
     forgetting = best_figures.forgetting_at_best_rates_found(grid)
-    assert accuracy.met is True and "movies: LoRA r=8 -0.010" in accuracy.text
+    assert accuracy.met is True and "movies (3 seeds): LoRA r=8 -0.010" in accuracy.text
     assert forgetting.met is True and "no LoRA forgets more" in forgetting.text
     worse = frame.assign(accuracy=np.where(frame["r"] == 0, 0.75, 0.72), forgetting=np.where(frame["r"] == 0, 1, 2))
     grid = Measured("rate_grid", LAPTOP, (3,), frame.iloc[:0], worse)
@@ -289,7 +289,7 @@ def test_what_is_found_at_the_best_rates_goes_with_the_table():
     assert found.met is False and "LoRA r=8 (movies) forgets more" in found.text
     for draw in (best_figures.accuracy_at_best_rates, best_figures.forgetting_at_best_rates):
         drawn = draw(grid)
-        assert len(drawn.figure.axes) == 1 and "movies: full" in drawn.alt and len(drawn.table) == 6
+        assert len(drawn.figure.axes) == 1 and "movies (3 seeds): full" in drawn.alt and len(drawn.table) == 6
     counts = best_figures.counts_at_best(frame).set_index("method")
     assert counts.loc["LoRA r=8"].tolist() == [4, 4] and counts.loc["full"].tolist() == [0, 0]
 

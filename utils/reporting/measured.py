@@ -1,6 +1,7 @@
 """One object from measurement to verdict: what the reader's runs gave, what the reference has, what was published."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -50,5 +51,9 @@ class Measured:
 
     def where(self, query: str) -> "Measured":
         """The same with only the rows that a pandas query chooses, of own and reference alike."""
-        chosen = None if self.reference is None else self.reference.query(query)
-        return Measured(self.name, self.profile, self.seeds, self.own.query(query), chosen, self.published)
+        return self.rows(lambda table: table.query(query))
+
+    def rows(self, choose: Callable[[pd.DataFrame], pd.DataFrame]) -> "Measured":
+        """The same with only the rows that `choose` keeps of a table, of own and reference alike."""
+        chosen = None if self.reference is None else choose(self.reference)
+        return replace(self, own=choose(self.own), reference=chosen)

@@ -69,8 +69,7 @@ def _by_method(grid: Measured, column: str, label: str) -> Drawn:
     label_left(axes, label)
     means = best.groupby(["task", "method"], sort=False)[column].mean()
     alt = (f"One panel per task, a point per seed and method: {label}, each method at its best learning rate, "
-           f"{grid.source}. Means: " + "; ".join(
-               f"{task}: {listed(means[task], '{:.3f}')}" for task in tasks) + ".")
+           f"{grid.rows(best_runs).source}. Means: {_said(means, '{:.3f}', best)}.")
     wide = means.unstack("task", sort=False).reset_index()
     caption = (f"{label[0].upper()}{label[1:]} of each method at the rate that validation rows chose; small points are "
                "seeds, the dashed line is full fine-tuning's mean.")
@@ -101,8 +100,11 @@ def _gaps(grid: Measured, column: str) -> pd.Series:
     return pd.concat(parts, keys=names) if parts else pd.Series(dtype=float)
 
 
-def _said(gaps: pd.Series, number: str) -> str:
-    return "; ".join(f"{task}: {listed(gaps[task], number)}" for task in gaps.index.unique(0))
+def _said(values: pd.Series, number: str, best: pd.DataFrame) -> str:
+    """Values by task and method in words, with how many seeds of each task have runs."""
+    seeds = best.groupby("task")["seed"].nunique()
+    return "; ".join(f"{task} ({seeds[task]} seed{'s' if seeds[task] > 1 else ''}): {listed(values[task], number)}"
+                     for task in values.index.unique(0))
 
 
 @figure("02_at_best_rates", measurements=("rate_grid",), place="Illusion v3, Table 2")
@@ -117,8 +119,8 @@ def accuracy_at_best_rates_found(grid: Measured) -> Found:
     gaps = _gaps(grid, "accuracy")
     if gaps.empty:
         return Found("The grid has no task with full fine-tuning and LoRA yet.", None)
-    return Found(f"Test accuracy minus full fine-tuning's, each at its best rate, {grid.source}: "
-                 f"{_said(gaps, '{:+.3f}')}. The largest difference is {gaps.abs().max():.3f}.",
+    return Found(f"Test accuracy minus full fine-tuning's, each at its best rate, {grid.rows(best_runs).source}: "
+                 f"{_said(gaps, '{:+.3f}', best_runs(grid.best))}. The largest difference is {gaps.abs().max():.3f}.",
                  bool((gaps.abs() <= PARITY).all()))
 
 
@@ -137,6 +139,6 @@ def forgetting_at_best_rates_found(grid: Measured) -> Found:
     ranks = best_runs(grid.best).drop_duplicates("method").set_index("method")["r"]
     low = gaps[gaps.index.get_level_values(1).map(ranks) <= MAX_RANK]
     more = both(f"{method} ({task})" for (task, method), gap in low.items() if gap > 0)
-    return Found(f"Forgetting minus full fine-tuning's in nats per token, each at its best rate, {grid.source}: "
-                 f"{_said(gaps, '{:+.2f}')}. Up to r = {MAX_RANK} {more or 'no LoRA'} forgets more than full "
-                 "fine-tuning.", bool((low < 0).all()))
+    return Found("Forgetting minus full fine-tuning's in nats per token, each at its best rate, "
+                 f"{grid.rows(best_runs).source}: {_said(gaps, '{:+.2f}', best_runs(grid.best))}. Up to r = {MAX_RANK} "
+                 f"{more or 'no LoRA'} forgets more than full fine-tuning.", bool((low < 0).all()))

@@ -32,9 +32,8 @@ def longer_and_shorter(grid: pd.DataFrame) -> pd.DataFrame:
 @figure("05_longer", measurements=("rate_grid",), place="Illusion v3, Fig 7, left")
 def longer(grid: Measured) -> Drawn:
     """Count at both epsilons, validation accuracy and norm against the number of steps, each method at one rate."""
-    own = longer_and_shorter(grid.own)
-    reference = None if grid.reference is None else longer_and_shorter(grid.reference)
-    best = longer_and_shorter(grid.best)
+    grid = grid.rows(longer_and_shorter)
+    own, reference, best = grid.own, grid.reference, grid.best
     drawn, axes = panels(4, height=3.4)
     styles = method_styles(best.sort_values("r")["method"].unique())
     shown = [("n_intruders", STRICT, f"intruder dimensions, epsilon {STRICT}"),
@@ -72,7 +71,8 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
 @finding("05_longer")
 def longer_found(grid: Measured) -> Found:
     """What the tables say to :func:`longer`, and whether it is what was expected."""
-    means = _means(longer_and_shorter(grid.best))
+    grid = grid.rows(longer_and_shorter)
+    means = _means(grid.best)
     lora = means[means["method"] != "full"]
     if lora["steps"].nunique() < 2:
         return Found("The longer runs are not measured yet.", None)
