@@ -41,7 +41,7 @@ def counts_at_best(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(grid: pd.DataFrame, *, max_rank: int = 16) -> str:
-    """The sentence that notebook 04 begins with: how many runs at the chosen rates have an intruder dimension.
+    """The sentence that notebook 04 begins with: how many runs at the chosen rates have an intruder, task by task.
 
     Parameters
     ----------
@@ -52,11 +52,21 @@ def headline(grid: pd.DataFrame, *, max_rank: int = 16) -> str:
     """
     rows = grid[grid["experiment"].isin(GRIDS) & (grid["r"] <= max_rank)]
     best = pd.concat([runs_that_learnt(at_chosen_rates(part)) for _, part in rows.groupby("epsilon")])
-    some = (best["n_intruders"] > 0).groupby([best["method_kind"], best["epsilon"]]).agg(["sum", "size"])
-    lora, full = ([some.loc[(kind, epsilon)] for epsilon in CLAIM_EPSILONS] for kind in ("lora", "full"))
-    return (f"At the learning rates that validation rows choose, {lora[0]['sum']} of {lora[0]['size']} LoRA runs up to "
-            f"r = {max_rank} have an intruder dimension at ε = {CLAIM_EPSILONS[0]} and {lora[1]['sum']} at ε = "
-            f"{CLAIM_EPSILONS[1]}; of full fine-tuning's {full[0]['size']} runs {full[0]['sum']} and {full[1]['sum']}.")
+    tasks = [f"on {task} " + " and ".join(_with_some(part, kind) for kind in ("lora", "full"))
+             for task, part in best.groupby("task", sort=False)]
+    strict, lenient = CLAIM_EPSILONS
+    return ("At the learning rates that validation rows choose, this many runs have an intruder dimension at "
+            f"ε = {strict} (at ε = {lenient}): {'; '.join(tasks)}.")
+
+
+def _with_some(runs: pd.DataFrame, kind: str) -> str:
+    """How many runs of one kind have an intruder dimension, in words: ``0 (2) of the 6 of LoRA (r = 1, 8)``."""
+    chosen = runs[runs["method_kind"] == kind]
+    some = (chosen["n_intruders"] > 0).groupby(chosen["epsilon"]).agg(["sum", "size"])
+    strict, lenient = (some.loc[epsilon] for epsilon in CLAIM_EPSILONS)
+    ranks = ", ".join(map(str, sorted(chosen["r"].unique())))
+    whose = "full fine-tuning" if kind == "full" else f"LoRA (r = {ranks})"
+    return f"{strict['sum']} ({lenient['sum']}) of the {strict['size']} of {whose}"
 
 
 def _by_method(grid: Measured, column: str, label: str) -> Drawn:
