@@ -249,7 +249,7 @@ def u_around_full_at_best_rates(table: pd.DataFrame, *, in_experiment: str, low_
 
     def effect(part: pd.DataFrame) -> float:
         lora, full = part.set_index("r")["pseudo_loss"], full_row(part)["pseudo_loss"]
-        at_least(width - max(low_ranks), 1, f"rank above {max(low_ranks)}, the full width")
+        at_least(int(width > max(low_ranks)), 1, f"rank above {max(low_ranks)}, the full width,")
         return float(min((value_at(lora, [1, width]) - full).min(), (full - value_at(lora, low_ranks)).min()))
 
     return replace(by_seed(best, effect, outcome="pseudo_loss"), undecided=undecided)
