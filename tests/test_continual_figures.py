@@ -100,6 +100,19 @@ def test_spectra_are_told_after_the_last_stage(reference):
     assert all(float(tick).is_integer() for tick in (*counts.get_yticks(), *counts.get_xticks()))
 
 
+def test_a_stage_with_a_broken_readout_has_no_forgetting():
+    """Word frequencies alone give 7.60 nats per token: full fine-tuning's last two stages lie above them."""
+    table = spectra().assign(pseudo_loss=lambda t: np.where(
+        (t["method"] == "full") & (t["stage"] > 1), 8.0, 5.0), forgetting=lambda t: t["pseudo_loss"] - 4.5)
+    drawn = figures.spectra_through_the_sequence(measured(table))
+    _check(drawn)
+    counts, losses = drawn.figure.axes
+    full, = named(losses, "full")
+    assert full[0] == 0.5 and np.isnan(full[1:]).all() and named(losses, "LoRA r=8") == [[0.5] * 3]
+    assert len(named(counts, "full")[0]) == 3 and "a broken readout" in drawn.alt
+    assert drawn.table["forgetting"].max() == 3.5, "what was measured stays in the table"
+
+
 def test_alphas_are_told_apart_at_the_highest_rank_of_the_reference():
     """The reader's own rank 8 is not drawn where the reference has rank 64 with both alphas."""
     reference = pd.concat([sequence(2, ("full", "LoRA r=64")), sequence(2, ("LoRA r=64",), alpha=8).assign(

@@ -10,7 +10,7 @@ from utils.reporting.measured import Measured
 from utils.reporting.publish import _check
 from utils.reporting.registry import FIGURES, FINDINGS
 from utils.reporting.selection import marked
-from utils.studies.forgetting import figures, rules
+from utils.studies.forgetting import figures, refit_figures, rules
 from utils.studies.forgetting.readout import broken_readout, readout_limit
 
 
@@ -85,6 +85,30 @@ def test_a_lost_column_is_loud(name):
         RULES[name](losses(WHOLE).drop(columns="pseudo_loss"))
 
 
+def refitted(*seeds: dict[int, tuple[float, float]]) -> pd.DataFrame:
+    """Rise of the pseudo-loss and what is left of it with the readout refitted, by rank (0 is full), seed by seed."""
+    return marked(pd.DataFrame([
+        {"experiment": "second", "task": "topics", "seed": seed, "r": r, "method": f"LoRA r={r}" if r else "full",
+         "run": f"{r}-{seed}", "accuracy": 0.9, "base_pseudo_loss": 5.0, "pseudo_loss": 5 + rise,
+         "refitted_loss": 5 + left, "forgetting": rise, "body": left, "readout": rise - left,
+         **{f"{part}_{end}": value + step for part, value in (("forgetting", rise), ("body", left),
+                                                              ("readout", rise - left))
+            for end, step in (("low", -0.125), ("high", 0.125))}}
+        for seed, by_rank in enumerate(seeds) for r, (rise, left) in by_rank.items()]))
+
+
+MOSTLY_READOUT = {0: (4.0, 1.0), 1: (0.5, 0.25), 64: (2.0, 0.75)}
+
+
+def test_the_readouts_share_of_full_and_the_order_that_is_left():
+    table = refitted(MOSTLY_READOUT, {0: (2.0, 1.5), 1: (0.5, 0.25), 64: (2.0, 1.75)})
+    assert by_seed(rules.readout_share_of_full(table)) == {0: 0.75, 1: 0.25}
+    assert by_seed(rules.full_minus_worst_refitted(table, max_rank=64)) == {0: 0.25, 1: -0.25}
+    assert by_seed(rules.full_minus_worst_refitted(table, max_rank=8)) == {0: 0.75, 1: 1.25}
+    nothing = rules.readout_share_of_full(refitted({0: (-0.5, 0.0)}))
+    assert nothing.values.isna().all() and "adds nothing" in nothing.missing[0]
+
+
 # Figures ------------------------------------------------------------------------------------------------------------
 
 OWN = losses({0: 5.0, 1: 4.75, 8: 4.5})
@@ -106,7 +130,34 @@ def test_full_and_base_are_levels_and_lora_a_curve(reference):
     assert [text.get_text() for text in axis.get_xticklabels()] == ranks
     full = "full 5, LoRA r=1 4.75" if reference is None else "full 5.5, LoRA r=1 4.5"
     assert "Base 4.00 nats per token" in drawn.alt and f"movies: {full}, LoRA r=8 4.5" in drawn.alt
-    assert drawn.shown.set_index("method").loc["full", "movies"] == (5.0 if reference is None else 5.5)
+    assert drawn.shown.set_index("method").loc["full", "movies"] == ("5.000" if reference is None else "5.500")
+
+
+@pytest.mark.parametrize("reference", [None, losses({0: 8.0, 1: 4.75, 8: 4.5}, {0: 9.0, 1: 4.5, 8: 8.5})],
+                         ids=["own", "with reference"])
+def test_a_broken_readout_is_a_named_cross_and_no_forgetting(reference):
+    """Above the 7.60 nats per token of word frequencies a loss is not drawn at its height, and enters no mean."""
+    drawn = figures.forgetting_against_rank(measured(losses({0: 9.0, 1: 4.75, 8: 4.5}), reference))
+    _check(drawn)
+    (axis,) = drawn.figure.axes
+    crosses = [line for line in axis.lines if line.get_marker() == "x"]
+    assert [text.get_text() for text in axis.texts] == ["full: broken readout"] + (
+        ["LoRA r=8: broken readout"] if reference is not None else [])
+    assert [float(line.get_ydata()[0]) for line in crosses] == pytest.approx([7.60] * len(crosses), abs=0.005)
+    assert len(crosses) == len(axis.texts)
+    assert not any(line.get_label() == "full, yours" for line in axis.lines) and axis.get_ylim()[1] < 8.5
+    shown = drawn.shown.set_index("method")["movies"]
+    assert shown["full"] == "broken readout" and shown["LoRA r=8"] == "4.500"
+    assert "full on movies (" in drawn.alt and "movies: LoRA r=1" in drawn.alt
+
+
+def test_a_broken_readout_is_left_out_beside_what_could_explain_it():
+    drawn = figures.forgetting_against_what(measured(losses({0: 9.0, 1: 4.75, 8: 4.5})))
+    assert "1 of your runs with a broken readout" in drawn.caption and set(drawn.table["method"]) == {
+        "LoRA r=1", "LoRA r=8"}
+    assert "full" not in drawn.alt.split("Mean forgetting")[1]
+    whole = figures.forgetting_against_what(measured(losses({0: 5.0, 1: 4.75})))
+    assert "broken" not in whole.caption and len(whole.table) == 2
 
 
 def test_a_run_that_did_not_learn_is_in_no_mean():
@@ -128,10 +179,10 @@ def test_forgetting_has_one_point_per_run_against_each_candidate(reference):
 
 
 def test_a_failed_run_is_a_hollow_point():
-    drawn = figures.forgetting_against_what(measured(losses({0: 5.0, 1: 4.75, 8: 9.0}, r8=0.5)))
+    drawn = figures.forgetting_against_what(measured(losses({0: 5.0, 1: 4.75, 8: 7.0}, r8=0.5)))
     hollow = [line for line in drawn.figure.axes[0].lines
               if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
-    assert [list(line.get_ydata()) for line in hollow] == [[5.0]]
+    assert [list(line.get_ydata()) for line in hollow] == [[3.0]]
 
 
 # What is found ------------------------------------------------------------------------------------------------------
@@ -139,6 +190,35 @@ def test_a_failed_run_is_a_hollow_point():
 
 def found(name: str, table: pd.DataFrame):
     return FINDINGS[name](measured(OWN, table))
+
+
+@pytest.mark.parametrize("reference", [None, refitted(MOSTLY_READOUT, MOSTLY_READOUT)], ids=["own", "with reference"])
+def test_both_readouts_are_points_with_intervals_and_a_level_of_broken_ones(reference):
+    drawn = refit_figures.readout_refitted(measured(refitted(MOSTLY_READOUT), reference))
+    _check(drawn)
+    (axis,) = drawn.figure.axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["full", "LoRA r=1", "LoRA r=64"]
+    own = [line for line in axis.lines if line.get_marker() == "o" and line.get_markersize() == 8]
+    assert [float(line.get_ydata()[0]) for line in own] == [4.0, 0.5, 2.0]
+    (level,) = axis.patches
+    assert level.get_y() == pytest.approx(7.60 - 5.0, abs=0.005), "word frequencies, above the base"
+    assert "own head full 4.00, LoRA r=1 0.50, LoRA r=64 2.00; refitted full 1.00, LoRA r=1 0.25" in drawn.alt
+    assert drawn.shown["share of the readout"].tolist() == [0.75, 0.5, 0.625]
+
+
+@pytest.mark.parametrize("changed, met, words", [
+    ({}, True, ["3.00 (one seed) of the 4.00 (one seed) nats per token", "in 1 of 1 seeds", "every run lies below"]),
+    ({0: (4.0, 2.5)}, False, ["1.50 (one seed) of the 4.00"]),  # less than half, and the order holds
+    ({64: (2.0, 1.5)}, False, ["above every rank up to 64 in 0 of 1 seeds"]),
+    ({0: (8.0, 3.0)}, False, ["some run lies above the loss of word frequencies"])])
+def test_what_refitting_gives_back_is_said_as_the_tables_have_it(changed, met, words):
+    result = FINDINGS["06_readout_refitted"](measured(refitted(MOSTLY_READOUT | changed)))
+    assert result.met is met and all(word in result.text for word in words)
+
+
+def test_without_full_fine_tuning_nothing_is_said_of_its_share():
+    result = FINDINGS["06_readout_refitted"](measured(refitted({1: (0.5, 0.25), 64: (2.0, 0.75)})))
+    assert result.met is None and "No run of full fine-tuning learnt" in result.text and "cannot be said" in result.text
 
 
 ORDERED = {0: 5.5, 1: 5.25, 8: 4.75, 64: 5.0, 384: 5.25}
@@ -211,7 +291,8 @@ def test_methods_are_compared_by_their_means(norms, words):
 
 @pytest.mark.parametrize("profile", ["laptop", "smoke"])
 def test_every_figure_of_notebook_06_finds_something_in_the_reference(profile):
-    ours = [name for name, one in FIGURES.items() if name.startswith("06_") and "forgetting" in one.measurements]
+    ours = [name for name, figure in FIGURES.items()
+            if name.startswith("06_") and figure.measurements == ("forgetting",)]
     assert len(ours) == 2
     for name in ours:
         result = FINDINGS[name](Measured("forgetting", load_profile(profile), (3,), OWN,

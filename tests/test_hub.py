@@ -101,7 +101,8 @@ def shrunk_profile(folder: Path, **evaluation) -> str:
     return custom_profile(folder, tasks=content["tasks"], experiments=content["experiments"],
                           decoder_experiments=content["decoder_experiments"],
                           decoder_evaluation=content["decoder_evaluation"] | few | evaluation,
-                          pseudo_loss=content["pseudo_loss"], continual=content["continual"], costs=content["costs"],
+                          pseudo_loss=content["pseudo_loss"], readout={"blocks": 8, "tokens": 16},
+                          continual=content["continual"], costs=content["costs"],
                           preferences=chosen, sharpness={"rows": 2, "moment_rows": 4, "max_iterations": 4})
 
 

@@ -4,7 +4,7 @@ from utils.evaluation import harness
 from utils.profiles import Profile
 from utils.profiles.schema import ModelReference, Preferences
 from utils.sources import archives
-from utils.sources.corpora import pretraining_passages
+from utils.sources.corpora import held_in_passages, pretraining_passages
 from utils.sources.domains import domain_texts, mathematics_questions
 from utils.sources.models import resolve
 from utils.sources.tasks import load_task, task
@@ -19,6 +19,7 @@ def fetch_profile(profile: Profile) -> None:
     for name in profile.tasks:
         _fetch_task(profile, name)
     texts = pretraining_passages(profile.pseudo_loss.corpus, profile.pseudo_loss.passages)
+    texts += held_in_passages(profile.pseudo_loss.corpus, profile.readout.blocks, apart=len(texts))
     print(f"corpus {profile.pseudo_loss.corpus}: {len(texts)} passages", flush=True)
     if profile.decoder_experiments:
         _fetch_decoders(profile)

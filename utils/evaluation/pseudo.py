@@ -9,7 +9,8 @@ References
 Salazar et al., "Masked Language Model Scoring", ACL 2020; arXiv 2410.21228v3, section 5 and Fig 6b.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -56,12 +57,41 @@ def pseudo_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Seq
         raise CourseError("Pseudo-loss needs model.eval(): dropout would change the number from call to call.")
     if tokenizer.mask_token_id is None:
         raise CourseError("Pseudo-loss needs a tokenizer with a mask token; causal models have their own loss.")
-    copies, rows = _masked_copies(tokenizer, texts, tokens, every=every), []
+    device, rows = next(model.parameters()).device, []
+    for batch in masked_batches(tokenizer, texts, tokens=tokens, batch_size=batch_size, every=every):
+        logits = masked_lm_logits(model, batch.ids.to(device), batch.attention.to(device), where=batch.where.to(device))
+        rows.append(token_losses(logits, batch))
+    return by_passage(rows)
+
+
+class MaskedBatch(NamedTuple):
+    """Texts with one token masked in each: ``ids``, ``attention``, ``where`` (B, T); ``truth``, ``passages`` (B,)."""
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    where: torch.Tensor
+    truth: torch.Tensor
+    passages: tuple[int, ...]
+
+
+def masked_batches(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, tokens: int,
+                   batch_size: int = 128, every: int = 1) -> Iterator[MaskedBatch]:
+    """Every token of every text masked in turn, as :func:`pseudo_loss` takes them; texts of like length together."""
+    copies = _masked_copies(tokenizer, texts, tokens, every=every)
     copies.sort(key=lambda copy: len(copy[1]))  # equal lengths together: no padding is computed
     for start in range(0, len(copies), batch_size):
-        rows += _losses(model, tokenizer, copies[start:start + batch_size])
-    table = pd.DataFrame(rows, columns=["passage", "negative_pll_nats"])
-    return table.groupby("passage")["negative_pll_nats"].agg(["sum", "size"]).rename(
+        yield _batch(tokenizer, copies[start:start + batch_size])
+
+
+def token_losses(logits: torch.Tensor, batch: MaskedBatch) -> pd.DataFrame:
+    """``passage`` and ``negative_pll_nats`` of each masked token, from logits of shape (B, vocabulary)."""
+    losses = torch.nn.functional.cross_entropy(logits.float(), batch.truth.to(logits.device), reduction="none")
+    return pd.DataFrame({"passage": batch.passages, "negative_pll_nats": losses.tolist()})
+
+
+def by_passage(losses: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """What :func:`pseudo_loss` returns, from :func:`token_losses` of all batches."""
+    return pd.concat(losses).groupby("passage")["negative_pll_nats"].agg(["sum", "size"]).rename(
         columns={"sum": "negative_pll_nats", "size": "tokens"}).reset_index()
 
 
@@ -110,8 +140,8 @@ def _masked_copies(tokenizer, texts, tokens, *, every=1) -> list[tuple[int, list
     return copies
 
 
-def _losses(model, tokenizer, part) -> list[tuple[int, float]]:
-    device, longest = next(model.parameters()).device, len(part[-1][1])
+def _batch(tokenizer, part) -> MaskedBatch:
+    longest = len(part[-1][1])
     ids_B_T = torch.full((len(part), longest), tokenizer.pad_token_id)
     attention_B_T, where_B_T = torch.zeros_like(ids_B_T), torch.zeros_like(ids_B_T, dtype=torch.bool)
     for row, (_, ids, position) in enumerate(part):
@@ -120,6 +150,4 @@ def _losses(model, tokenizer, part) -> list[tuple[int, float]]:
         where_B_T[row, position] = True
     truth = ids_B_T[where_B_T]
     ids_B_T[where_B_T] = tokenizer.mask_token_id
-    logits = masked_lm_logits(model, ids_B_T.to(device), attention_B_T.to(device), where=where_B_T.to(device))
-    losses = torch.nn.functional.cross_entropy(logits.float(), truth.to(device), reduction="none")
-    return [(passage, loss) for (passage, _, _), loss in zip(part, losses.tolist(), strict=True)]
+    return MaskedBatch(ids_B_T, attention_B_T, where_B_T, truth, tuple(passage for passage, _, _ in part))

@@ -26,6 +26,7 @@ from utils.profiles.sections import (
     Intervention,
     Preferences,
     PseudoLoss,
+    Readout,
     ReleasedPair,
     ScaledRun,
     Sharpness,
@@ -35,8 +36,8 @@ from utils.profiles.values import Checked, Fraction, ModelReference, Positive, R
 
 __all__ = ["NO_ALPHA", "Continual", "Costs", "Decoder", "DecoderEvaluation", "DecoderExperiment", "Experiment",
            "Fraction", "Hardware", "Intervention", "ModelReference", "Positive", "Preferences", "Profile", "PseudoLoss",
-           "Rate", "Rates", "ReleasedPair", "RunGroup", "RunGroups", "ScaledRun", "Seed", "Sharpness", "Spectra",
-           "Targets", "TaskSizes", "Training", "Variant"]
+           "Rate", "Rates", "Readout", "ReleasedPair", "RunGroup", "RunGroups", "ScaledRun", "Seed", "Sharpness",
+           "Spectra", "Targets", "TaskSizes", "Training", "Variant"]
 
 NOTEBOOK_EXPERIMENTS = ("ranks", "second", "grid", "grid_second", "longer", "learning_rates", "rule", "fixed_rate",
                         "alpha_8", "matched_alpha", "rank_stabilised", "data", "variants")
@@ -87,6 +88,7 @@ class Profile(Checked):
     experiments: dict[str, Experiment]
     spectra: Spectra
     pseudo_loss: PseudoLoss
+    readout: Readout = Readout()
     intervention: Intervention
     continual: Continual
     released: Annotated[tuple[ReleasedPair, ...], AfterValidator(_named_once)] = ()

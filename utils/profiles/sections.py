@@ -134,6 +134,13 @@ class PseudoLoss(Checked):
     tokens: Annotated[int, Field(ge=8, le=512)]
 
 
+class Readout(Checked):
+    """The text on which a masked-LM's readout is fitted anew: blocks of so many tokens, other than what it reads."""
+
+    blocks: Positive = 192
+    tokens: Annotated[int, Field(ge=8, le=512)] = 64
+
+
 class Preferences(Checked):
     """Preference tuning: which pairs, which policy and reward model under which chat templates, and every run.
 

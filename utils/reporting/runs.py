@@ -165,15 +165,24 @@ def run_pseudo_loss(run: Run, settings: PseudoLoss, step: int | None = None) -> 
         model_pseudo_loss(run.base, run.masked_lm(step), settings))))
 
 
-@lru_cache(maxsize=4)
-def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
-    """Pseudo-loss of the untouched base, nats per token."""
+def base_masked_lm(base: BaseModel):
+    """The untouched base with its masked-LM head, in evaluation mode."""
     import torch
     from transformers import AutoModelForMaskedLM
 
-    model = AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32,
-                                                 use_safetensors=True, trust_remote_code=False).eval()
-    return corpus_loss(model_pseudo_loss(base, model, settings))
+    return AutoModelForMaskedLM.from_pretrained(base.folder, dtype=torch.float32,
+                                                use_safetensors=True, trust_remote_code=False).eval()
+
+
+@lru_cache(maxsize=4)
+def base_passage_losses(base: BaseModel, settings: PseudoLoss) -> pd.DataFrame:
+    """Pseudo-loss of each passage under the untouched base, as :func:`utils.evaluation.pseudo.pseudo_loss` has it."""
+    return model_pseudo_loss(base, base_masked_lm(base), settings)
+
+
+def base_pseudo_loss(base: BaseModel, settings: PseudoLoss) -> float:
+    """Pseudo-loss of the untouched base, nats per token."""
+    return corpus_loss(base_passage_losses(base, settings))
 
 
 def model_pseudo_loss(base: BaseModel, model, settings: PseudoLoss) -> pd.DataFrame:

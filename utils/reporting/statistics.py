@@ -45,6 +45,43 @@ def mcnemar_p(right_a, right_b) -> float:
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
 
 
+def paired_interval(one, other, tokens, *, confidence: float = 0.95, draws: int = 2000) -> tuple[float, float, float]:
+    """Difference of two losses per token on the same passages, with its paired bootstrap interval over the passages.
+
+    Parameters
+    ----------
+    one, other : array of shape (passages,)
+        Losses summed over each passage's tokens, in nats.
+    tokens : array of shape (passages,)
+        By which a passage counts.
+    draws : int
+        Resamples; equal calls give equal intervals.
+
+    Returns
+    -------
+    tuple of float
+        The difference (one minus other, nats per token) and the ends of its interval; NaN ends for a single passage.
+
+    Examples
+    --------
+    >>> paired_interval([6, 6], [2, 4], [2, 2])[0]
+    1.5
+    """
+    difference, weights = np.asarray(one, dtype=float) - np.asarray(other, dtype=float), np.asarray(tokens, dtype=float)
+
+    def per_token(values, counts, axis=-1):
+        return values.sum(axis) / counts.sum(axis)
+
+    mean = float(per_token(difference, weights))
+    if len(difference) < 2:
+        return mean, float("nan"), float("nan")
+    if np.ptp(difference / weights) == 0:
+        return mean, mean, mean
+    found = stats.bootstrap((difference, weights), per_token, paired=True, vectorized=True, n_resamples=draws,
+                            confidence_level=confidence, method="percentile", rng=np.random.default_rng(0))
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def rank_correlation(x, y, confidence: float = 0.95) -> dict:
     """Spearman's rho with p, exact n, and an interval by Fisher's transformation.
 

@@ -12,6 +12,7 @@ from utils.reporting.style import method_styles
 from utils.reporting.words import listed
 from utils.spectra import is_intruder
 from utils.studies.continual.rules import plain
+from utils.studies.forgetting.readout import is_broken, readout_limit
 from utils.studies.similarity.choice import Shown
 
 STAGE = "stage: tasks trained so far"
@@ -113,10 +114,20 @@ def similarity_by_stage(profile: Profile, maps: dict[str, dict[str, np.ndarray]]
                  f"for each method. {chosen}.", table)
 
 
+def _only_read(table: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """The same without the ``forgetting`` of stages whose readout is broken."""
+    return table.assign(forgetting=table["forgetting"].mask(is_broken(table, readout_limit(profile))))
+
+
 @figure("08_spectra_through_the_sequence", measurements=("sequence_spectra",), place="Illusion v3, Figs 9 and 18")
 def spectra_through_the_sequence(spectra: Measured) -> Drawn:
-    """Intruders of the whole model, and rise of the pseudo-loss, against the stage."""
+    """Intruders of the whole model, and rise of the pseudo-loss, against the stage.
+
+    Where a loss lies above word frequencies alone its rise is no forgetting, and is not drawn.
+    """
     own, reference, best = _plain(spectra)
+    own, best = _only_read(own, spectra.profile), _only_read(best, spectra.best_profile)
+    reference = None if reference is None else _only_read(reference, spectra.best_profile)
     names = {"n_intruders": f"intruder dimensions, epsilon {spectra.profile.spectra.epsilon}",
              "forgetting": "rise of pseudo-loss, nats per token"}
     drawn = panel_lines(by_value(own, names), by_value(reference, names), x="stage", y="value", panel="panel",
@@ -128,10 +139,12 @@ def spectra_through_the_sequence(spectra: Measured) -> Drawn:
         n_intruders=("n_intruders", "mean"), forgetting=("forgetting", "mean"), seeds=("seed", "nunique")).reset_index()
     alt = ("Two line plots against the stage: intruder dimensions and rise of pseudo-loss. After the last stage, "
            f"{spectra.source}: " + "; ".join(
-               f"{row.method}: {row.n_intruders:.3g} intruders, {row.forgetting:.2f} nats"
+               f"{row.method}: {row.n_intruders:.3g} intruders, "
+               + ("a broken readout" if np.isnan(row.forgetting) else f"{row.forgetting:.2f} nats")
                for row in final.itertuples()) + ".")
     return Drawn(drawn, alt, "Intruders against the untouched base, and how much of the pre-training text is "
-                 "forgotten, stage by stage.", own, shown_table(final, {
+                 "forgotten, stage by stage; stages whose loss lies above word frequencies are left out.",
+                 plain(spectra.own), shown_table(final, {
                      "method": "method", "n_intruders": "intruders at the end", "forgetting": "forgetting, nats",
                      "seeds": "seeds"}))
 

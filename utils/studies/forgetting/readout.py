@@ -30,6 +30,21 @@ def _limit(encoder: ModelReference, settings: PseudoLoss) -> float:
     return word_frequency_loss(tokenizer_of(resolve(encoder).folder), texts, tokens=settings.tokens, counted=counted)
 
 
+def is_broken(runs: pd.DataFrame, limit: float | None) -> pd.Series:
+    """Which runs' pseudo-loss measures no forgetting: above the limit, where the untouched base lies below it.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        One row per run, with ``pseudo_loss`` and ``forgetting`` (its rise) in nats per token.
+    limit : float or None
+        From :func:`readout_limit`; with None no run is broken.
+    """
+    if limit is None:
+        return pd.Series(False, index=runs.index)
+    return (runs["pseudo_loss"] > limit) & (runs["pseudo_loss"] - runs["forgetting"] < limit)
+
+
 def broken_readout(groups: Mapping[str, pd.DataFrame], limit: float | None) -> str:
     """A sentence on the runs whose pseudo-loss no loss of knowledge explains; "" without any, or without a limit.
 
@@ -50,8 +65,7 @@ def broken_readout(groups: Mapping[str, pd.DataFrame], limit: float | None) -> s
     """
     if limit is None:
         return ""
-    above = {name: int(((runs["pseudo_loss"] > limit) & (runs["pseudo_loss"] - runs["forgetting"] < limit)).sum())
-             for name, runs in groups.items()}
+    above = {name: int(is_broken(runs, limit).sum()) for name, runs in groups.items()}
     said = both(f"{name} ({count} of {len(groups[name])} runs)" for name, count in above.items() if count)
     return said and (f" The loss ends above the {limit:.2f} nats per token that word frequencies alone give in {said}: "
                      "a broken readout, since losing all that context tells costs no more than that.")
