@@ -19,7 +19,7 @@ from utils.reporting.runs import base_pseudo_loss, run_pseudo_loss
 from utils.reporting.statistics import paired_interval
 from utils.sources import corpora
 from utils.sources.text import news_articles
-from utils.studies.forgetting.refit import refitted_readouts
+from utils.studies.forgetting.refit import paired_settings, refitted_readouts
 from utils.training.store import RunStore
 
 TEXTS = corpora.pretraining_passages("news", 6)
@@ -186,13 +186,13 @@ def profile(tiny_base) -> Profile:
 def test_every_run_of_the_second_task_is_split_into_readout_and_body(profile, tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     monkeypatch.setattr(kit_runs, "RunStore", lambda: store)
-    table = refitted_readouts(profile)
+    table, paired = refitted_readouts(profile), paired_settings(profile.pseudo_loss)
     runs = {run.spec.key: run for run in kit_runs.experiment_runs(profile, "second")}
     assert set(table["run"]) == set(runs) and set(table["task"]) == {"topics"} and table["accuracy"].between(0, 1).all()
     for row in table.itertuples():
         run = runs[row.run]
-        assert row.pseudo_loss == pytest.approx(run_pseudo_loss(run, profile.pseudo_loss), abs=1e-6)
-        assert row.base_pseudo_loss == base_pseudo_loss(run.base, profile.pseudo_loss)
+        assert row.pseudo_loss == pytest.approx(run_pseudo_loss(run, paired), abs=1e-6)
+        assert row.base_pseudo_loss == base_pseudo_loss(run.base, paired)
         assert row.readout + row.body == pytest.approx(row.forgetting, abs=1e-6)
         assert row.refitted_loss == pytest.approx(row.base_pseudo_loss + row.body, abs=1e-6)
         for part in ("forgetting", "readout", "body"):

@@ -18,13 +18,21 @@ def fetch_profile(profile: Profile) -> None:
     _fetch_base("encoder", profile.encoder)
     for name in profile.tasks:
         _fetch_task(profile, name)
-    texts = pretraining_passages(profile.pseudo_loss.corpus, profile.pseudo_loss.passages)
-    texts += held_in_passages(profile.pseudo_loss.corpus, profile.readout.blocks, apart=len(texts))
-    print(f"corpus {profile.pseudo_loss.corpus}: {len(texts)} passages", flush=True)
+    _fetch_passages(profile)
     if profile.decoder_experiments:
         _fetch_decoders(profile)
     if profile.preferences:
         _fetch_preferences(profile.preferences)
+
+
+def _fetch_passages(profile: Profile) -> None:
+    """What pseudo-losses are read on, also in pairs, and the other text that readouts are fitted on."""
+    settings = profile.pseudo_loss
+    texts = pretraining_passages(settings.corpus, settings.passages)
+    paired = pretraining_passages(settings.corpus, settings.paired_passages)
+    others = held_in_passages(settings.corpus, profile.readout.blocks, apart=settings.paired_passages)
+    print(f"corpus {settings.corpus}: {len(texts)} passages, {len(paired)} for comparisons, {len(others)} to fit "
+          "readouts on", flush=True)
 
 
 def _fetch_preferences(settings: Preferences) -> None:

@@ -80,7 +80,7 @@ def head_accuracies(model: PeftModel, batches: Iterable[dict], *, seed: int, hea
     Parameters
     ----------
     model : PeftModel
-        Whose last layer, ``classifier``, takes one vector of features per row.
+        Whose head, ``classifier``, is a linear layer (BERT) or ends with one (RoBERTa), on one vector per row.
     batches : iterable of dict
         As :func:`utils.training.metrics.predict` takes them.
     seed : int
@@ -93,8 +93,9 @@ def head_accuracies(model: PeftModel, batches: Iterable[dict], *, seed: int, hea
     torch.Tensor of shape (heads,)
     """
     features: list[torch.Tensor] = []
-    last = next(module for name, module in model.named_modules() if name.endswith(f"modules_to_save.{REDUCED}")
-                and isinstance(module, torch.nn.Linear) and "classifier" in name)
+    head = next(module for name, module in model.named_modules()
+                if name.endswith(f"modules_to_save.{REDUCED}") and "classifier" in name)
+    last = [module for module in head.modules() if isinstance(module, torch.nn.Linear)][-1]  # BERT's is the head itself
     hook = last.register_forward_pre_hook(lambda _, given: features.append(given[0].cpu()))
     try:
         _, true = predict(model, batches)

@@ -70,7 +70,7 @@ def count_beyond_random(table: pd.DataFrame, *, epsilon: float, in_experiment: s
     any, nothing is compared.
     """
     rows = runs_that_learnt(_of(table, in_experiment, epsilon))
-    lora = rows[(rows["r"] == rank) & (rows["method_kind"] == "lora")]
+    lora = rows_where(rows, r=rank, method_kind="lora")
 
     def effect(part: pd.DataFrame) -> float:
         some = part[(part["n_intruders"] > 0) | (part["n_random"] > 0)]
@@ -93,7 +93,7 @@ def count_of_full_at_best_rate(table: pd.DataFrame, *, epsilon: float, in_experi
 def count_trend_with_rate(table: pd.DataFrame, *, epsilon: float, in_experiment: str, rank: int) -> Effects:
     """Spearman's rho between learning rate and count over the runs of one rank that learnt, of three rates or more."""
     rows = runs_that_learnt(_of(table, in_experiment, epsilon))
-    lora = rows[(rows["r"] == rank) & (rows["method_kind"] == "lora")]
+    lora = rows_where(rows, r=rank, method_kind="lora")
 
     def effect(part: pd.DataFrame) -> float:
         at_least(part["learning_rate"].nunique(), 3, f"rates of r = {rank} that learnt")
