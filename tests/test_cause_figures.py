@@ -325,6 +325,11 @@ def test_which_svd_the_papers_numbers_fit_is_said_by_their_distance(turned, fits
     assert f"lie {near} percentage points" in result.text and f"and {far} from those" in result.text
     assert f"so they fit the {fits}" in result.text and result.met is not turned
     assert "below lambda 0.3 forgetting rises again in 0 of 1 lines of the paper" in result.text
+    other = table.own.assign(seed=1, kind=table.own["kind"].map({"intruder": "update triplet",
+                                                                 "update triplet": "intruder"}))
+    both_ways = pd.concat([table.own, other], ignore_index=True)
+    split = FINDINGS["07_beside_table_3"](Measured("x", table.profile, (0, 1), both_ways, both_ways, paper))
+    assert "nearer in 1 of 2 pairs of a task and a seed, so they do not tell the two apart" in split.text
 
 
 def test_removal_is_said_run_by_run():

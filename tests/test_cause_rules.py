@@ -163,6 +163,14 @@ def test_a_smaller_rate_stands_beside_lambda_as_a_whole_update_does():
     assert found.missing[0] == "no smaller rate to compare with"
 
 
+@pytest.mark.parametrize("accuracy, said", [(0.625, ""), (0.9375, "in 1 of 1 runs that accuracy is never had")])
+def test_an_accuracy_that_the_other_kind_never_has_leaves_the_verdict_open(accuracy, said):
+    """0.9375 is above all that the whole update has; whatever stands in there, nothing is equal."""
+    table = frame(points(0, accuracy, 0.25, WHOLE))
+    found = rules.forgetting_at_equal_accuracy(table, rank=8, factor=0.5, beside="whole update")
+    assert found.undecided.startswith(said) and bool(found.undecided) == bool(said)
+
+
 def test_the_front_of_many_draws_is_that_of_each():
     """By the course's own rule of the front, one draw at a time; the interpolation by hand in one of them."""
     random = np.random.default_rng(0)

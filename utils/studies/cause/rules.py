@@ -4,6 +4,7 @@ Effects of changed models come with a paired bootstrap over seeds, test rows and
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def forgetting_at_equal_accuracy(table: pd.DataFrame, *, rank: int, factor: floa
 
     The other kind's Pareto front, its lambdas (or shares of the learning rate) from 0 to 1, is interpolated at the
     accuracy that scaling intruders by `factor` leaves, anew in every draw of the bootstrap. Beyond an end of the front
-    its last point stands: no accuracy is made up.
+    its last point stands: no accuracy is made up, and what is said of such a run leaves the verdict open.
     """
     run = _gentlest(table, rank)
 
@@ -104,7 +105,18 @@ def forgetting_at_equal_accuracy(table: pd.DataFrame, *, rank: int, factor: floa
                   for measure in (models.accuracy, models.forgetting)]
         return forgetting - on_the_front(*points, accuracy)
 
-    return _judged(table, run, effect, outcome=_among(table, "forgetting", **run, kind=["intruder", beside]))
+    effects = _judged(table, run, effect, outcome=_among(table, "forgetting", **run, kind=["intruder", beside]))
+    beyond = [out_of_reach(part, beside, factor=factor) for seed, part in table.groupby("seed")
+              if seed in effects.values.dropna().index]
+    return replace(effects, undecided=f"in {sum(beyond)} of {len(beyond)} runs that accuracy is never had and the "
+                   "nearest point stands in" if any(beyond) else "")
+
+
+def out_of_reach(rows: pd.DataFrame, beside: str, *, factor: float) -> bool:
+    """Whether scaling one run's intruders leaves an accuracy that none of the other kind's models encloses."""
+    other = rows[(rows["kind"] == beside) & (rows["factor"] <= 1)]["accuracy"]
+    left = rows_where(rows, kind="intruder", factor=factor)["accuracy"].iloc[0]
+    return not other.min() <= left <= other.max()
 
 
 def on_the_front(accuracies_D_P: np.ndarray, forgetting_D_P: np.ndarray, at_D: np.ndarray) -> np.ndarray:
