@@ -84,7 +84,7 @@ print(json.dumps({
 def test_a_forked_kernel_has_the_surroundings_of_a_usual_one(tmp_path, monkeypatch, count_kernels):
     """Variables that changed since the server was started included; and it has imported before the first cell."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # two threads after the fork: none was there before it
-    book = Notebook(tmp_path, "import sys\nimported = 'torch' in sys.modules", SURROUNDINGS,
+    book = Notebook(tmp_path, "import sys, time\nimported = 'torch' in sys.modules\ntime.sleep(2)", SURROUNDINGS,
                     "held = torch.ones(50, 2**20)\nprint(imported, float((held @ held.T).sum()) == 50 * 50 * 2**20)")
     usual = book.run()
     assert usual == "False True\n"
@@ -203,7 +203,9 @@ def test_a_course_that_is_killed_leaves_neither_kernel_nor_server(tmp_path):
 
 def test_where_no_kernel_can_be_forked_a_usual_one_is_started(tmp_path, monkeypatch, count_kernels):
     """On another system, of another Python, or where the libraries cannot be imported ahead, which is tried once."""
-    book, tried = Notebook(tmp_path, "import os, sys\nprint(os.getppid(), 'utils' in sys.modules)"), []
+    # Memory is read a few times a second: a kernel that is gone sooner has shown none.
+    book = Notebook(tmp_path, "import os, sys, time\ntime.sleep(2)\nprint(os.getppid(), 'utils' in sys.modules)")
+    tried = []
     with monkeypatch.context() as patch, warm_kernels(nothing):
         patch.setattr(forked.sys, "platform", "darwin")
         with warm_kernels(nothing), kernel_config() as config:
