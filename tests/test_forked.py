@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from imports_ahead import for_ever, nothing, seeded
+from interrupting import interrupted_cell
 from nbformat.v4 import new_code_cell, new_notebook
 
 from utils.course import forked, kernels, warm
@@ -155,17 +156,7 @@ def test_what_a_forked_kernel_writes_past_python_goes_where_it_did(tmp_path, cap
 
 def interrupted(tmp_path: Path) -> Notebook:
     """A notebook that begins a process, and an interruption once it has."""
-    mark = tmp_path / "started"
-    book = Notebook(tmp_path, "import subprocess, time\nfirst = subprocess.Popen(['sleep', '300'])\n"
-                              f"open({str(mark)!r}, 'w').write(str(first.pid))\ntime.sleep(300)")
-
-    def interrupt() -> None:
-        while not (mark.exists() and mark.read_text()):
-            time.sleep(0.05)
-        _thread.interrupt_main()
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    return book
+    return Notebook(tmp_path, interrupted_cell(tmp_path / "started"))
 
 
 def test_an_interruption_ends_the_forked_kernel_and_all_that_it_started(tmp_path, ctrl_c, count_kernels, capfd):

@@ -19,7 +19,7 @@ from utils.reporting.runs import base_pseudo_loss, run_pseudo_loss
 from utils.reporting.statistics import paired_interval
 from utils.sources import corpora
 from utils.sources.text import news_articles
-from utils.studies.forgetting.refit import paired_settings, refitted_readouts
+from utils.studies.forgetting.refit import refitted_readouts
 from utils.training.store import RunStore
 
 TEXTS = corpora.pretraining_passages("news", 6)
@@ -186,7 +186,7 @@ def profile(tiny_base) -> Profile:
 def test_every_run_of_the_second_task_is_split_into_readout_and_body(profile, tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     monkeypatch.setattr(kit_runs, "RunStore", lambda: store)
-    table, paired = refitted_readouts(profile), paired_settings(profile.pseudo_loss)
+    table, paired = refitted_readouts(profile), profile.pseudo_loss.paired
     runs = {run.spec.key: run for run in kit_runs.experiment_runs(profile, "second")}
     assert set(table["run"]) == set(runs) and set(table["task"]) == {"topics"} and table["accuracy"].between(0, 1).all()
     for row in table.itertuples():

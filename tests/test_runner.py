@@ -1,6 +1,5 @@
 """The course runner on small notebooks under fault, and every notebook of the course at the smoke profile."""
 
-import _thread
 import contextlib
 import csv
 import json
@@ -16,6 +15,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
+from interrupting import interrupted_cell
 from matplotlib import image
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -145,15 +145,7 @@ def test_what_a_killed_course_left_of_its_kernels_goes(tmp_path, monkeypatch):
 
 def test_an_interruption_ends_the_kernel_and_all_that_it_started(course, ctrl_c, tmp_path, capfd):
     mark = tmp_path / "started"
-    course("00_one", "import subprocess, time\nfirst = subprocess.Popen(['sleep', '300'])\n"
-                     f"open({str(mark)!r}, 'w').write(str(first.pid))\ntime.sleep(300)")
-
-    def interrupt() -> None:
-        while not (mark.exists() and mark.read_text()):
-            time.sleep(0.05)
-        _thread.interrupt_main()
-
-    threading.Thread(target=interrupt, daemon=True).start()
+    course("00_one", interrupted_cell(mark))
     with pytest.raises(KeyboardInterrupt):
         start()
     assert not psutil.pid_exists(int(mark.read_text())), "a process of the notebook lives on"

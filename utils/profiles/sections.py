@@ -133,6 +133,11 @@ class PseudoLoss(Checked):
     paired_passages: Positive = 128
     tokens: Annotated[int, Field(ge=8, le=512)]
 
+    @property
+    def paired(self) -> Self:
+        """The same text, of as many passages as paired comparisons need."""
+        return self.model_copy(update={"passages": self.paired_passages})
+
 
 class Readout(Checked):
     """The text on which a masked-LM's readout is fitted anew: blocks of so many tokens, other than what it reads."""

@@ -48,16 +48,11 @@ def refitted_readouts(profile: Profile, seeds: Seeds = None) -> pd.DataFrame:
         ``body`` (what is left above the base); each with the ends ``…_low`` and ``…_high`` of its 95 % interval by
         the paired bootstrap over passages, which speaks of this run alone.
     """
-    rows, settings = [], paired_settings(profile.pseudo_loss)
+    rows, settings = [], profile.pseudo_loss.paired
     for run in experiment_runs(profile, EXPERIMENT, seeds):
         losses = passage_losses(run, settings, profile.readout)
         rows.append(identity(profile, EXPERIMENT, run) | _parts(losses, base_passage_losses(run.base, settings)))
     return pd.DataFrame(rows).merge(final_accuracy(profile, seeds, (EXPERIMENT,)), on="run")
-
-
-def paired_settings(settings: PseudoLoss) -> PseudoLoss:
-    """The same text, of as many passages as paired comparisons need."""
-    return settings.model_copy(update={"passages": settings.paired_passages})
 
 
 def passage_losses(run: Run, settings: PseudoLoss, readout: Readout) -> pd.DataFrame:

@@ -70,7 +70,8 @@ def _with_some(runs: pd.DataFrame, kind: str) -> str:
 
 
 def _by_method(grid: Measured, column: str, label: str) -> Drawn:
-    best = best_runs(grid.best)
+    grid = grid.rows(best_runs)
+    best = grid.best
     tasks = list(best["task"].unique())
     drawn, axes = panels(max(len(tasks), 1), height=3.6)
     for axis, task in zip(axes, tasks, strict=False):
@@ -79,7 +80,7 @@ def _by_method(grid: Measured, column: str, label: str) -> Drawn:
     label_left(axes, label)
     means = best.groupby(["task", "method"], sort=False)[column].mean()
     alt = (f"One panel per task, a point per seed and method: {label}, each method at its best learning rate, "
-           f"{grid.rows(best_runs).source}. Means: {_said(means, '{:.3f}', best)}.")
+           f"{grid.source}. Means: {_said(means, '{:.3f}', best)}.")
     wide = means.unstack("task", sort=False).reset_index()
     caption = (f"{label[0].upper()}{label[1:]} of each method at the rate that validation rows chose; small points are "
                "seeds, the dashed line is full fine-tuning's mean.")
@@ -101,9 +102,9 @@ def _panel(axis: Axes, rows: pd.DataFrame, column: str) -> None:
     axis.set_xticks(range(len(names)), names, fontsize="small")
 
 
-def _gaps(grid: Measured, column: str) -> pd.Series:
-    """LoRA's mean minus full fine-tuning's by task and method, each at its best rate."""
-    means = best_runs(grid.best).groupby(["task", "method"], sort=False)[column].mean()
+def _gaps(best: pd.DataFrame, column: str) -> pd.Series:
+    """LoRA's mean minus full fine-tuning's by task and method, of :func:`best_runs`."""
+    means = best.groupby(["task", "method"], sort=False)[column].mean()
     parts = [part.droplevel("task").drop("full") - part[(task, "full")] for task, part in means.groupby(
         level="task", sort=False) if (task, "full") in part.index]
     names = [task for task, part in means.groupby(level="task", sort=False) if (task, "full") in part.index]
@@ -126,11 +127,12 @@ def accuracy_at_best_rates(grid: Measured) -> Drawn:
 @finding("02_at_best_rates")
 def accuracy_at_best_rates_found(grid: Measured) -> Found:
     """What the tables say to :func:`accuracy_at_best_rates`, and whether it is what was expected."""
-    gaps = _gaps(grid, "accuracy")
+    grid = grid.rows(best_runs)
+    gaps = _gaps(grid.best, "accuracy")
     if gaps.empty:
         return Found("The grid has no task with full fine-tuning and LoRA yet.", None)
-    return Found(f"Test accuracy minus full fine-tuning's, each at its best rate, {grid.rows(best_runs).source}: "
-                 f"{_said(gaps, '{:+.3f}', best_runs(grid.best))}. The largest difference is {gaps.abs().max():.3f}.",
+    return Found(f"Test accuracy minus full fine-tuning's, each at its best rate, {grid.source}: "
+                 f"{_said(gaps, '{:+.3f}', grid.best)}. The largest difference is {gaps.abs().max():.3f}.",
                  bool((gaps.abs() <= PARITY).all()))
 
 
@@ -143,12 +145,13 @@ def forgetting_at_best_rates(grid: Measured) -> Drawn:
 @finding("06_at_best_rates")
 def forgetting_at_best_rates_found(grid: Measured) -> Found:
     """What the tables say to :func:`forgetting_at_best_rates`, and whether it is what was expected."""
-    gaps = _gaps(grid, "forgetting")
+    grid = grid.rows(best_runs)
+    gaps = _gaps(grid.best, "forgetting")
     if gaps.empty:
         return Found("The grid has no task with full fine-tuning and LoRA yet.", None)
-    ranks = best_runs(grid.best).drop_duplicates("method").set_index("method")["r"]
+    ranks = grid.best.drop_duplicates("method").set_index("method")["r"]
     low = gaps[gaps.index.get_level_values(1).map(ranks) <= MAX_RANK]
     more = both(f"{method} ({task})" for (task, method), gap in low.items() if gap > 0)
     return Found("Forgetting minus full fine-tuning's in nats per token, each at its best rate, "
-                 f"{grid.rows(best_runs).source}: {_said(gaps, '{:+.2f}', best_runs(grid.best))}. Up to r = {MAX_RANK} "
+                 f"{grid.source}: {_said(gaps, '{:+.2f}', grid.best)}. Up to r = {MAX_RANK} "
                  f"{more or 'no LoRA'} forgets more than full fine-tuning.", bool((low < 0).all()))

@@ -65,7 +65,7 @@ def grid_rows(run: Run, profile: Profile) -> pd.DataFrame:
     if run.diverged:
         rows = rows.assign(**dict.fromkeys(OUTCOMES, np.nan), **dict.fromkeys(ITEMS, ""))
         return pd.DataFrame([run.spec.columns] * len(rows)).join(rows)
-    settings = grid_settings(profile.pseudo_loss)
+    settings = profile.pseudo_loss.paired
     outcomes = run.measured("grid", {"version": VERSION} | settings.model_dump(), lambda run: _outcomes(run, settings))
     spectra = profile.spectra
     counts = count_intruders(run_vectors(run, spectra, k=spectra.k), CLAIM_EPSILONS, [spectra.k])
@@ -76,11 +76,6 @@ def grid_rows(run: Run, profile: Profile) -> pd.DataFrame:
     for name in ITEMS:  # once is enough
         table[name] = np.where(first, outcomes[name].iloc[0], "")
     return table.assign(forgetting=table["pseudo_loss"] - table["base_pseudo_loss"])
-
-
-def grid_settings(settings: PseudoLoss) -> PseudoLoss:
-    """The pseudo-loss of the grid: on as many passages as paired comparisons need."""
-    return settings.model_copy(update={"passages": settings.paired_passages})
 
 
 def _outcomes(run: Run, settings: PseudoLoss) -> pd.DataFrame:
